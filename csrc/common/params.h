@@ -1,0 +1,54 @@
+// Plain descriptions of the work, shared by the CPU and CUDA kernels: no torch, no owning pointers,
+// no functions (the CPU bodies compile those once per instruction set).
+#pragma once
+
+#include <cstdint>
+
+namespace fused_dropout {
+
+constexpr int kGroupColumns = 128;               // elements that share one Philox call per digit
+constexpr int kGroupWords = kGroupColumns / 32;  // 32-bit words of a packed group
+constexpr int kGroupBytes = kGroupColumns / 8;
+constexpr int kDefaultDigits = 16;
+
+enum MaskStream : uint32_t { kStreamMask = 0, kStreamBias = 1 };
+
+// Everything the kernels need to draw one mask. digits == 0 means that nothing is random: T was 0
+// or 2^digits, and `keep_all` tells which.
+struct MaskRule {
+  uint32_t key[2];
+  uint32_t offset[2];
+  uint32_t slot;       // counter word 1 without its digit and group: 1 << 31 | stream << 24
+  uint32_t digits;     // digits that can decide, 0..32
+  uint32_t threshold;  // the `digits` leading digits of T
+  bool keep_all;
+  double keep_rate;  // q = T / 2^digits, exactly
+};
+
+enum class ScalarType { kFloat32, kBFloat16, kFloat16, kFloat64 };
+
+// A matrix of any strides, counted in elements.
+struct MatrixView {
+  const void* data;
+  int64_t row_stride;
+  int64_t col_stride;
+};
+
+// Stored masks round out_features up to this, so that a drawing kernel never cuts a vector of
+// groups.
+constexpr int64_t kStoredOutsMultiple = 8;
+
+// One DropConnect layer: rows of input against weight [out_features, in_features]. Row n uses mask
+// n / rows_per_mask; element (o, i) of mask m is element (m * out_features + o, i) of the
+// contract's bit matrix.
+struct DropConnectProblem {
+  MaskRule rule;
+  int64_t rows;
+  int64_t in_features;
+  int64_t out_features;
+  int64_t rows_per_mask;
+  double scale;               // every product is multiplied by it: 1/q, or 1 without rescaling
+  const uint32_t* mask_bits;  // stored masks [groups][masks][outs rounded up][4 words], or null
+};
+
+}  // namespace fused_dropout

@@ -1,0 +1,13 @@
+// The kernels in plain C++, for every processor.
+#include "simd_plain.h"
+
+#include "dropconnect_body.h"
+
+namespace fused_dropout {
+
+const Kernels& plain_kernels() {
+  static const Kernels kernels = make_kernels("plain");
+  return kernels;
+}
+
+}  // namespace fused_dropout

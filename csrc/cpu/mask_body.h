@@ -1,0 +1,114 @@
+// Drawing mask bits with whatever SIMD the including translation unit has switched on.
+#pragma once
+
+#include "../common/mask.h"
+#include "kernels.h"
+
+namespace fused_dropout {
+namespace {
+
+// Digits s, s + 1, ... s + Digits - 1 of `Batches` batches of Lanes::kCount groups, drawn in
+// lockstep.
+template <int Batches, int Digits>
+FUSED_DROPOUT_INLINE void draw_digits(const MaskRule& rule, const PhiloxKeys<Lanes>& keys,
+                                      const Lanes (&groups)[Batches], uint32_t s,
+                                      Bits (&digits)[Batches][Digits]) {
+  Lanes counters[Batches * Digits][4];
+  for (int b = 0; b < Batches; ++b) {
+    const Lanes slot = high_halves(groups[b]) | splat(rule.slot);
+    for (int d = 0; d < Digits; ++d) {
+      Lanes(&counter)[4] = counters[b * Digits + d];
+      counter[0] = groups[b];
+      counter[1] = slot | splat((s + d) << 16);
+      counter[2] = splat(rule.offset[0]);
+      counter[3] = splat(rule.offset[1]);
+    }
+  }
+  philox4x32_10(counters, keys);
+  for (int b = 0; b < Batches; ++b) {
+    for (int d = 0; d < Digits; ++d) digits[b][d] = pack_words(counters[b * Digits + d]);
+  }
+}
+
+// Keep bits of one batch, its digits drawn `Ahead` at a time: up to Ahead - 1 too many, for the
+// sake of the lockstep.
+template <int Ahead>
+FUSED_DROPOUT_INLINE Bits keep_batch(const MaskRule& rule, const PhiloxKeys<Lanes>& keys,
+                                     Lanes groups) {
+  const Lanes batch[1] = {groups};
+  Bits digits[1][Ahead];
+  return keep_bits(rule, bits_of(false), bits_of(true), [&](uint32_t s) {
+    if (s % Ahead == 0) draw_digits(rule, keys, batch, s, digits);
+    return digits[0][s % Ahead];
+  });
+}
+
+// Draws whole batches while at least `Batches` of them are left, advancing what it is given. More
+// than one batch at a time is for masks of a single digit.
+template <int Batches, int Ahead>
+FUSED_DROPOUT_INLINE void draw_batches(const MaskRule& rule, const PhiloxKeys<Lanes>& keys,
+                                       uint64_t stride, Lanes& groups, int64_t& count,
+                                       uint32_t*& out) {
+  constexpr int64_t kGroups = Batches * Lanes::kCount;
+  for (; count >= kGroups; count -= kGroups) {
+    Lanes batch[Batches];
+    for (int b = 0; b < Batches; ++b) batch[b] = add64(groups, b * Lanes::kCount * stride);
+    Bits digits[Batches][1];
+    if constexpr (Batches > 1) draw_digits(rule, keys, batch, 0, digits);
+    for (int b = 0; b < Batches; ++b, out += Lanes::kCount * kGroupWords) {
+      Bits kept;
+      if constexpr (Batches > 1) {
+        kept =
+            keep_bits(rule, bits_of(false), bits_of(true), [&](uint32_t) { return digits[b][0]; });
+      } else {
+        kept = keep_batch<Ahead>(rule, keys, batch[b]);
+      }
+      store_bits(out, kept);
+    }
+    groups = add64(groups, kGroups * stride);
+  }
+}
+
+void draw_groups(const MaskRule& rule, uint64_t first, uint64_t stride, int64_t count,
+                 uint32_t* out) {
+  constexpr int kBatch = Lanes::kCount;
+  const PhiloxKeys<Lanes> keys = philox_keys<Lanes>(rule.key[0], rule.key[1], splat);
+  uint64_t start[kBatch];  // in the lane order that pack_words wants
+  for (int k = 0; k < kBatch; ++k) start[k] = first + (k % 2 * (kBatch / 2) + k / 2) * stride;
+  Lanes groups = load_lanes(start);
+  if (rule.digits == 1) draw_batches<kPhiloxAtOnce, 1>(rule, keys, stride, groups, count, out);
+  draw_batches<1, kPhiloxAtOnce>(rule, keys, stride, groups, count, out);
+  if (count > 0) {
+    uint32_t last[kBatch * kGroupWords];
+    store_bits(last, keep_batch<kPhiloxAtOnce>(rule, keys, groups));
+    __builtin_memcpy(out, last, count * kGroupBytes);
+  }
+}
+
+// 32 bits to 32 bytes of 0 or 1; `count` may cut the word short.
+FUSED_DROPOUT_INLINE void expand_word(uint32_t word, int64_t count, uint8_t* out) {
+  if (count >= 32) {
+    for (int k = 0; k < 32; ++k) out[k] = word >> k & 1;
+  } else {
+    for (int k = 0; k < count; ++k) out[k] = word >> k & 1;
+  }
+}
+
+void draw_bytes(const MaskRule& rule, uint64_t first, int64_t rows, int64_t cols, uint8_t* out) {
+  constexpr int64_t kChunk = 32;  // groups drawn at a time
+  uint32_t bits[kChunk * kGroupWords];
+  const int64_t groups = (cols + kGroupColumns - 1) / kGroupColumns;
+  for (int64_t row = 0; row < rows; ++row, first += groups, out += cols) {
+    for (int64_t g = 0; g < groups; g += kChunk) {
+      const int64_t count = groups - g < kChunk ? groups - g : kChunk;
+      draw_groups(rule, first + g, 1, count, bits);
+      const int64_t first_col = g * kGroupColumns;
+      for (int64_t w = 0; w < count * kGroupWords && first_col + 32 * w < cols; ++w) {
+        expand_word(bits[w], cols - first_col - 32 * w, out + first_col + 32 * w);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fused_dropout

@@ -1,0 +1,72 @@
+// Operator schemas, one per op and shared by all backends, and the module of build facts.
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include "build_facts.h"  // written by setup.py
+#include "cpu/dispatch.h"
+
+TORCH_LIBRARY(fused_dropout, m) {
+  // rng_state is int64[2] (seed, offset) on the device that is to draw.
+  m.def(
+      "mask(Tensor rng_state, SymInt rows, SymInt cols, float p, int stream, int digits) -> "
+      "Tensor");
+  m.def(
+      "packed_mask(Tensor rng_state, SymInt rows, SymInt cols, float p, int stream, int digits)"
+      " -> Tensor");
+
+  // Matrices: input [rows, in], weight [out, in], grad_output [rows, out]. Row n uses mask
+  // n / rows_per_mask. mask_bits are the stored masks, or None to draw them again.
+  m.def(
+      "dropconnect_mask_bits(Tensor rng_state, SymInt masks, SymInt out_features,"
+      " SymInt in_features, float p) -> Tensor");
+  m.def(
+      "dropconnect_linear(Tensor input, Tensor weight, Tensor? bias, Tensor rng_state, float p,"
+      " SymInt rows_per_mask, bool rescale, Tensor? mask_bits) -> Tensor");
+  m.def(
+      "dropconnect_linear_d_input(Tensor grad_output, Tensor weight, Tensor rng_state, float p,"
+      " SymInt rows_per_mask, bool rescale, Tensor? mask_bits) -> Tensor");
+  m.def(
+      "dropconnect_linear_d_weight(Tensor grad_output, Tensor input, Tensor rng_state, float p,"
+      " SymInt rows_per_mask, bool rescale, Tensor? mask_bits) -> Tensor");
+  m.def(
+      "dropconnect_linear_d_both(Tensor grad_output, Tensor input, Tensor weight,"
+      " Tensor rng_state, float p, SymInt rows_per_mask, bool rescale, Tensor? mask_bits)"
+      " -> (Tensor, Tensor)");
+  m.def(
+      "dropconnect_linear_d_bias(Tensor grad_output, Tensor rng_state, float p,"
+      " SymInt rows_per_mask, bool rescale) -> Tensor");
+}
+
+namespace {
+
+pybind11::dict build_facts() {
+  pybind11::dict facts;
+  facts["version"] = FUSED_DROPOUT_VERSION;
+  facts["commit"] = FUSED_DROPOUT_COMMIT;
+  facts["torch"] = TORCH_VERSION;
+#if defined(__clang__)
+  facts["compiler"] = "clang " __clang_version__;
+#else
+  facts["compiler"] = "gcc " __VERSION__;
+#endif
+  facts["cuda"] = FUSED_DROPOUT_CUDA_VERSION;
+  facts["cuda_architectures"] = FUSED_DROPOUT_CUDA_ARCHITECTURES;
+#if defined(__x86_64__)
+  facts["isas"] = std::vector<std::string>{"avx512", "avx2", "plain"};
+#else
+  facts["isas"] = std::vector<std::string>{"plain"};
+#endif
+  return facts;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Build facts of fused_dropout; the operators are in torch.ops.fused_dropout.";
+  m.def("build_facts", build_facts);
+  m.def("available_isas", fused_dropout::available_isas);
+  m.def("current_isa", [] { return std::string(fused_dropout::kernels().isa); });
+  m.def("set_isa", fused_dropout::set_isa, pybind11::arg("name"));
+}
