@@ -1,0 +1,25 @@
+"""Fused DropConnect and dropout kernels for PyTorch, all on one exact and reproducible mask.
+
+The package imports on every machine. Where its compiled part is missing or does not fit the torch
+that is installed, the first operator used raises an ImportError with the reason and the remedy.
+"""
+
+from __future__ import annotations
+
+from fused_dropout import functional, nn, reference
+from fused_dropout._version import __version__
+from fused_dropout.convert import to_dropconnect, to_linear
+from fused_dropout.masks import mask, packed_mask
+from fused_dropout.rng import make_rng_state
+
+__all__ = [
+    "__version__",
+    "functional",
+    "make_rng_state",
+    "mask",
+    "nn",
+    "packed_mask",
+    "reference",
+    "to_dropconnect",
+    "to_linear",
+]

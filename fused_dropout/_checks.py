@@ -1,0 +1,65 @@
+"""Argument checks that several operators share."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_probability(p: Any, name: str = "p") -> float:
+    """``p`` as a float in [0, 1]; raises as torch.nn.Dropout does."""
+    if isinstance(p, bool) or not isinstance(p, (float, numbers.Real)):
+        raise TypeError(f"{name} must be a float, got {type(p).__name__}")
+    value = float(p)
+    if math.isnan(value) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}, the drop probability, has to be between 0 and 1, but got {p}")
+    return value
+
+
+def check_choice(value: Any, name: str, allowed: Collection[str]) -> None:
+    """``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_int(value: Any, name: str, low: int, high: int) -> int:
+    """``value`` as an int in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+    return value
+
+
+def check_float_tensor(tensor: Any, name: str) -> None:
+    """``tensor`` is a Tensor of a dtype that the kernels compute in."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOAT_DTYPES:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
+        raise RuntimeError(f"{name} must have a dtype of {allowed}; got {tensor.dtype}")
+
+
+def check_same(tensor: Tensor, name: str, other: Tensor, other_name: str) -> None:
+    """``tensor`` has the dtype and device of ``other``."""
+    if tensor.dtype != other.dtype:
+        raise RuntimeError(
+            f"{name} must have the dtype of {other_name}, {other.dtype}; got {tensor.dtype}"
+        )
+    if tensor.device != other.device:
+        raise RuntimeError(
+            f"{name} must be on the device of {other_name}, {other.device}; got {tensor.device}"
+        )
+
+
+def check_shape(tensor: Tensor, name: str, shape: Sequence[int]) -> None:
+    """``tensor`` has ``shape``."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise RuntimeError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")

@@ -1,0 +1,106 @@
+"""Shapes and dtypes of the operators' results, for torch.compile, export and meta tensors."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+_STORED_OUTS_MULTIPLE = 8  # kStoredOutsMultiple in csrc/common/params.h
+
+
+def _mask(rng_state: Tensor, rows: int, cols: int, p: float, stream: int, digits: int) -> Tensor:
+    return rng_state.new_empty((rows, cols), dtype=torch.bool)
+
+
+def _packed_mask(
+    rng_state: Tensor, rows: int, cols: int, p: float, stream: int, digits: int
+) -> Tensor:
+    return rng_state.new_empty((rows, (cols + 31) // 32), dtype=torch.int32)
+
+
+def _mask_bits(
+    rng_state: Tensor, masks: int, out_features: int, in_features: int, p: float
+) -> Tensor:
+    multiple = _STORED_OUTS_MULTIPLE
+    outs = (out_features + multiple - 1) // multiple * multiple
+    return rng_state.new_empty(((in_features + 127) // 128, masks, outs, 4), dtype=torch.int32)
+
+
+def _linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rng_state: Tensor,
+    p: float,
+    rows_per_mask: int,
+    rescale: bool,
+    mask_bits: Tensor | None,
+) -> Tensor:
+    return input.new_empty((input.shape[0], weight.shape[0]))
+
+
+def _d_input(
+    grad_output: Tensor,
+    weight: Tensor,
+    rng_state: Tensor,
+    p: float,
+    rows_per_mask: int,
+    rescale: bool,
+    mask_bits: Tensor | None,
+) -> Tensor:
+    return grad_output.new_empty((grad_output.shape[0], weight.shape[1]))
+
+
+def _d_weight(
+    grad_output: Tensor,
+    input: Tensor,
+    rng_state: Tensor,
+    p: float,
+    rows_per_mask: int,
+    rescale: bool,
+    mask_bits: Tensor | None,
+) -> Tensor:
+    return grad_output.new_empty((grad_output.shape[1], input.shape[1]))
+
+
+def _d_both(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    rng_state: Tensor,
+    p: float,
+    rows_per_mask: int,
+    rescale: bool,
+    mask_bits: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return (
+        grad_output.new_empty((grad_output.shape[0], weight.shape[1])),
+        grad_output.new_empty((grad_output.shape[1], input.shape[1])),
+    )
+
+
+def _d_bias(
+    grad_output: Tensor, rng_state: Tensor, p: float, rows_per_mask: int, rescale: bool
+) -> Tensor:
+    return grad_output.new_empty((grad_output.shape[1],))
+
+
+_FAKES = {
+    "mask": _mask,
+    "packed_mask": _packed_mask,
+    "dropconnect_mask_bits": _mask_bits,
+    "dropconnect_linear": _linear,
+    "dropconnect_linear_d_input": _d_input,
+    "dropconnect_linear_d_weight": _d_weight,
+    "dropconnect_linear_d_both": _d_both,
+    "dropconnect_linear_d_bias": _d_bias,
+}
+
+
+@functools.cache
+def register() -> None:
+    """Registers them once, after the extension has defined the operators."""
+    for name, fake in _FAKES.items():
+        torch.library.register_fake(f"fused_dropout::{name}")(fake)

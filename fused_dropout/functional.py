@@ -1,0 +1,178 @@
+"""Functional forms of the layers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fused_dropout import _checks, _ext
+from fused_dropout.autograd import DropConnectLinear, DropConnectMasks
+from fused_dropout.reference import keep_rate
+from fused_dropout.rng import check_single_source, resolve_rng_state
+
+MASK_MODES = ("row", "example", "batch")
+CONVENTIONS = ("inverted", "paper")
+MASK_STORAGES = ("auto", "regenerate", "packed")
+
+# mask_storage="auto": packed bits pay where a mask costs several Philox calls per 128 elements, as
+# long as they stay small; bench/mask_storage.py measures both.
+PACKED_MIN_DIGITS = 3
+PACKED_MAX_BYTES = 32 << 20
+
+
+def dropconnect_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    mask: str | int = "example",
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    rng_state: Tensor | None = None,
+    convention: str = "inverted",
+    mask_storage: str = "auto",
+) -> Tensor:
+    r"""A linear layer whose every weight is dropped with probability ``p``, anew for every example.
+
+    Equivalent to ``(M[n] * weight) @ input[n] / q + m[n] * bias / q`` for every example n, with
+    Bernoulli masks M [out_features, in_features] and m [out_features] of keep rate q, none of which
+    is ever stored as bytes or floats.
+
+    Source: Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of Neural Networks using
+    DropConnect", ICML 2013, section 3 and Algorithm 1, which mask the biases too.
+
+    Args:
+        input: ``[..., in_features]``, float32, bfloat16, float16 or float64; any strides.
+        weight: ``[out_features, in_features]``, same dtype and device.
+        bias: ``[out_features]`` or None.
+        p: drop probability in [0, 1]. The keep rate is q = rint((1 - p) 2^16) / 2^16, and the scale
+            is exactly 1/q.
+        training: if False, the plain linear layer (times q with ``convention="paper"``).
+        mask: which rows of the flattened input share a mask: ``"row"`` (none), ``"example"`` (those
+            of one item of the first dimension), ``"batch"`` (all), or an int: that many consecutive
+            rows (the last group may be smaller).
+        generator: draws the random state; default: torch's generator of the input's device.
+        seed: makes the call a pure function: the masks of seed ``seed`` and offset 0.
+        rng_state: int64[2] tensor (seed, offset), likewise.
+        convention: ``"inverted"`` divides by q in training; ``"paper"`` multiplies by q in
+            evaluation instead.
+        mask_storage: how backward gets the masks back: ``"regenerate"`` draws them again,
+            ``"packed"`` keeps 1 bit per connection, ``"auto"`` picks the faster: packed where q
+            needs at least 3 binary digits and the bits take at most 32 MiB.
+
+    Returns:
+        ``[..., out_features]``, differentiable (twice) in input, weight and bias.
+
+    Raises:
+        ValueError: p, mask, convention or mask_storage out of range; more than one of generator,
+            seed and rng_state.
+        RuntimeError: shapes, dtypes or devices that do not fit; no kernels for the device.
+        TypeError: an argument of the wrong type.
+    """
+    p = _checks.check_probability(p)
+    _checks.check_choice(convention, "convention", CONVENTIONS)
+    _checks.check_choice(mask_storage, "mask_storage", MASK_STORAGES)
+    check_single_source(generator, seed, rng_state)
+    input, weight, bias = _autocast(input, weight, bias)
+    _check_operands(input, weight, bias)
+    rows_per_mask = _rows_per_mask(input, mask)
+    q = keep_rate(p)
+    if not training:
+        output = F.linear(input, weight, bias)
+        return output * q if convention == "paper" else output
+    if q == 1.0:
+        return F.linear(input, weight, bias)
+
+    _ext.require_backend(input.device)
+    flat = input.reshape(math.prod(input.shape[:-1]), weight.shape[1])
+    state = resolve_rng_state(input.device, generator, seed, rng_state)
+    needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+    bits = None
+    if needs_grad and _stores_masks(mask_storage, p, flat, weight, rows_per_mask):
+        n_masks = -(-flat.shape[0] // rows_per_mask)
+        bits = _ext.operators().dropconnect_mask_bits(state, n_masks, *weight.shape, p)
+    masks = DropConnectMasks(state, bits, p, rows_per_mask, convention == "inverted")
+    output = DropConnectLinear.apply(flat, weight, bias, *masks)
+    return output.reshape(*input.shape[:-1], weight.shape[0])
+
+
+def _autocast(
+    input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Under torch.autocast, casts as F.linear does."""
+    if not isinstance(input, Tensor) or not torch.is_autocast_enabled(input.device.type):
+        return input, weight, bias
+    dtype = torch.get_autocast_dtype(input.device.type)
+
+    def cast(tensor: Tensor) -> Tensor:
+        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if eligible else tensor
+
+    return cast(input), cast(weight), None if bias is None else cast(bias)
+
+
+def _check_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    _checks.check_float_tensor(input, "input")
+    _checks.check_float_tensor(weight, "weight")
+    _checks.check_same(weight, "weight", input, "input")
+    if weight.dim() != 2:
+        raise RuntimeError(
+            f"weight must have shape [out_features, in_features], got {list(weight.shape)}"
+        )
+    if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
+        raise RuntimeError(
+            f"input must have shape [..., in_features] with in_features = weight.shape[1] = "
+            f"{weight.shape[1]}, got {list(input.shape)}"
+        )
+    if bias is not None:
+        _checks.check_float_tensor(bias, "bias")
+        _checks.check_same(bias, "bias", input, "input")
+        _checks.check_shape(bias, "bias", (weight.shape[0],))
+
+
+def check_mask_mode(mask: str | int) -> None:
+    """``mask`` is one of MASK_MODES or an int of at least 1."""
+    if isinstance(mask, str) and mask in MASK_MODES:
+        return
+    if isinstance(mask, bool) or not isinstance(mask, int) or mask < 1:
+        raise ValueError(
+            "mask must be 'row', 'example', 'batch' or an int >= 1 (rows that share a mask), got "
+            f"{mask!r}"
+        )
+
+
+def _rows_per_mask(input: Tensor, mask: str | int) -> int:
+    """How many consecutive rows of the flattened input share a mask."""
+    check_mask_mode(mask)
+    if isinstance(mask, int):
+        return mask
+    rows = math.prod(input.shape[:-1])
+    if mask == "row" or rows == 0:
+        return 1
+    return rows if mask == "batch" or input.dim() == 1 else rows // input.shape[0]
+
+
+def _stores_masks(
+    mask_storage: str, p: float, input: Tensor, weight: Tensor, rows_per_mask: int
+) -> bool:
+    """Whether forward draws packed masks for backward to read."""
+    if mask_storage != "auto":
+        return mask_storage == "packed"
+    n_masks = -(-input.shape[0] // rows_per_mask)
+    return (
+        _digits(p) >= PACKED_MIN_DIGITS
+        and n_masks * weight.shape[0] * weight.shape[1] <= 8 * PACKED_MAX_BYTES
+    )
+
+
+def _digits(p: float, digits: int = 16) -> int:
+    """Binary digits of the keep rate, each a Philox call per 128 elements; 0 draws nothing."""
+    threshold = round((1.0 - p) * 2**digits)
+    if threshold in (0, 2**digits):
+        return 0
+    return digits - ((threshold & -threshold).bit_length() - 1)

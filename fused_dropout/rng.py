@@ -1,0 +1,86 @@
+"""The random state of an operator: an int64[2] tensor (seed, offset) on the device that draws."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _wrap(value: int, name: str) -> int:
+    """``value`` modulo 2^64 as int64 holds it; the range is that of torch.manual_seed."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"{name} must be in [-2^63, 2^64 - 1], got {value}")
+    value %= 2**64
+    return value - 2**64 if value >= 2**63 else value
+
+
+def make_rng_state(seed: int, offset: int = 0, device: torch.device | str | None = None) -> Tensor:
+    """The random state (seed, offset), for any operator's ``rng_state=``.
+
+    Args:
+        seed, offset: ints in the range that :func:`torch.manual_seed` takes, modulo 2^64.
+        device: where the operator will run; default CPU.
+
+    Returns:
+        int64 tensor of shape [2].
+
+    Raises:
+        TypeError, ValueError: ``seed`` or ``offset`` is no int, or out of range.
+    """
+    return torch.tensor([_wrap(seed, "seed"), _wrap(offset, "offset")], device=device or "cpu")
+
+
+def draw_rng_state(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """A fresh random state from ``generator``, or from torch's default generator of ``device``.
+
+    ``torch.manual_seed`` and activation checkpointing therefore work as for torch's own dropout.
+    """
+    if generator is not None and generator.device.type != device.type:
+        raise RuntimeError(
+            f"generator must be on the input's device type '{device.type}', got "
+            f"'{generator.device.type}'"
+        )
+    return torch.empty(2, dtype=torch.int64, device=device).random_(generator=generator)
+
+
+def check_rng_state(rng_state: Tensor, device: torch.device) -> Tensor:
+    """``rng_state`` if it is usable on ``device``; raises an error that says what it should be."""
+    if not isinstance(rng_state, Tensor):
+        raise TypeError(f"rng_state must be a Tensor, got {type(rng_state).__name__}")
+    if rng_state.dtype != torch.int64 or tuple(rng_state.shape) != (2,):
+        raise ValueError(
+            "rng_state must be an int64 tensor of shape [2] (seed, offset), got "
+            f"{rng_state.dtype} {list(rng_state.shape)}"
+        )
+    if rng_state.device != device:
+        raise RuntimeError(f"rng_state must be on {device}, got {rng_state.device}")
+    return rng_state.contiguous()
+
+
+def check_single_source(
+    generator: torch.Generator | None, seed: int | None, rng_state: Tensor | None
+) -> None:
+    """At most one of an operator's three random sources is given."""
+    sources = {"generator": generator, "seed": seed, "rng_state": rng_state}
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(
+            f"give at most one of generator, seed and rng_state, got {' and '.join(given)}"
+        )
+
+
+def resolve_rng_state(
+    device: torch.device,
+    generator: torch.Generator | None,
+    seed: int | None,
+    rng_state: Tensor | None,
+) -> Tensor:
+    """The random state that an operator's ``generator=``, ``seed=`` and ``rng_state=`` ask for."""
+    check_single_source(generator, seed, rng_state)
+    if seed is not None:
+        return make_rng_state(seed, 0, device)
+    if rng_state is not None:
+        return check_rng_state(rng_state, device)
+    return draw_rng_state(device, generator)
