@@ -1,0 +1,116 @@
+"""Every mistake gets an exception that names the argument, the value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fused_dropout import _ext
+from fused_dropout.functional import dropconnect_linear
+from fused_dropout.nn import DropConnectLinear
+
+GOOD = {"input": torch.ones(3, 8), "weight": torch.ones(4, 8), "bias": torch.ones(4)}
+HALF = torch.ones(4, 8, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"p": -0.5}, ValueError, "p, the drop probability.*but got -0.5"),
+        ({"p": math.nan}, ValueError, "but got nan"),
+        ({"p": None}, TypeError, "p must be a float, got NoneType"),
+        ({"mask": "rows"}, ValueError, "mask must be 'row', 'example', 'batch' or an int.*'rows'"),
+        ({"mask": 0}, ValueError, "got 0"),
+        ({"mask": -2}, ValueError, "got -2"),
+        ({"mask": True}, ValueError, "got True"),
+        ({"mask": 1.5}, ValueError, "got 1.5"),
+        ({"convention": "scaled"}, ValueError, "convention must be one of.*'scaled'"),
+        ({"mask_storage": "bytes"}, ValueError, "mask_storage must be one of.*'bytes'"),
+        ({"seed": 1, "generator": torch.Generator()}, ValueError, "generator and seed"),
+        ({"seed": 1, "rng_state": torch.zeros(2).long()}, ValueError, "seed and rng_state"),
+        ({"seed": 1.0}, TypeError, "seed must be an int, got float"),
+        ({"seed": 2**65}, ValueError, f"got {2**65}"),
+        ({"rng_state": torch.zeros(3).long()}, ValueError, r"int64 tensor of shape \[2\]"),
+        ({"rng_state": torch.zeros(2)}, ValueError, "got torch.float32"),
+        ({"rng_state": [0, 1]}, TypeError, "rng_state must be a Tensor, got list"),
+        ({"input": torch.ones(3, 8).long()}, RuntimeError, "input must have a dtype.*int64"),
+        ({"input": torch.ones(3, 8).cfloat()}, RuntimeError, "input.*complex64"),
+        ({"input": [1.0]}, TypeError, "input must be a Tensor, got list"),
+        ({"input": torch.ones(3, 9)}, RuntimeError, r"weight.shape\[1\] = 8, got \[3, 9\]"),
+        ({"input": torch.tensor(1.0)}, RuntimeError, r"input must have shape.*got \[\]"),
+        ({"weight": torch.ones(8)}, RuntimeError, r"weight must have shape.*got \[8\]"),
+        ({"weight": torch.ones(2, 4, 8)}, RuntimeError, r"got \[2, 4, 8\]"),
+        ({"weight": HALF}, RuntimeError, "weight must have the dtype of input.*float16"),
+        ({"weight": GOOD["weight"].to("meta")}, RuntimeError, "weight must be on.*got meta"),
+        ({"bias": torch.ones(5)}, RuntimeError, r"bias must have shape \[4\], got \[5\]"),
+        ({"bias": torch.ones(4, 1)}, RuntimeError, r"got \[4, 1\]"),
+        ({"bias": torch.ones(4).double()}, RuntimeError, "bias must have the dtype.*float64"),
+        ({"bias": 1.0}, TypeError, "bias must be a Tensor, got float"),
+    ],
+)
+def test_functional(change: dict, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        dropconnect_linear(**{**GOOD, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"p": 1.01}, ValueError, "1.01"),
+        ({"mask": 0}, ValueError, "got 0"),
+        ({"convention": "x"}, ValueError, "'x'"),
+        ({"mask_storage": "x"}, ValueError, "'x'"),
+    ],
+)
+def test_module(change: dict, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        DropConnectLinear(8, 4, **change)
+
+
+def test_a_last_smaller_group_of_rows_is_fine() -> None:
+    assert dropconnect_linear(**GOOD, mask=2).shape == (3, 4)
+    assert dropconnect_linear(**GOOD, mask=10**12).shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"p": 2.0}, ValueError, "p must be a probability"),
+        ({"rows_per_mask": 0}, ValueError, "rows_per_mask must be at least 1"),
+        ({"rng_state": torch.zeros(3).long()}, RuntimeError, "rng_state must be"),
+        ({"weight": torch.ones(4, 9)}, RuntimeError, "weight must have shape"),
+        ({"weight": HALF}, RuntimeError, "weight must have dtype"),
+        ({"input": torch.ones(3, 2, 8)}, RuntimeError, "must be matrices"),
+        ({"bias": torch.ones(3)}, RuntimeError, "bias must have shape"),
+        ({"mask_bits": torch.zeros(4).int()}, RuntimeError, "mask_bits must be"),
+    ],
+)
+def test_raw_operator_never_crashes(change: dict, error: type[Exception], text: str) -> None:
+    operator = _ext.operators().dropconnect_linear
+    state = torch.zeros(2, dtype=torch.int64)
+    good = {**GOOD, "rng_state": state, "p": 0.5, "rows_per_mask": 1, "rescale": True}
+    with pytest.raises(error, match=text):
+        operator(**{**good, "mask_bits": None, **change})
+
+
+def test_integer_operands_of_the_raw_operator() -> None:
+    state = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(TypeError, match="expected float32"):
+        torch.ops.fused_dropout.dropconnect_linear(
+            torch.ones(3, 8).long(), torch.ones(4, 8).long(), None, state, 0.5, 1, True, None
+        )
+
+
+def test_cuda_tensor_on_a_build_without_cuda() -> None:
+    if _ext.build_info()["cuda"]:
+        pytest.skip("this build has CUDA kernels")
+    with pytest.raises(RuntimeError, match="built without CUDA kernels.*FUSED_DROPOUT_CUDA=1"):
+        # pytest's match does not span lines
+        try:
+            _ext.require_backend(torch.device("cuda:0"))
+        except RuntimeError as error:
+            raise RuntimeError(str(error).replace("\n", " ")) from None
+    with pytest.raises(RuntimeError, match="kernels for cpu and cuda"):
+        _ext.require_backend(torch.device("xpu"))
