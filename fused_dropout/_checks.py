@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ def check_probability(p: Any, name: str = "p") -> float:
     if isinstance(p, bool) or not isinstance(p, (float, numbers.Real)):
         raise TypeError(f"{name} must be a float, got {type(p).__name__}")
     value = float(p)
-    if math.isnan(value) or not 0.0 <= value <= 1.0:
+    if not 0.0 <= value <= 1.0:  # false for NaN too
         raise ValueError(f"{name}, the drop probability, has to be between 0 and 1, but got {p}")
     return value
 

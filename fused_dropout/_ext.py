@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 from collections.abc import Iterator
@@ -33,14 +32,8 @@ def _import_extension() -> ModuleType:
         ) from error
 
 
-@functools.cache
-def load() -> ModuleType:
-    """The extension module; its operators are registered from then on.
-
-    Raises:
-        ImportError: it is missing, or was built for another torch; the message gives the remedy.
-        ValueError: ``FUSED_DROPOUT_ISA`` names an instruction set that this machine lacks.
-    """
+def _load() -> ModuleType:
+    """The extension module, its operators registered."""
     extension = _import_extension()
     built_for = extension.build_facts()["torch"]
     if _release(built_for) != _release(torch.__version__):
@@ -60,9 +53,33 @@ def load() -> ModuleType:
     return extension
 
 
+# Loaded with the package, not at the first use: torch.compile must find plain operators. A failure is
+# kept until something needs the extension, so that the package imports everywhere.
+_extension: ModuleType | None = None
+_failure: Exception | None = None
+try:
+    _extension = _load()
+except (ImportError, ValueError) as error:
+    _failure = error
+
+
+def load() -> ModuleType:
+    """The extension module.
+
+    Raises:
+        ImportError: it is missing, or was built for another torch; the message gives the remedy.
+        ValueError: ``FUSED_DROPOUT_ISA`` names an instruction set that this machine lacks.
+    """
+    if _extension is None:
+        assert _failure is not None
+        raise type(_failure)(str(_failure)) from _failure
+    return _extension
+
+
 def operators() -> Any:
-    """``torch.ops.fused_dropout``, with the extension loaded."""
-    load()
+    """``torch.ops.fused_dropout``; raises as :func:`load` where there is none."""
+    if _extension is None:
+        load()
     return torch.ops.fused_dropout
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -99,7 +97,6 @@ _FAKES = {
 }
 
 
-@functools.cache
 def register() -> None:
     """Registers them once, after the extension has defined the operators."""
     for name, fake in _FAKES.items():

@@ -71,7 +71,12 @@ class DropConnectLinearBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        grad_output: Tensor, input: Tensor, weight: Tensor, needs: tuple[bool, ...], *masks: Any
+        ctx: Any,
+        grad_output: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        needs: tuple[bool, ...],
+        *masks: Any,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         ops, m = _ext.operators(), DropConnectMasks(*masks)
         d_input = d_weight = d_bias = None
@@ -86,13 +91,9 @@ class DropConnectLinearBackward(torch.autograd.Function):
             d_weight = ops.dropconnect_linear_d_weight(grad_output, input, *m.weight_arguments())
         if needs[2]:
             d_bias = ops.dropconnect_linear_d_bias(grad_output, *m.bias_arguments())
-        return d_input, d_weight, d_bias
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        grad_output, input, weight, _, *masks = inputs
         ctx.set_materialize_grads(False)
-        _save(ctx, (grad_output, input, weight), DropConnectMasks(*masks))
+        _save(ctx, (grad_output, input, weight), m)
+        return d_input, d_weight, d_bias
 
     @staticmethod
     def backward(

@@ -101,11 +101,16 @@ def dropconnect_linear(
     return output.reshape(*input.shape[:-1], weight.shape[0])
 
 
+def _autocast_enabled(device: torch.device) -> bool:
+    known = torch.amp.autocast_mode.is_autocast_available(device.type)
+    return known and torch.is_autocast_enabled(device.type)
+
+
 def _autocast(
     input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Under torch.autocast, casts as F.linear does."""
-    if not isinstance(input, Tensor) or not torch.is_autocast_enabled(input.device.type):
+    if not isinstance(input, Tensor) or not _autocast_enabled(input.device):
         return input, weight, bias
     dtype = torch.get_autocast_dtype(input.device.type)
 

@@ -42,7 +42,10 @@ def draw_rng_state(device: torch.device, generator: torch.Generator | None = Non
             f"generator must be on the input's device type '{device.type}', got "
             f"'{generator.device.type}'"
         )
-    return torch.empty(2, dtype=torch.int64, device=device).random_(generator=generator)
+    low, high = -(2**63), 2**63 - 1
+    if generator is None:  # torch.compile traces this form only
+        return torch.randint(low, high, (2,), device=device)
+    return torch.randint(low, high, (2,), device=device, generator=generator)
 
 
 def check_rng_state(rng_state: Tensor, device: torch.device) -> Tensor:
