@@ -53,8 +53,8 @@ def _load() -> ModuleType:
     return extension
 
 
-# Loaded with the package, not at the first use: torch.compile must find plain operators. A failure is
-# kept until something needs the extension, so that the package imports everywhere.
+# Loaded with the package, not at the first use: torch.compile must find plain operators. A failure
+# is kept until something needs the extension, so that the package imports everywhere.
 _extension: ModuleType | None = None
 _failure: Exception | None = None
 try:

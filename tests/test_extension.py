@@ -77,7 +77,7 @@ def test_unloadable_extension_explains(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("undefined symbol: _ZN3c105ErrorE")
 
     monkeypatch.setattr(_ext.importlib, "import_module", fail)
-    with pytest.raises(ImportError, match="built for another one.*undefined symbol"):
+    with pytest.raises(ImportError, match=r"built for another one.*undefined symbol"):
         _ext._import_extension()
 
 
