@@ -1,0 +1,10 @@
+"""`python -m fused_dropout` is the console script `fused-dropout`."""
+
+from __future__ import annotations
+
+import sys
+
+from fused_dropout.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""`fused-dropout bench`, and the harness that every benchmark of the package uses.
+
+Subjects are interleaved: each round times every subject once, ratios are taken within a round, and
+the median ratio over the rounds is reported with its 20th and 80th percentiles. So a machine that
+is slowed down for a while slows down both sides of a ratio.
+
+The JSON that `--json` writes has the keys command, date, commit, versions, device and results;
+`benchmark_dropconnect.measure` documents one result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from fused_dropout.cli import mask_mode, positive_int, probability, report_console
+from fused_dropout.memory import peak_extra_bytes
+
+Samples = list[float | None]  # one per round; None where it was not timed
+Spread = dict[str, float]  # median, p20, p80
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+_BLOCK_SECONDS = 0.03  # one timing repeats the call for about this long
+_SLOW_SECONDS = 0.3  # calls that take longer are timed in a few rounds only
+_SLOW_ROUNDS = 3
+_BUSY_CORES = 0.25
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One row of a benchmark; `prepare(phase)` returns the call that the phase times."""
+
+    name: str
+    prepare: Callable[[str], Callable[[], object]]
+    may_fail: bool = False  # an exception becomes the note of the row
+
+
+@dataclass
+class Measured:
+    """Figures of one subject; a phase has one entry per round, None where it was not timed."""
+
+    seconds: dict[str, Samples] = field(default_factory=dict)
+    peak_extra_bytes: int | None = None
+    note: str = ""
+
+
+@dataclass
+class Measurements:
+    """Figures of all subjects by name, and how many cores other processes kept busy meanwhile."""
+
+    subjects: dict[str, Measured]
+    other_busy_cores: float = 0.0
+
+
+def measure_interleaved(
+    subjects: Sequence[Subject],
+    phases: Sequence[str],
+    *,
+    rounds: int,
+    threads: int,
+    memory_phase: str,
+    progress: Callable[[str], object] = lambda text: None,
+) -> Measurements:
+    """Time each phase of each subject, interleaved; peak memory is taken in `memory_phase`.
+
+    Slow subjects run in the first rounds only. Everything prepared for a phase is released before
+    the next phase.
+    """
+    results = {subject.name: Measured() for subject in subjects}
+    load = _OtherLoad()
+    for phase in phases:
+        timers = dict(_prepared(subjects, phase, threads, results, progress))
+        with load:
+            for number in range(rounds):
+                for name, timer in timers.items():
+                    progress(f"{phase}, round {number + 1} of {rounds}: {name}")
+                    seconds = timer.seconds() if number < timer.rounds else None
+                    results[name].seconds.setdefault(phase, []).append(seconds)
+        if phase == memory_phase:
+            for name, timer in timers.items():
+                results[name].peak_extra_bytes = peak_extra_bytes(timer.call)
+    return Measurements(results, load.busy_cores())
+
+
+class _OtherLoad:
+    """Cores kept busy by anything but this process, averaged over the times spent inside."""
+
+    def __init__(self) -> None:
+        self._busy_seconds = self._seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._before = _machine_and_own_cpu_seconds(), time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        (machine, own), start = self._before
+        machine_now, own_now = _machine_and_own_cpu_seconds()
+        self._busy_seconds += (machine_now - machine) - (own_now - own)
+        self._seconds += time.perf_counter() - start
+
+    def busy_cores(self) -> float:
+        return max(0.0, self._busy_seconds / self._seconds) if self._seconds else 0.0
+
+
+def _machine_and_own_cpu_seconds() -> tuple[float, float]:
+    """CPU time of the whole machine, stolen time included, and of this process."""
+    own = time.process_time()
+    try:
+        ticks = [int(text) for text in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    except (OSError, ValueError):  # not Linux: the others are unknown and count as idle
+        return own, own
+    user, nice, system, _idle, _iowait, irq, softirq, steal = ticks
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), own
+
+
+def load_warning(other_busy_cores: float) -> str:
+    """A line that says the machine was not quiet; empty if it was."""
+    if other_busy_cores < _BUSY_CORES:
+        return ""
+    return (
+        f"Other processes kept {other_busy_cores:.1f} cores busy meanwhile: do not trust these "
+        "figures, measure again on a quiet machine."
+    )
+
+
+@dataclass(frozen=True)
+class _Timer:
+    call: Callable[[], object]
+    repeats: int
+    rounds: int
+    threads: int
+
+    def seconds(self) -> float:
+        from torch.utils.benchmark import Timer
+
+        timer = Timer("call()", globals={"call": self.call}, num_threads=self.threads)
+        return float(timer.timeit(self.repeats).mean)
+
+
+def _prepared(
+    subjects: Sequence[Subject],
+    phase: str,
+    threads: int,
+    results: Mapping[str, Measured],
+    progress: Callable[[str], object],
+) -> Iterator[tuple[str, _Timer]]:
+    for subject in subjects:
+        if results[subject.name].note:
+            continue
+        progress(f"{phase}, warm-up: {subject.name}")
+        try:
+            call = subject.prepare(phase)
+            seconds = _warm_seconds(call)
+        except Exception as error:
+            if not subject.may_fail:
+                raise
+            reason = str(error).strip().splitlines() or [""]
+            results[subject.name].note = f"failed: {type(error).__name__}: {reason[0]}"
+            continue
+        repeats = max(1, round(_BLOCK_SECONDS / seconds))
+        rounds = _SLOW_ROUNDS if seconds > _SLOW_SECONDS else sys.maxsize
+        yield subject.name, _Timer(call, repeats, rounds, threads)
+
+
+def _warm_seconds(call: Callable[[], object]) -> float:
+    """Call once to warm up, then return the seconds of another call."""
+    call()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def ratio(numerator: Samples, denominator: Samples) -> Samples:
+    """Ratio per round; None where either side was not timed."""
+    pairs = zip(numerator, denominator, strict=True)
+    return [above / below if above and below else None for above, below in pairs]
+
+
+def spread(samples: Samples) -> Spread | None:
+    """Median, 20th and 80th percentile; None without samples."""
+    present = [sample for sample in samples if sample is not None]
+    if not present:
+        return None
+    if len(present) == 1:
+        return dict.fromkeys(("median", "p20", "p80"), present[0])
+    fifths = statistics.quantiles(present, n=5, method="inclusive")
+    return {"median": statistics.median(present), "p20": fifths[0], "p80": fifths[-1]}
+
+
+def environment() -> dict[str, Any]:
+    """What a figure depends on: command, date, commit, versions, device."""
+    import torch
+
+    import fused_dropout
+    from fused_dropout import _ext
+
+    build = _ext.build_info()
+    return {
+        "command": _command(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": build.get("commit", ""),
+        "versions": {
+            "fused_dropout": fused_dropout.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "compiler": build.get("compiler", ""),
+        },
+        "device": {
+            "cpu": cpu_model(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "isa": _ext.current_isa(),
+        },
+    }
+
+
+def _command() -> str:
+    program = Path(sys.argv[0]).name
+    shown = "fused-dropout" if program == "__main__.py" else program
+    return shlex.join([shown, *sys.argv[1:]])
+
+
+def cpu_model() -> str:
+    """The processor's name as the operating system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def write_json(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write the environment and the results; see the module's docstring for the keys."""
+    document = {**environment(), "results": list(results)}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `bench`."""
+    add = parser.add_argument
+    add(
+        "--shape", type=_shape, action="append", metavar="B,O,I",
+        help="batch, out_features, in_features; may be repeated (default 128,1024,1024)",
+    )  # fmt: skip
+    add(
+        "-p", type=probability, action="append", metavar="P",
+        help="drop probability; may be repeated (default 0.5 and 0.1)",
+    )  # fmt: skip
+    add("--dtype", choices=DTYPES, default="fp32")
+    add("--threads", type=positive_int, help="CPU threads (default: torch's)")
+    add(
+        "--mask", type=mask_mode, default="example", metavar="MODE",
+        help="row, example, batch, or the number of rows that share one (default example)",
+    )  # fmt: skip
+    add("--repeats", type=positive_int, default=11, help="rounds (default 11)")
+    add("--no-naive", action="store_true", help="leave out plain PyTorch (and its compiled form)")
+    add("--no-compile", action="store_true", help="leave out torch.compile")
+    add("--json", type=Path, metavar="FILE", help="write all figures to FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print one table per shape, write the JSON; 2 if the JSON cannot be written."""
+    if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
+        print(f"fused-dropout bench: error: --json {args.json}: no such folder", file=sys.stderr)
+        return 2
+    from fused_dropout.benchmark_dropconnect import Problem, measure, print_result
+    from fused_dropout.verify import thread_count
+
+    console = report_console()
+    results = []
+    with thread_count(args.threads):
+        for batch, outs, ins in args.shape or [(128, 1024, 1024)]:
+            ps = tuple(args.p or (0.5, 0.1))
+            problem = Problem(batch, outs, ins, ps, DTYPES[args.dtype], args.mask)
+            with report_console(stderr=True).status("measuring") as status:
+                result = measure(
+                    problem, rounds=args.repeats, naive=not args.no_naive,
+                    compiled=not (args.no_naive or args.no_compile), progress=status.update,
+                )  # fmt: skip
+            print_result(result, console)
+            results.append(result)
+        if args.json is not None:
+            write_json(args.json, results)
+            console.print(f"wrote {args.json}", markup=False)
+    return 0
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"must be three integers >= 1, B,O,I, got {text!r}")
+    batch, out_features, in_features = (int(part) for part in parts)
+    return batch, out_features, in_features

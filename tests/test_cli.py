@@ -1,0 +1,122 @@
+"""The console script: help, errors, exit statuses, info."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import fused_dropout
+from fused_dropout import _ext
+from fused_dropout.cli import main
+
+
+def exit_status(argv: list[str]) -> int:
+    try:
+        return main(argv)
+    except SystemExit as stop:
+        assert isinstance(stop.code, int)
+        return stop.code
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"fused-dropout {fused_dropout.__version__}"
+
+
+def test_help_names_every_subcommand_and_imports_none_of_them() -> None:
+    code = (
+        "import sys, fused_dropout.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'rich', 'matplotlib', 'sklearn', 'fused_dropout.verify'}\n"
+        "print('imported:', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name in ("info", "verify", "bench", "demo"):
+        assert f"  {name} " in done.stdout
+    assert "imported: []" in done.stdout
+
+
+def test_python_m_runs_the_same_program() -> None:
+    command = [sys.executable, "-m", "fused_dropout", "nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "'nonsense'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ([], "COMMAND"),
+        (["nonsense"], "'nonsense'"),
+        (["verify", "--threads", "0"], "--threads: must be an integer >= 1, got '0'"),
+        (["verify", "--seed", "-1"], "--seed: must be an integer from 0 to 2^62 - 1, got '-1'"),
+        (["bench", "--shape", "1,2"], "--shape: must be three integers >= 1, B,O,I, got '1,2'"),
+        (["bench", "--shape", "4,0,4"], "got '4,0,4'"),
+        (["bench", "-p", "1.5"], "-p: must be a number in [0, 1], got '1.5'"),
+        (["bench", "-p", "nan"], "got 'nan'"),
+        (["bench", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
+        (["bench", "--mask", "0"], "--mask: must be row, example, batch, or an integer >= 1"),
+        (["bench", "--repeats", "many"], "got 'many'"),
+        (["bench", "--json", "/nowhere/x.json"], "--json /nowhere/x.json: no such folder"),
+    ],
+)
+def test_bad_arguments_give_one_line_and_status_2(
+    argv: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert named in captured.err
+
+
+def test_bad_forced_isa_is_a_bad_argument() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fused_dropout", "info"],
+        env={**os.environ, "FUSED_DROPOUT_ISA": "mmx"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "FUSED_DROPOUT_ISA" in done.stderr
+    assert "mmx" in done.stderr
+
+
+def test_info_shows_build_and_run_time_facts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    build = _ext.build_info()
+    facts = (fused_dropout.__version__, build["torch"], build["compiler"], _ext.current_isa())
+    for fact in facts:
+        assert fact in shown
+    for name in ("torch now", "CUDA at build", "ISAs in the binary", "threads", "commit"):
+        assert name in shown
+
+
+def test_info_shows_the_isa_in_use(capsys: pytest.CaptureFixture[str]) -> None:
+    lowest = _ext.available_isas()[-1]
+    with _ext.use_isa(lowest):
+        assert main(["info"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "ISA in use" in line)
+    assert lowest in line
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "bench"])
+def test_missing_extension_names_the_remedy(command: str) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['fused_dropout._C'] = None\n"  # as if it had never been built
+        "from fused_dropout.cli import main\n"
+        f"sys.exit(main(['{command}']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "compiled extension is not built" in done.stderr
+    assert _ext.REBUILD in done.stderr
+    assert "Traceback" not in done.stderr
+    if command == "info":
+        assert fused_dropout.__version__ in done.stdout
+        assert "torch now" in done.stdout
