@@ -18,9 +18,9 @@ CONVENTIONS = ("inverted", "paper")
 MASK_STORAGES = ("auto", "regenerate", "packed")
 
 # mask_storage="auto": packed bits pay where a mask costs several Philox calls per 128 elements, as
-# long as they stay small; bench/mask_storage.py measures both.
-PACKED_MIN_DIGITS = 3
-PACKED_MAX_BYTES = 32 << 20
+# long as they stay in the last-level cache; bench/mask_storage.py measures both.
+PACKED_MIN_DIGITS = 2
+PACKED_MAX_BYTES = 16 << 20
 
 
 def dropconnect_linear(
@@ -63,7 +63,7 @@ def dropconnect_linear(
             evaluation instead.
         mask_storage: how backward gets the masks back: ``"regenerate"`` draws them again,
             ``"packed"`` keeps 1 bit per connection, ``"auto"`` picks the faster: packed where q
-            needs at least 3 binary digits and the bits take at most 32 MiB.
+            needs at least 2 binary digits and the bits take at most 16 MiB.
 
     Returns:
         ``[..., out_features]``, differentiable (twice) in input, weight and bias.
