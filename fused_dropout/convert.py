@@ -1,0 +1,113 @@
+"""Swap `torch.nn.Linear` for `DropConnectLinear` in an existing model, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import nn
+
+from fused_dropout.nn import DropConnectLinear
+
+LinearFilter = Callable[[str, nn.Linear], bool]
+_Layer = TypeVar("_Layer", bound=nn.Module)
+
+
+def to_dropconnect(
+    module: nn.Module,
+    p: float = 0.5,
+    *,
+    mask: str | int = "example",
+    convention: str = "inverted",
+    mask_storage: str = "auto",
+    filter: LinearFilter | None = None,
+) -> nn.Module:
+    """Replace the `torch.nn.Linear` layers of a model by DropConnect layers.
+
+    The new layers hold the same Parameter objects, so optimizers, tied weights, requires_grad
+    flags and state_dict keys stay valid and nothing is copied; the training flag, device, dtype
+    and hooks carry over. A layer used in several places is replaced by one layer there too. Only
+    the exact type `torch.nn.Linear` is replaced: a subclass, or a layer whose weight is computed
+    (weight_norm, parametrizations), means more than its weight and is left alone.
+
+    With convention="paper", beware of code that reads `layer.weight` instead of calling the
+    layer, such as the evaluation fast path of `torch.nn.TransformerEncoderLayer`: it misses the
+    keep rate that this convention multiplies by. The default convention needs no such factor.
+
+    Args:
+        module: changed in place; may itself be a `torch.nn.Linear`.
+        p, mask, convention, mask_storage: as for `DropConnectLinear`.
+        filter: called with the qualified name ("" for `module` itself) and the layer; only
+            layers for which it returns True are replaced. All, if None.
+
+    Returns:
+        `module`, or the new layer where `module` itself was replaced.
+
+    Raises:
+        ValueError, TypeError: bad `p`, `mask`, `convention` or `mask_storage`, before anything
+            is changed.
+    """
+
+    def build(in_features: int, out_features: int, bias: bool) -> DropConnectLinear:
+        return DropConnectLinear(
+            in_features,
+            out_features,
+            bias,
+            p,
+            mask=mask,
+            convention=convention,
+            mask_storage=mask_storage,
+            device="meta",
+        )
+
+    build(1, 1, False)  # rejects bad arguments even where there is no layer to replace
+
+    def swap(name: str, layer: nn.Module) -> nn.Module | None:
+        if type(layer) is not nn.Linear or "weight" not in layer._parameters:
+            return None
+        if filter is not None and not filter(name, layer):
+            return None
+        new = build(layer.in_features, layer.out_features, layer.bias is not None)
+        return _take_over(layer, new)
+
+    return _replace(module, swap)
+
+
+def to_linear(module: nn.Module) -> nn.Module:
+    """Replace the `DropConnectLinear` layers of a model by `torch.nn.Linear`: the inverse.
+
+    Parameters are shared and `module` is changed in place, as in `to_dropconnect`. A layer with
+    convention="paper" computes q (W x + b) in evaluation (q the keep rate), which a Linear on the
+    same parameters does not: such a model changes its outputs.
+
+    Returns:
+        `module`, or the new layer where `module` itself was replaced.
+    """
+
+    def swap(name: str, layer: nn.Module) -> nn.Module | None:
+        if type(layer) is not DropConnectLinear:
+            return None
+        new = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, "meta")
+        return _take_over(layer, new)
+
+    return _replace(module, swap)
+
+
+def _take_over(old: nn.Module, new: _Layer) -> _Layer:
+    """Give `new` all the state of `old` that a Linear has: parameters, training flag, hooks."""
+    for key in vars(nn.Linear(1, 1, device="meta")):
+        vars(new)[key] = vars(old)[key]
+    return new
+
+
+def _replace(module: nn.Module, swap: Callable[[str, nn.Module], nn.Module | None]) -> nn.Module:
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, layer in module.named_modules():
+        new = swap(name, layer)
+        if new is not None:
+            replacements[layer] = new
+    for parent in list(module.modules()):
+        for name, child in parent._modules.items():
+            if child in replacements:
+                parent._modules[name] = replacements[child]
+    return replacements.get(module, module)
