@@ -168,12 +168,12 @@ def _measure_and_train(
     more_draws = []
     for index in range(_MORE_MASK_DRAWS):
         drawn = replace(settings, mask_seed=settings.seed + args.seeds + index)
-        label = f"fused, other masks {index + 1}/{_MORE_MASK_DRAWS}"
+        label = f"fused, masks {index + 2}/{_MORE_MASK_DRAWS + 1}"
         history = train_with_progress(console, label, DropConnectLinear, trained, drawn)
         more_draws.append(history.accuracies[-1])
     fused_all = None
     if trained is not data:
-        label = f"fused, all {len(data.train_x)} examples"
+        label = "fused, all examples"
         fused_all = train_with_progress(console, label, DropConnectLinear, data, settings)
     return Results(settings, data, trained, args.own_masks, naive, fused, more_draws, fused_all)
 
@@ -218,29 +218,29 @@ def _print_results(console: Console, results: Results) -> None:
     naive, fused, settings = results.naive, results.fused, results.settings
     table = Table(title=f"DropConnect on {results.data.name}: naive PyTorch and fused_dropout")
     table.add_column("")
-    for column in ("naive", "fused", "fused against naive"):
+    for column in ("naive", "fused", "fused vs naive"):
         table.add_column(column, justify="right")
 
     def add_time(label: str, factor: int, seconds: Callable[[Side], float]) -> None:
         slow, fast = seconds(naive) * factor, seconds(fused) * factor
         table.add_row(label, _duration(slow), _duration(fast), f"{_ratio(slow / fast)} faster")
 
-    add_time("DropConnect layer-step (both layers)", 1, lambda side: side.layer_step)
+    add_time("DropConnect layer-step", 1, lambda side: side.layer_step)
     add_time("training step", 1, lambda side: side.step)
     for data in [results.trained] + ([results.data] if results.fused_all else []):
         steps = settings.steps_per_epoch(data)
-        label = f"epoch of {len(data.train_x)} examples ({steps} steps)"
+        label = f"epoch of {len(data.train_x)} ({steps} steps)"
         add_time(label, steps, lambda side: side.step)
-    table.add_row("peak extra memory of a training step", *_memory_cells(naive, fused))
+    table.add_row("peak extra memory in a step", *_memory_cells(naive, fused))
     difference = fused.accuracy - naive.accuracy
     table.add_row(
-        f"test accuracy after {settings.epochs} epochs of {len(results.trained.train_x)}",
+        f"accuracy, {settings.epochs} epochs of {len(results.trained.train_x)}",
         f"{naive.accuracy:.2f} %",
         f"{fused.accuracy:.2f} %",
         f"{difference:+.2f} points",
     )
     if results.fused_all:
-        label = f"test accuracy after {settings.epochs} epochs of {len(results.data.train_x)}"
+        label = f"accuracy, {settings.epochs} epochs of {len(results.data.train_x)}"
         naive_time = _duration(naive.step * settings.steps(results.data))
         accuracy = f"{results.fused_all.accuracies[-1]:.2f} %"
         table.add_row(label, f"not run ({naive_time})", accuracy, "")
@@ -252,7 +252,8 @@ def _print_results(console: Console, results: Results) -> None:
 def _memory_cells(naive: Side, fused: Side) -> tuple[str, str, str]:
     if naive.peak_bytes is None or fused.peak_bytes is None:
         return "not measurable here", "", ""
-    ratio = naive.peak_bytes / max(fused.peak_bytes, 2**20)  # below 1 MiB it is all noise
+    noise = 2**20
+    ratio = max(naive.peak_bytes, noise) / max(fused.peak_bytes, noise)
     return _size(naive.peak_bytes), _size(fused.peak_bytes), f"{_ratio(ratio)} less"
 
 
@@ -262,9 +263,12 @@ def _notes(results: Results) -> Iterator[str]:
     yield (
         "Layer-step: forward and backward of the two DropConnect layers. Naive times are of the "
         "layer as people write it, with masks from torch.bernoulli; an epoch's time is its steps "
-        "times the time of one."
+        "times the time of one. Memory is the peak over one training step."
     )
-    common = f"Accuracy: {runs}; both networks with the same initial weights, batches and schedule"
+    common = (
+        f"Accuracy on the test set: {runs}; both networks with the same initial weights, batches "
+        "and schedule"
+    )
     if results.own_masks:
         yield f"{common}, the naive one with masks of its own from torch.bernoulli (--own-masks)."
     else:

@@ -11,7 +11,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -24,17 +23,18 @@ _SECONDS_BETWEEN_LINES = 15.0
 def train_with_progress(
     console: Console, label: str, layer: LayerType, data: Dataset, settings: Settings
 ) -> History:
-    """`demo_training.train`, with its progress shown on `console` under the name `label`."""
+    """`demo_training.train`, with its progress shown on `console` under the name `label`.
+
+    The bar fits 80 columns: steps, loss, test accuracy, time left (in the end, time taken).
+    """
     if not console.is_terminal:
         return train(layer, data, settings, _log_lines(console, label, settings.steps(data)))
     columns = (
-        TextColumn("{task.description:28}"),
-        BarColumn(),
+        TextColumn("{task.description:19}"),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
-        TextColumn("steps  loss {task.fields[loss]:.3f}  test {task.fields[accuracy]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.3f} test {task.fields[accuracy]}"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(label, total=settings.steps(data), loss=0.0, accuracy="-")
