@@ -36,7 +36,7 @@ setup: $(BUILT)
 # The environment is remade when the torch requirement changes.
 $(VENV)/.ready: pyproject.toml Makefile
 	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -q --upgrade pip 'setuptools>=77' wheel
+	$(VENV)/bin/python -m pip install -q --upgrade pip 'setuptools>=64' wheel
 	$(VENV)/bin/python -m pip install -q '$(TORCH)' numpy rich ninja pybind11 \
 	    pytest hypothesis matplotlib scikit-learn
 	touch $@
