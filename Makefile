@@ -18,7 +18,7 @@ endif
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 BUILT := build/.built-$(subst /,_,$(PY))
 
-.PHONY: demo test lint bench format setup clean
+.PHONY: demo test lint bench format setup clean FORCE
 
 demo: setup
 	$(PY) -m fused_dropout info
@@ -33,8 +33,11 @@ bench: setup
 
 setup: $(BUILT)
 
-# The environment is remade when the torch requirement changes.
-$(VENV)/.ready: pyproject.toml Makefile
+# Changes when another torch is asked for, and has the environment and the extension remade.
+$(VENV)/.torch: FORCE
+	@mkdir -p $(VENV) && echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@
+
+$(VENV)/.ready: pyproject.toml Makefile $(VENV)/.torch
 	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q --upgrade pip 'setuptools>=64' wheel
 	$(VENV)/bin/python -m pip install -q '$(TORCH)' numpy rich ninja pybind11 \

@@ -14,7 +14,8 @@
 
 namespace fused_dropout {
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Rounds up, for any a >= 0 and b >= 1: a + b may not fit.
+inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 inline int64_t group_count(int64_t cols) { return ceil_div(cols, kGroupColumns); }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import operator
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -28,19 +29,32 @@ def check_choice(value: Any, name: str, allowed: Collection[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+def as_int(value: Any, name: str) -> int:
+    """``value`` as an int; NumPy's ints count, bools do not."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    return operator.index(value)
+
+
 def check_int(value: Any, name: str, low: int, high: int) -> int:
     """``value`` as an int in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    value = as_int(value, name)
     if not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
     return value
 
 
-def check_float_tensor(tensor: Any, name: str) -> None:
-    """``tensor`` is a Tensor of a dtype that the kernels compute in."""
+def check_dense(tensor: Any, name: str) -> None:
+    """``tensor`` is a Tensor that is neither sparse nor nested."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+        raise RuntimeError(f"{name} must be a dense (torch.strided) tensor, got {kind}")
+
+
+def check_float_tensor(tensor: Tensor, name: str) -> None:
+    """``tensor`` has a dtype that the kernels compute in."""
     if tensor.dtype not in FLOAT_DTYPES:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
         raise RuntimeError(f"{name} must have a dtype of {allowed}; got {tensor.dtype}")

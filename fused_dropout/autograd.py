@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fused_dropout import _ext
 
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
 
 class DropConnectMasks(NamedTuple):
     """Which masks a DropConnect layer uses: everything but the tensors that are differentiated."""
@@ -26,19 +28,20 @@ class DropConnectMasks(NamedTuple):
         return (self.rng_state, self.p, self.rows_per_mask, self.rescale)
 
 
-def _save(ctx: Any, tensors: tuple[Tensor, ...], masks: DropConnectMasks) -> None:
+def _save(ctx: Any, tensors: tuple[Tensor | None, ...], masks: DropConnectMasks) -> None:
     ctx.save_for_backward(*tensors, masks.rng_state, masks.mask_bits)
     ctx.settings = (masks.p, masks.rows_per_mask, masks.rescale)
 
 
-def _saved(ctx: Any) -> tuple[Tensor, Tensor, Tensor | None, DropConnectMasks]:
-    first, second, *third, rng_state, mask_bits = ctx.saved_tensors
-    masks = DropConnectMasks(rng_state, mask_bits, *ctx.settings)
-    return first, second, third[0] if third else None, masks
+def _saved(ctx: Any) -> tuple[list[Any], DropConnectMasks]:
+    *tensors, rng_state, mask_bits = ctx.saved_tensors
+    return tensors, DropConnectMasks(rng_state, mask_bits, *ctx.settings)
 
 
 class DropConnectLinear(torch.autograd.Function):
     """output = rescaled (M * weight) input + m * bias, for 2-d input."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor, bias: Tensor | None, *masks: Any) -> Tensor:
@@ -51,15 +54,43 @@ class DropConnectLinear(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, _, *masks = inputs
-        _save(ctx, (input, weight), DropConnectMasks(*masks))
+        # As F.linear: each operand is kept only for the other's gradient.
+        for_input, for_weight = ctx.needs_input_grad[:2]
+        kept = (input if for_weight else None, weight if for_input else None)
+        _save(ctx, kept, DropConnectMasks(*masks))
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, _, masks = _saved(ctx)
-        d_input, d_weight, d_bias = DropConnectLinearBackward.apply(
-            grad_output, input, weight, ctx.needs_input_grad[:3], *masks
+        (input, weight), masks = _saved(ctx)
+        # torch.compile differentiates once, and cannot trace the nested Function.
+        compiling = torch.compiler.is_compiling()
+        compute = _gradients if compiling else DropConnectLinearBackward.apply
+        gradients = compute(grad_output, input, weight, ctx.needs_input_grad[:3], *masks)
+        return (*gradients, *[None] * len(masks))
+
+
+def _gradients(
+    grad_output: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    needs: tuple[bool, ...],
+    *masks: Any,
+) -> Gradients:
+    """(d_input, d_weight, d_bias), those of `needs`."""
+    ops, m = _ext.operators(), DropConnectMasks(*masks)
+    d_input = d_weight = d_bias = None
+    if needs[0] and needs[1]:
+        # One pass draws (or reads) every mask once for both.
+        d_input, d_weight = ops.dropconnect_linear_d_both(
+            grad_output, input, weight, *m.weight_arguments()
         )
-        return (d_input, d_weight, d_bias, *[None] * len(masks))
+    elif needs[0]:
+        d_input = ops.dropconnect_linear_d_input(grad_output, weight, *m.weight_arguments())
+    elif needs[1]:
+        d_weight = ops.dropconnect_linear_d_weight(grad_output, input, *m.weight_arguments())
+    if needs[2]:
+        d_bias = ops.dropconnect_linear_d_bias(grad_output, *m.bias_arguments())
+    return d_input, d_weight, d_bias
 
 
 class DropConnectLinearBackward(torch.autograd.Function):
@@ -69,68 +100,56 @@ class DropConnectLinearBackward(torch.autograd.Function):
     and double backward needs no kernel of its own.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         grad_output: Tensor,
-        input: Tensor,
-        weight: Tensor,
+        input: Tensor | None,
+        weight: Tensor | None,
         needs: tuple[bool, ...],
         *masks: Any,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        ops, m = _ext.operators(), DropConnectMasks(*masks)
-        d_input = d_weight = d_bias = None
-        if needs[0] and needs[1]:
-            # One pass draws (or reads) every mask once for both.
-            d_input, d_weight = ops.dropconnect_linear_d_both(
-                grad_output, input, weight, *m.weight_arguments()
-            )
-        elif needs[0]:
-            d_input = ops.dropconnect_linear_d_input(grad_output, weight, *m.weight_arguments())
-        elif needs[1]:
-            d_weight = ops.dropconnect_linear_d_weight(grad_output, input, *m.weight_arguments())
-        if needs[2]:
-            d_bias = ops.dropconnect_linear_d_bias(grad_output, *m.bias_arguments())
+    ) -> Gradients:
+        return _gradients(grad_output, input, weight, needs, *masks)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        grad_output, input, weight, _, *masks = inputs
         ctx.set_materialize_grads(False)
-        _save(ctx, (grad_output, input, weight), m)
-        return d_input, d_weight, d_bias
+        _save(ctx, (grad_output, input, weight), DropConnectMasks(*masks))
 
     @staticmethod
     def backward(
         ctx: Any, dd_input: Tensor | None, dd_weight: Tensor | None, dd_bias: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        *tensors, masks = _saved(ctx)
-        grads = _double_backward(
-            tuple(tensors), (dd_input, dd_weight, dd_bias), ctx.needs_input_grad, masks
-        )
-        return (*grads, None, *[None] * len(masks))
+        tensors, masks = _saved(ctx)
+        grad_output, to_input, to_weight = tensors[0], None, None
+        for_grad_output, for_input, for_weight = ctx.needs_input_grad[:3]
+        if for_input and dd_weight is not None:
+            to_input, _, _ = DropConnectLinearBackward.apply(
+                grad_output, None, dd_weight, (True, False, False), *masks
+            )
+        if for_weight and dd_input is not None:
+            _, to_weight, _ = DropConnectLinearBackward.apply(
+                grad_output, dd_input, None, (False, True, False), *masks
+            )
+        seconds = (dd_input, dd_weight, dd_bias)
+        to_grad_output = _to_grad_output(tensors, seconds, masks) if for_grad_output else None
+        return (to_grad_output, to_input, to_weight, None, *[None] * len(masks))
 
 
-def _double_backward(
-    tensors: tuple[Any, ...],
-    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
-    needs: tuple[bool, ...],
-    masks: DropConnectMasks,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of the three products for grad_output, input and weight."""
+def _to_grad_output(tensors: list[Any], grads: Gradients, masks: DropConnectMasks) -> Tensor | None:
+    """The layer applied to dd_input, and to the input with dd_weight and dd_bias for parameters."""
     grad_output, input, weight = tensors
     dd_input, dd_weight, dd_bias = grads
-    to_grad_output = to_input = to_weight = None
-    if needs[0]:
-        pairs = [(dd_input, weight)] if dd_input is not None else []
-        pairs += [(input, dd_weight)] if dd_weight is not None else []
-        if not pairs and dd_bias is not None:
-            pairs = [(torch.zeros_like(input), weight)]
-        for k, (a, b) in enumerate(pairs):
-            bias = dd_bias if k == 0 else None
-            term = DropConnectLinear.apply(a, b, bias, *masks)
-            to_grad_output = term if to_grad_output is None else to_grad_output + term
-    if needs[1] and dd_weight is not None:
-        to_input, _, _ = DropConnectLinearBackward.apply(
-            grad_output, input, dd_weight, (True, False, False), *masks
-        )
-    if needs[2] and dd_input is not None:
-        _, to_weight, _ = DropConnectLinearBackward.apply(
-            grad_output, dd_input, weight, (False, True, False), *masks
-        )
-    return to_grad_output, to_input, to_weight
+    terms = []
+    if dd_input is not None:
+        terms.append(DropConnectLinear.apply(dd_input, weight, None, *masks))
+    if dd_weight is not None:
+        terms.append(DropConnectLinear.apply(input, dd_weight, None, *masks))
+    if dd_bias is not None:
+        rows, outs = grad_output.shape
+        no_features = grad_output.new_zeros(rows, 0), grad_output.new_zeros(outs, 0)
+        bias_masks = masks._replace(mask_bits=None)
+        terms.append(DropConnectLinear.apply(*no_features, dd_bias, *bias_masks))
+    return sum(terms[1:], terms[0]) if terms else None

@@ -46,6 +46,8 @@ def dropconnect_linear(
     Source: Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of Neural Networks using
     DropConnect", ICML 2013, section 3 and Algorithm 1, which mask the biases too.
 
+    p below 2^-17 or above 1 - 2^-17 rounds to q = 1 or q = 0: the dense layer, or zeros.
+
     Args:
         input: ``[..., in_features]``, float32, bfloat16, float16 or float64; any strides.
         weight: ``[out_features, in_features]``, same dtype and device.
@@ -62,8 +64,9 @@ def dropconnect_linear(
         convention: ``"inverted"`` divides by q in training; ``"paper"`` multiplies by q in
             evaluation instead.
         mask_storage: how backward gets the masks back: ``"regenerate"`` draws them again,
-            ``"packed"`` keeps 1 bit per connection, ``"auto"`` picks the faster: packed where q
-            needs at least 2 binary digits and the bits take at most 16 MiB.
+            ``"packed"`` keeps 1 bit per connection (in_features rounded up to 128), ``"auto"``
+            picks the faster: packed where q needs at least 2 binary digits and the bits take at
+            most 16 MiB.
 
     Returns:
         ``[..., out_features]``, differentiable (twice) in input, weight and bias.
@@ -78,6 +81,7 @@ def dropconnect_linear(
     _checks.check_choice(convention, "convention", CONVENTIONS)
     _checks.check_choice(mask_storage, "mask_storage", MASK_STORAGES)
     check_single_source(generator, seed, rng_state)
+    _check_tensors(input, weight, bias)
     input, weight, bias = _autocast(input, weight, bias)
     _check_operands(input, weight, bias)
     rows_per_mask = _rows_per_mask(input, mask)
@@ -102,15 +106,14 @@ def dropconnect_linear(
 
 
 def _autocast_enabled(device: torch.device) -> bool:
-    known = torch.amp.autocast_mode.is_autocast_available(device.type)
-    return known and torch.is_autocast_enabled(device.type)
+    return device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)
 
 
 def _autocast(
     input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Under torch.autocast, casts as F.linear does."""
-    if not isinstance(input, Tensor) or not _autocast_enabled(input.device):
+    if not _autocast_enabled(input.device):
         return input, weight, bias
     dtype = torch.get_autocast_dtype(input.device.type)
 
@@ -119,6 +122,12 @@ def _autocast(
         return tensor.to(dtype) if eligible else tensor
 
     return cast(input), cast(weight), None if bias is None else cast(bias)
+
+
+def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if tensor is not None or name != "bias":
+            _checks.check_dense(tensor, name)
 
 
 def _check_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -144,18 +153,21 @@ def check_mask_mode(mask: str | int) -> None:
     """``mask`` is one of MASK_MODES or an int of at least 1."""
     if isinstance(mask, str) and mask in MASK_MODES:
         return
-    if isinstance(mask, bool) or not isinstance(mask, int) or mask < 1:
+    if isinstance(mask, (bool, str)) or not hasattr(mask, "__index__") or mask < 1:
         raise ValueError(
             "mask must be 'row', 'example', 'batch' or an int >= 1 (rows that share a mask), got "
             f"{mask!r}"
         )
 
 
+_MOST_ROWS = 2**62  # more than any tensor has, and an int64
+
+
 def _rows_per_mask(input: Tensor, mask: str | int) -> int:
     """How many consecutive rows of the flattened input share a mask."""
     check_mask_mode(mask)
-    if isinstance(mask, int):
-        return mask
+    if not isinstance(mask, str):
+        return min(int(mask), _MOST_ROWS)
     rows = math.prod(input.shape[:-1])
     if mask == "row" or rows == 0:
         return 1
@@ -168,11 +180,11 @@ def _stores_masks(
     """Whether forward draws packed masks for backward to read."""
     if mask_storage != "auto":
         return mask_storage == "packed"
+    if _digits(p) < PACKED_MIN_DIGITS:
+        return False
     n_masks = -(-input.shape[0] // rows_per_mask)
-    return (
-        _digits(p) >= PACKED_MIN_DIGITS
-        and n_masks * weight.shape[0] * weight.shape[1] <= 8 * PACKED_MAX_BYTES
-    )
+    groups, outs = -(-weight.shape[1] // 128), -(-weight.shape[0] // 8) * 8
+    return 16 * groups * n_masks * outs <= PACKED_MAX_BYTES
 
 
 def _digits(p: float, digits: int = 16) -> int:

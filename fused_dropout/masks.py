@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -13,15 +14,19 @@ from fused_dropout.rng import make_rng_state
 
 
 def _shape_of(shape: int | Sequence[int]) -> tuple[int, ...]:
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise ValueError(f"shape must be ints >= 0, got {shape!r}")
-    return sizes
+    try:
+        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+        numbers = tuple(operator.index(size) for size in sizes)
+    except TypeError:
+        raise TypeError(f"shape must be an int or a sequence of ints, got {shape!r}") from None
+    rows, cols = math.prod(numbers[:-1]), numbers[-1] if numbers else 1
+    if any(size < 0 for size in numbers) or max(rows, cols) >= 2**63:
+        raise ValueError(f"shape must be ints >= 0, their product below 2^63, got {shape!r}")
+    return numbers
 
 
 def _draw(
-    operator: str,
+    name: str,
     shape: tuple[int, ...],
     p: float,
     seed: int,
@@ -38,7 +43,7 @@ def _draw(
     _ext.require_backend(place)
     state = make_rng_state(seed, offset, place)
     rows, cols = math.prod(shape[:-1]), shape[-1] if shape else 1
-    draw = getattr(_ext.operators(), operator)
+    draw = getattr(_ext.operators(), name)
     result: Tensor = draw(state, rows, cols, p, stream, digits)
     return result
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fused_dropout._checks import as_int
+
 
 def _wrap(value: int, name: str) -> int:
     """``value`` modulo 2^64 as int64 holds it; the range is that of torch.manual_seed."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    value = as_int(value, name)
     if not -(2**63) <= value < 2**64:
         raise ValueError(f"{name} must be in [-2^63, 2^64 - 1], got {value}")
     value %= 2**64
@@ -65,7 +66,9 @@ def check_rng_state(rng_state: Tensor, device: torch.device) -> Tensor:
 def check_single_source(
     generator: torch.Generator | None, seed: int | None, rng_state: Tensor | None
 ) -> None:
-    """At most one of an operator's three random sources is given."""
+    """At most one of an operator's three random sources is given, and of the right type."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     sources = {"generator": generator, "seed": seed, "rng_state": rng_state}
     given = [name for name, value in sources.items() if value is not None]
     if len(given) > 1:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+import fused_dropout
 from fused_dropout import _ext
 from fused_dropout.functional import dropconnect_linear
 from fused_dropout.nn import DropConnectLinear
@@ -48,6 +50,11 @@ HALF = torch.ones(4, 8, dtype=torch.float16)
         ({"bias": torch.ones(4, 1)}, RuntimeError, r"got \[4, 1\]"),
         ({"bias": torch.ones(4).double()}, RuntimeError, "bias must have the dtype.*float64"),
         ({"bias": 1.0}, TypeError, "bias must be a Tensor, got float"),
+        ({"weight": None}, TypeError, "weight must be a Tensor, got NoneType"),
+        ({"generator": 5}, TypeError, "generator must be a torch.Generator, got int"),
+        ({"input": torch.ones(3, 8).to_sparse()}, RuntimeError, "input must be a dense.*sparse"),
+        ({"weight": torch.ones(4, 8).to_sparse_csr()}, RuntimeError, "weight must be a dense"),
+        ({"bias": torch.ones(4).to_sparse()}, RuntimeError, "bias must be a dense"),
     ],
 )
 def test_functional(change: dict, error: type[Exception], text: str) -> None:
@@ -71,7 +78,24 @@ def test_module(change: dict, error: type[Exception], text: str) -> None:
 
 def test_a_last_smaller_group_of_rows_is_fine() -> None:
     assert dropconnect_linear(**GOOD, mask=2).shape == (3, 4)
-    assert dropconnect_linear(**GOOD, mask=10**12).shape == (3, 4)
+    for rows in (10**12, 2**62, 2**63 - 1, 2**70):
+        everything = dropconnect_linear(**GOOD, mask=rows, seed=1)
+        assert torch.equal(everything, dropconnect_linear(**GOOD, mask="batch", seed=1))
+    operator = _ext.operators().dropconnect_linear
+    state = torch.zeros(2, dtype=torch.int64)
+    output = operator(*GOOD.values(), state, 0.5, 2**63 - 1, True, None)
+    assert output.shape == (3, 4)
+
+
+def test_numpy_integers_are_integers() -> None:
+    three = np.int64(3)
+    assert dropconnect_linear(**GOOD, mask=three, seed=three).shape == (3, 4)
+    assert fused_dropout.mask((three, 4), 0.5, seed=three).shape == (3, 4)
+
+
+def test_autocast_does_not_hide_mistakes() -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match="bias must be"):
+        dropconnect_linear(GOOD["input"], GOOD["weight"], 1.0)
 
 
 @pytest.mark.parametrize(

@@ -333,7 +333,58 @@ def test_saves_no_masks_by_default_at_one_digit() -> None:
     assert sum(t.numel() * t.element_size() for t in extra) == 16
 
 
+@pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3)))
+def test_saves_only_what_gradients_need(wanted: tuple[bool, ...]) -> None:
+    """As F.linear: an operand is kept for the other's gradient alone."""
+    saved: list[Tensor] = []
+    operands = random_operands((8, 256), 64, torch.float32)[:3]
+    leaves = [t.requires_grad_(w) for t, w in zip(operands, wanted, strict=True)]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        dropconnect_linear(*leaves, 0.5)
+    pointers = {tensor.data_ptr() for tensor in saved}
+    assert (leaves[0].data_ptr() in pointers) == wanted[1]
+    assert (leaves[1].data_ptr() in pointers) == wanted[0]
+
+
 def test_packed_masks_take_one_bit_per_connection() -> None:
     state = fused_dropout.make_rng_state(0)
     bits = torch.ops.fused_dropout.dropconnect_mask_bits(state, 8, 64, 256, 0.1)
     assert bits.numel() * bits.element_size() == 8 * 64 * 256 // 8
+
+
+@pytest.mark.parametrize(
+    ("rows", "out_features", "in_features", "stored"),
+    [
+        (1024, 1024, 128, True),
+        (1025, 1024, 128, False),
+        (1024, 1024, 1, True),
+        (1025, 1017, 1, False),
+    ],
+)
+def test_auto_stores_at_most_16_mib(
+    rows: int, out_features: int, in_features: int, stored: bool
+) -> None:
+    """Counted as they are laid out, in_features and out_features rounded up."""
+    saved: list[Tensor] = []
+    input = torch.ones(rows, in_features, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        dropconnect_linear(input, torch.ones(out_features, in_features), None, 0.25)
+    bits = sum(t.numel() * 4 for t in saved if t.dtype == torch.int32)
+    assert bits <= 16 << 20
+    assert (bits > 0) == stored
+
+
+def test_functorch_transforms() -> None:
+    input, weight, bias, _ = random_operands((6, 40), 7, torch.float64)
+
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        return dropconnect_linear(x, w, bias, 0.3, seed=1).square().sum()
+
+    leaf = weight.clone().requires_grad_()
+    loss(leaf, input).backward()
+    torch.testing.assert_close(torch.func.grad(loss)(weight, input), leaf.grad)
+    torch.testing.assert_close(torch.func.jacrev(loss)(weight, input), leaf.grad)
+    inputs = torch.stack([input, -input])
+    together = torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, inputs)
+    one_by_one = torch.stack([torch.func.grad(loss)(weight, x) for x in inputs])
+    torch.testing.assert_close(together, one_by_one)

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "../checks.h"
+#include "../dropconnect_layer.h"
 #include "dispatch.h"
 
 namespace fused_dropout {
@@ -21,49 +21,8 @@ using at::Tensor;
 constexpr int64_t kSerialWork = 1 << 15;
 constexpr int64_t kOutsStep = 32;  // cuts of output features and rows fall on multiples of this
 
-struct Layer {
-  int64_t rows, in_features, out_features, rows_per_mask, masks;
-  double p;
-  bool rescale;
-  int64_t work() const { return rows * in_features * out_features; }
-};
-
-Layer make_layer(int64_t rows, int64_t in_features, int64_t out_features, int64_t rows_per_mask,
-                 double p, bool rescale) {
-  TORCH_CHECK_VALUE(rows_per_mask >= 1, "rows_per_mask must be at least 1, got ", rows_per_mask);
-  const int64_t masks = ceil_div(rows, rows_per_mask);
-  check_mask_arguments(p, masks * out_features, in_features, kStreamMask, kDefaultDigits);
-  return {rows, in_features, out_features, rows_per_mask, masks, p, rescale};
-}
-
-double scale_of(const MaskRule& rule, bool rescale) {
-  if (!rescale) return 1.0;
-  return rule.keep_rate > 0 ? 1.0 / rule.keep_rate : 0.0;  // q = 0: nothing is kept, nor scaled
-}
-
-std::vector<int64_t> stored_shape(const Layer& layer) {
-  return {group_count(layer.in_features), layer.masks,
-          ceil_div(layer.out_features, kStoredOutsMultiple) * kStoredOutsMultiple, kGroupWords};
-}
-
-DropConnectProblem make_problem(const Layer& layer, const Tensor& rng_state,
-                                const std::optional<Tensor>& mask_bits) {
-  const MaskRule rule = rule_from_cpu_state(rng_state, layer.p, kStreamMask, kDefaultDigits);
-  const uint32_t* bits = nullptr;
-  if (mask_bits.has_value()) {
-    TORCH_CHECK(mask_bits->scalar_type() == at::kInt && mask_bits->is_contiguous() &&
-                    mask_bits->sizes() == at::IntArrayRef(stored_shape(layer)),
-                "mask_bits must be a contiguous int32 tensor ", stored_shape(layer), ", got ",
-                mask_bits->scalar_type(), " ", mask_bits->sizes());
-    bits = static_cast<const uint32_t*>(mask_bits->const_data_ptr());
-  }
-  return {rule,
-          layer.rows,
-          layer.in_features,
-          layer.out_features,
-          layer.rows_per_mask,
-          scale_of(rule, layer.rescale),
-          bits};
+MaskRule weight_rule(const Layer& layer, const Tensor& rng_state) {
+  return rule_from_cpu_state(rng_state, layer.p, kStreamMask, kDefaultDigits);
 }
 
 // The packed bias masks [masks, groups of output features], drawn in one go: they are tiny.
@@ -108,23 +67,19 @@ Range part_of(int64_t total, int64_t part, int64_t parts) {
 Tensor forward_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                    const Tensor& rng_state, double p, int64_t rows_per_mask, bool rescale,
                    const std::optional<Tensor>& mask_bits) {
-  TORCH_CHECK(input.dim() == 2 && weight.dim() == 2, "input and weight must be matrices, got ",
-              input.sizes(), " and ", weight.sizes());
-  const Layer layer =
-      make_layer(input.size(0), input.size(1), weight.size(0), rows_per_mask, p, rescale);
-  check_operand(weight, "weight", {layer.out_features, layer.in_features}, input);
+  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, rescale);
   const int type = static_cast<int>(kernel_type(input));
   Tensor output = at::empty({layer.rows, layer.out_features}, input.options());
-  ForwardArgs args{make_problem(layer, rng_state, mask_bits),
-                   view_of(input),
-                   view_of(weight),
-                   nullptr,
-                   0,
-                   nullptr,
-                   output.mutable_data_ptr()};
+  ForwardArgs args{
+      make_problem(layer, weight_rule(layer, rng_state), mask_bits, rng_state.device()),
+      view_of(input),
+      view_of(weight),
+      nullptr,
+      0,
+      nullptr,
+      output.mutable_data_ptr()};
   Tensor bias_bits;
   if (bias.has_value()) {
-    check_operand(*bias, "bias", {layer.out_features}, input);
     bias_bits = draw_bias_bits(layer, rng_state);
     args.bias = bias->const_data_ptr();
     args.bias_stride = bias->stride(0);
@@ -199,25 +154,23 @@ std::tuple<Tensor, Tensor> backward_cpu(const Tensor& grad_output, const Tensor*
                                         const Tensor* weight, const Tensor& rng_state, double p,
                                         int64_t rows_per_mask, bool rescale,
                                         const std::optional<Tensor>& mask_bits) {
-  TORCH_CHECK(grad_output.dim() == 2 && (input == nullptr || input->dim() == 2) &&
-                  (weight == nullptr || weight->dim() == 2),
-              "grad_output, input and weight must be matrices");
-  const int64_t in_features = (input != nullptr ? input : weight)->size(1);
-  const Layer layer =
-      make_layer(grad_output.size(0), in_features, grad_output.size(1), rows_per_mask, p, rescale);
+  const Layer layer = layer_of_backward(grad_output, input, weight, rows_per_mask, p, rescale);
   BackwardArgs args{
-      make_problem(layer, rng_state, mask_bits), view_of(grad_output), {}, {}, nullptr, nullptr};
+      make_problem(layer, weight_rule(layer, rng_state), mask_bits, rng_state.device()),
+      view_of(grad_output),
+      {},
+      {},
+      nullptr,
+      nullptr};
   Tensor d_input, d_weight;
   if (weight != nullptr) {
-    check_operand(*weight, "weight", {layer.out_features, in_features}, grad_output);
     args.weight = view_of(*weight);
-    d_input = at::empty({layer.rows, in_features}, grad_output.options());
+    d_input = at::empty({layer.rows, layer.in_features}, grad_output.options());
     args.d_input = d_input.mutable_data_ptr();
   }
   if (input != nullptr) {
-    check_operand(*input, "input", {layer.rows, in_features}, grad_output);
     args.input = view_of(*input);
-    d_weight = at::empty({layer.out_features, in_features}, grad_output.options());
+    d_weight = at::empty({layer.out_features, layer.in_features}, grad_output.options());
     args.d_weight = d_weight.mutable_data_ptr();
   }
   run_backward(args, kernel_type(grad_output));

@@ -24,6 +24,11 @@ FUSED_DROPOUT_INLINE int64_t groups_of(int64_t columns) {
   return (columns + kGroupColumns - 1) / kGroupColumns;
 }
 
+FUSED_DROPOUT_INLINE int64_t masks_of(const DropConnectProblem& problem) {
+  const int64_t whole = problem.rows / problem.rows_per_mask;
+  return whole + (problem.rows % problem.rows_per_mask != 0);
+}
+
 // Fills the scratch, and leaves it as it is while consecutive rows share their masks.
 class MaskBlock {
  public:
@@ -61,7 +66,7 @@ class MaskBlock {
 
   // Stored masks are [groups][masks][out_features rounded up][4 words].
   const uint32_t* stored(int64_t group, int64_t mask, int64_t out) const {
-    const int64_t masks = (problem_.rows + problem_.rows_per_mask - 1) / problem_.rows_per_mask;
+    const int64_t masks = masks_of(problem_);
     const int64_t outs = round_up(problem_.out_features, kStoredOutsMultiple);
     return problem_.mask_bits + ((group * masks + mask) * outs + out) * kGroupWords;
   }
