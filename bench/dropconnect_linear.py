@@ -12,18 +12,20 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from fused_dropout.benchmark import cpu_model, write_json
+from fused_dropout.benchmark import cpu_model, json_document
 from fused_dropout.benchmark_dropconnect import OURS, PHASES, Problem, measure, print_result
-from fused_dropout.cli import positive_int, report_console
+from fused_dropout.cli import ArgumentError, output_file, positive_int, report_console
 from fused_dropout.verify import thread_count
 
 RESULTS = Path(__file__).parent / "results"
@@ -80,9 +82,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.save and find_spec("matplotlib") is None:
         parser.error("--save needs matplotlib: pip install 'fused_dropout[demo]'")
 
+    try:
+        with thread_count(args.threads):
+            results = measure_and_save(args) if args.save else measure_and_print(args)
+    except ArgumentError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    return 0 if all(goal.met(measured(goal, results)) for goal in GOALS) else 1
+
+
+def measure_and_save(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Write bench/results/<cpu>-<threads>t-<date>.json and .png; both are opened first."""
+    slug = re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-")
+    stem = f"dropconnect-{slug}-{torch.get_num_threads()}t-{date.today().isoformat()}"
+    with suppress(OSError):  # opening the files says what is wrong
+        RESULTS.mkdir(exist_ok=True)
+    with (
+        output_file("--save", RESULTS / f"{stem}.json") as write_json,
+        output_file("--save", RESULTS / f"{stem}.png") as write_png,
+    ):
+        results = measure_and_print(args)
+        write_json(json_document(results))
+        write_png(plot(results[0]))
+    print(f"wrote {RESULTS.name}/{stem}.json and .png")
+    return results
+
+
+def measure_and_print(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure both shapes, print their tables and the goals."""
     console = report_console()
     console.print(cpu_model())
-    with thread_count(args.threads), report_console(stderr=True).status("measuring") as status:
+    with report_console(stderr=True).status("measuring") as status:
         table_1 = measure(
             TABLE_1, rounds=args.repeats, compiled=not args.no_compile, progress=status.update
         )
@@ -91,9 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for result in results:
         print_result(result, console)
     console.print(goal_table(results))
-    if args.save:
-        save(results)
-    return 0 if all(goal.met(measured(goal, results)) for goal in GOALS) else 1
+    return results
 
 
 def measured(goal: Goal, results: Sequence[Mapping[str, Any]]) -> float | None:
@@ -119,18 +146,8 @@ def goal_table(results: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def save(results: Sequence[Mapping[str, Any]]) -> None:
-    """Write bench/results/<cpu>-<threads>t-<date>.json and .png."""
-    RESULTS.mkdir(exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-")
-    stem = f"dropconnect-{slug}-{torch.get_num_threads()}t-{date.today().isoformat()}"
-    write_json(RESULTS / f"{stem}.json", results)
-    plot(results[0], RESULTS / f"{stem}.png")
-    print(f"wrote {RESULTS.name}/{stem}.json and .png")
-
-
-def plot(result: Mapping[str, Any], path: Path) -> None:
-    """Bars of the milliseconds of each phase and layer, on a logarithmic scale."""
+def plot(result: Mapping[str, Any]) -> bytes:
+    """A PNG: bars of the milliseconds of each phase and layer, on a logarithmic scale."""
     from matplotlib.figure import Figure
 
     rows = [row for row in result["rows"] if not row["note"]]
@@ -150,7 +167,9 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     shape = "{batch} x {out_features} x {in_features}".format_map(result)
     axes.set_title(f"DropConnect linear, B x O x I = {shape}, {result['dtype']}, {cpu_model()}")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    content = BytesIO()
+    figure.savefig(content, dpi=120, format="png")
+    return content.getvalue()
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fused_dropout.cli import mask_mode, positive_int, probability, report_console
+from fused_dropout.cli import mask_mode, output_file, positive_int, probability, report_console
 from fused_dropout.memory import peak_extra_bytes
 
 Samples = list[float | None]  # one per round; None where it was not timed
@@ -239,10 +240,10 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def write_json(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write the environment and the results; see the module's docstring for the keys."""
+def json_document(results: Sequence[Mapping[str, Any]]) -> bytes:
+    """The environment and the results as JSON; see the module's docstring for the keys."""
     document = {**environment(), "results": list(results)}
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -269,19 +270,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print one table per shape, write the JSON; 2 if the JSON cannot be written."""
-    if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
-        print(f"fused-dropout bench: error: --json {args.json}: no such folder", file=sys.stderr)
-        return 2
-    from fused_dropout.benchmark_dropconnect import Problem, measure, print_result
+    """Measure, print one table per shape, write the JSON.
+
+    Raises ArgumentError, before anything is measured, where the JSON cannot be written or a shape
+    does not fit in memory.
+    """
+    from fused_dropout.benchmark_dropconnect import Problem, check_memory, measure, print_result
     from fused_dropout.verify import thread_count
 
+    ps = tuple(args.p or (0.5, 0.1))
+    problems = [
+        Problem(batch, outs, ins, ps, DTYPES[args.dtype], args.mask)
+        for batch, outs, ins in args.shape or [(128, 1024, 1024)]
+    ]
+    for problem in problems:
+        check_memory(problem)
     console = report_console()
     results = []
-    with thread_count(args.threads):
-        for batch, outs, ins in args.shape or [(128, 1024, 1024)]:
-            ps = tuple(args.p or (0.5, 0.1))
-            problem = Problem(batch, outs, ins, ps, DTYPES[args.dtype], args.mask)
+    with _json_file(args.json) as write, thread_count(args.threads):
+        for problem in problems:
             with report_console(stderr=True).status("measuring") as status:
                 result = measure(
                     problem, rounds=args.repeats, naive=not args.no_naive,
@@ -289,15 +296,23 @@ def run(args: argparse.Namespace) -> int:
                 )  # fmt: skip
             print_result(result, console)
             results.append(result)
-        if args.json is not None:
-            write_json(args.json, results)
+        if write is not None:
+            write(json_document(results))
             console.print(f"wrote {args.json}", markup=False)
     return 0
 
 
+def _json_file(
+    path: Path | None,
+) -> AbstractContextManager[Callable[[bytes], None] | None]:
+    return nullcontext() if path is None else output_file("--json", path)
+
+
 def _shape(text: str) -> tuple[int, int, int]:
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"must be three integers >= 1, B,O,I, got {text!r}")
-    batch, out_features, in_features = (int(part) for part in parts)
+    try:
+        batch, out_features, in_features = (positive_int(part) for part in text.split(","))
+    except (argparse.ArgumentTypeError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"must be three integers from 1 to 2^31 - 1, B,O,I, got {text!r}"
+        ) from None
     return batch, out_features, in_features

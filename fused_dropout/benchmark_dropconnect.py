@@ -25,6 +25,7 @@ from fused_dropout.benchmark import (
     ratio,
     spread,
 )
+from fused_dropout.cli import ArgumentError
 from fused_dropout.functional import dropconnect_linear
 from fused_dropout.memory import available_bytes
 
@@ -49,10 +50,29 @@ class Problem:
     dtype: str = "float32"
     mask: str | int = "example"
 
+    def operand_bytes(self) -> int:
+        """Memory for input, weight, bias and output, and the gradient of each."""
+        batch, outs, ins = self.batch, self.out_features, self.in_features
+        return 2 * self._element_bytes() * (batch * ins + outs * ins + outs + batch * outs)
+
     def naive_bytes(self) -> int:
         """Memory that the naive layer needs for one forward and backward pass."""
-        size = torch.empty((), dtype=getattr(torch, self.dtype)).element_size()
-        return _NAIVE_TENSORS * size * self.batch * self.out_features * self.in_features
+        connections = self.batch * self.out_features * self.in_features
+        return _NAIVE_TENSORS * self._element_bytes() * connections
+
+    def _element_bytes(self) -> int:
+        return torch.empty((), dtype=getattr(torch, self.dtype)).element_size()
+
+
+def check_memory(problem: Problem) -> None:
+    """Raise ArgumentError where not even the operands fit in the memory that is free."""
+    free, needed = available_bytes(), problem.operand_bytes()
+    if free is not None and needed > free:
+        shape = f"{problem.batch},{problem.out_features},{problem.in_features}"
+        raise ArgumentError(
+            f"--shape {shape}: operands and gradients need about {needed / _GIB:.1f} GiB in "
+            f"{problem.dtype}, {free / _GIB:.1f} GiB are available"
+        )
 
 
 def measure(

@@ -2,15 +2,21 @@
 
 Exit status: 0 done, 1 something is wrong (a failed check, a missing extension), 2 bad arguments.
 Each subcommand but `info` lives in a module of its own, with `add_arguments(parser)` and
-`run(args) -> exit status`; it is imported only when asked for, so that `--help` stays fast.
+`run(args) -> exit status`, which may raise `ArgumentError`; it is imported only when asked for, so
+that `--help` stays fast.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import fused_dropout
@@ -41,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = _build_parser(arguments)
         args = parser.parse_args(arguments)
         _check_environment(parser)
-        return int(args.run(args))
+        return _run_subcommand(args)
     except ImportError as error:  # carries what is missing and the command that mends it
         print(f"fused-dropout: error: {error}", file=sys.stderr)
         return 1
@@ -50,8 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _run_subcommand(args: argparse.Namespace) -> int:
+    try:
+        return int(args.run(args))
+    except ArgumentError as error:
+        print(f"fused-dropout {args.command}: error: {error}", file=sys.stderr)
+        return 2
+
+
 def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = _Parser(prog="fused-dropout", description="Fused CPU/CUDA dropout-family kernels.")
+    description = "Fused DropConnect and dropout masks for PyTorch."
+    parser = _Parser(prog="fused-dropout", description=description)
     version = f"fused-dropout {fused_dropout.__version__}"
     parser.add_argument("--version", action="version", version=version)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -144,6 +159,56 @@ def _text(value: str | Sequence[str] | None) -> str:
 # Shared by the subcommands.
 
 
+class ArgumentError(ValueError):
+    """An argument that does not fit the data or the machine; the message is one clear line."""
+
+
+@contextmanager
+def output_file(option: str, path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Open a file before a long run, so that the run cannot end with nowhere to write.
+
+    Yields a function that replaces the file's content. Until it is called, a file that was there
+    before stays as it is; a new one is removed again if it never is. What cannot be opened or
+    written raises ArgumentError with the option and the path.
+    """
+    with _naming(option, path):
+        file, is_new = _open_for_output(path)
+    written = False
+
+    def write(content: bytes) -> None:
+        nonlocal written
+        with _naming(option, path):
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                file.truncate(0)
+            rest = memoryview(content)
+            while rest:
+                rest = rest[file.write(rest) :]
+        written = True
+
+    with file:
+        try:
+            yield write
+        finally:
+            if is_new and not written:
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(option: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArgumentError(f"cannot write {option} {path}: {error.strerror}") from error
+
+
+def _open_for_output(path: Path) -> tuple[FileIO, bool]:
+    """The file, unbuffered and not yet truncated, and whether it is new."""
+    try:
+        return path.open("xb", buffering=0), True
+    except FileExistsError:
+        return path.open("ab", buffering=0), False
+
+
 def report_console(*, stderr: bool = False) -> Console:
     """A rich console; a pipe or a file gets 120 columns, for tables that stay readable."""
     from rich.console import Console
@@ -153,10 +218,8 @@ def report_console(*, stderr: bool = False) -> Console:
 
 
 def positive_int(text: str) -> int:
-    """An argparse type: an integer of at least 1."""
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text!r}")
-    return int(text)
+    """An argparse type: an integer from 1 to 2^31 - 1."""
+    return _integer_from_1(text, "", bits=31)
 
 
 def probability(text: str) -> float:
@@ -174,8 +237,16 @@ def mask_mode(text: str) -> str | int:
     """An argparse type: the `mask` argument of the layers."""
     if text in ("row", "example", "batch"):
         return text
-    if text.strip().isdecimal() and int(text) >= 1:
-        return int(text)
-    raise argparse.ArgumentTypeError(
-        f"must be row, example, batch, or an integer >= 1, got {text!r}"
-    )
+    return _integer_from_1(text, "row, example, batch, or ", bits=63)
+
+
+def _integer_from_1(text: str, other_choices: str, *, bits: int) -> int:
+    try:
+        value = int(text) if text.strip().isdecimal() else 0
+    except ValueError:  # more digits than Python converts
+        value = 2**bits
+    if not 1 <= value < 2**bits:
+        raise argparse.ArgumentTypeError(
+            f"must be {other_choices}an integer from 1 to 2^{bits} - 1, got {text!r}"
+        )
+    return value

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +22,13 @@ from rich.table import Table
 
 from fused_dropout import demo_training as training
 from fused_dropout.baselines import NaiveDropConnectLinear
-from fused_dropout.cli import positive_int, probability, report_console
+from fused_dropout.cli import (
+    ArgumentError,
+    output_file,
+    positive_int,
+    probability,
+    report_console,
+)
 from fused_dropout.datasets import DataError, Dataset, load_digits, load_idx
 from fused_dropout.demo_progress import train_with_progress
 from fused_dropout.demo_training import History, SameMaskNaiveLinear, Settings
@@ -36,6 +40,7 @@ _IDX_DEFAULTS = {"epochs": 3, "hidden": 1024}
 _IDX_SUBSET = 3072  # examples that the naive layer gets through in minutes
 _MORE_MASK_DRAWS = 4
 _NAIVE_BYTES_PER_CONNECTION = 12  # and example: masks, masked weights and gradients
+_NETWORK_BYTES_PER_WEIGHT = 12  # the weight, its gradient and its momentum
 
 
 @dataclass
@@ -121,28 +126,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, print the table, save the picture. Returns 0, or 2 for bad arguments or data."""
-    try:
-        out = _checked_out(args.out)
-        data = training.standardised(load_digits() if args.data is None else load_idx(args.data))
-        settings = _settings(args)
-        trained = training.subset(data, _subset_size(args, data), settings.seed)
-        _check_memory(data, settings)
-    except (DataError, ArgumentError) as error:
-        print(f"fused-dropout demo: error: {error}", file=sys.stderr)
-        return 2
+    """Train, print the table, save the picture.
+
+    Raises ArgumentError, before the training, for arguments or data that do not fit.
+    """
+    out = Path(args.out)
+    if out.suffix.lower() != ".png":
+        raise ArgumentError(f"--out must end in .png, got {out}")
+    data = _load(args.data)
+    settings = _settings(args)
+    trained = training.subset(data, _subset_size(args, data), settings.seed)
+    _check_memory(data, settings)
     plots = _import_plots()
     console = report_console()
-    with _threads(args.threads):
-        results = _measure_and_train(console, args, settings, data, trained)
-    _print_results(console, results)
-    plots.save(results, out)
+    with output_file("--out", out) as write:
+        with _threads(args.threads):
+            results = _measure_and_train(console, args, settings, data, trained)
+        _print_results(console, results)
+        write(plots.picture(results))
     console.print(f"Picture: {out}", soft_wrap=True, highlight=False)
     return 0
 
 
-class ArgumentError(ValueError):
-    """An argument that does not fit the data or the machine; the message is one clear line."""
+def _load(folder: str | None) -> Dataset:
+    try:
+        return training.standardised(load_digits() if folder is None else load_idx(folder))
+    except DataError as error:
+        raise ArgumentError(str(error)) from error
 
 
 def _measure_and_train(
@@ -313,25 +323,15 @@ def _subset_size(args: argparse.Namespace, data: Dataset) -> int:
 
 def _check_memory(data: Dataset, settings: Settings) -> None:
     connections = settings.hidden * (data.features + settings.hidden)
-    needed = _NAIVE_BYTES_PER_CONNECTION * settings.batch_size * connections
+    naive = _NAIVE_BYTES_PER_CONNECTION * settings.batch_size if settings.p > 0 else 0
+    needed = (_NETWORK_BYTES_PER_WEIGHT + naive) * connections
     available = available_bytes()
-    if settings.p > 0 and available is not None and needed > available:
+    if available is not None and needed > available:
         raise ArgumentError(
-            f"the naive layer needs about {_size(needed)} of memory at --hidden {settings.hidden} "
-            f"and --batch-size {settings.batch_size}, {_size(available)} are free; lower either"
+            f"the naive network needs about {_size(needed)} of memory at "
+            f"--hidden {settings.hidden} and --batch-size {settings.batch_size}, "
+            f"{_size(available)} are free; lower either"
         )
-
-
-def _checked_out(text: str) -> Path:
-    out = Path(text)
-    if out.suffix.lower() != ".png":
-        raise ArgumentError(f"--out must end in .png, got {text}")
-    if not out.parent.is_dir():
-        raise ArgumentError(f"--out: folder {out.parent} does not exist")
-    target = out if out.exists() else out.parent
-    if out.is_dir() or not os.access(target, os.W_OK):
-        raise ArgumentError(f"--out: {target} cannot be written")
-    return out
 
 
 def _import_plots() -> ModuleType:

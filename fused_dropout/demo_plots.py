@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
@@ -21,8 +21,8 @@ _DROPPED = "#eef2f6"
 _MASK_CORNER = 64
 
 
-def save(results: Results, path: Path) -> None:
-    """Write the picture as a PNG file."""
+def picture(results: Results) -> bytes:
+    """The picture as the content of a PNG file."""
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     loss, accuracy, mask = figure.subplots(1, 3, width_ratios=(1.1, 1.1, 1.0))
     _plot_loss(loss, results)
@@ -36,7 +36,9 @@ def save(results: Results, path: Path) -> None:
         f"fused layers {speed_up:.0f}x faster than naive ones",
         fontsize=13,
     )
-    figure.savefig(path, dpi=120, format="png")
+    content = BytesIO()
+    figure.savefig(content, dpi=120, format="png")
+    return content.getvalue()
 
 
 def _plot_loss(axes: Axes, results: Results) -> None:

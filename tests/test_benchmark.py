@@ -92,6 +92,27 @@ def test_naive_is_skipped_where_memory_is_short(
     assert "skipped: it would need" in " ".join(capsys.readouterr().out.split())
 
 
+def test_memory_is_checked_for_every_shape_before_the_first_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = Problem(128, 64, 32, dtype="float16")
+    needed = 2 * 2 * (128 * 32 + 64 * 32 + 64 + 128 * 64)
+    assert problem.operand_bytes() == needed
+    monkeypatch.setattr(benchmark_dropconnect, "available_bytes", lambda: needed)
+    benchmark_dropconnect.check_memory(problem)
+    monkeypatch.setattr(benchmark_dropconnect, "available_bytes", lambda: needed - 1)
+    monkeypatch.setattr(benchmark_dropconnect, "measure", None)
+    path = tmp_path / "figures.json"
+    arguments = ["--shape", "128,64,32", "--dtype", "fp16", "--json", str(path)]
+    assert main([*TINY, *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert "bench: error: --shape 128,64,32: operands and gradients need about" in captured.err
+    assert not path.exists()
+    monkeypatch.setattr(benchmark_dropconnect, "available_bytes", lambda: None)
+    benchmark_dropconnect.check_memory(Problem(1, 10**9, 10**9))
+
+
 def test_a_failing_compiler_becomes_a_note(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,11 +253,60 @@ def test_a_goal_that_was_not_measured_is_missed() -> None:
     assert not bench.GOALS[0].met(bench.measured(bench.GOALS[0], results))
 
 
-def test_plot_is_written(tmp_path: Path) -> None:
+def test_save_writes_json_and_plot_named_by_the_threads_measured_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib")
-    path = tmp_path / "plot.png"
-    script("dropconnect_linear").plot(results_with()[0], path)
-    assert path.read_bytes().startswith(b"\x89PNG")
+    bench = script("dropconnect_linear")
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(bench, "print_result", lambda result, console: None)
+    results = results_with()
+    measured = iter(results)
+    monkeypatch.setattr(bench, "measure", lambda *arguments, **options: next(measured))
+    assert bench.main(["--save", "--threads", "3"]) == 0
+    figures, plot = sorted((tmp_path / "results").iterdir())
+    assert "-3t-" in figures.name and figures.suffix == ".json"
+    document = json.loads(figures.read_text())
+    assert document["results"] == results and document["device"]["threads"] == 3
+    assert plot.read_bytes().startswith(b"\x89PNG") and plot.stem == figures.stem
+
+
+@pytest.mark.parametrize("folder", ["a file", "/proc/nowhere"])
+def test_save_checks_its_files_before_it_measures(
+    folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("matplotlib")
+    bench = script("dropconnect_linear")
+    (tmp_path / "a file").touch()
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / folder)
+    monkeypatch.setattr(bench, "measure", None)
+    with pytest.raises(SystemExit) as stop:
+        bench.main(["--save"])
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert f"cannot write --save {tmp_path / folder}/dropconnect-" in captured.err
+
+
+def test_a_failed_measurement_leaves_no_saved_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    bench = script("dropconnect_linear")
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+
+    def fail(*arguments: object, **options: object) -> object:
+        assert len(list(tmp_path.iterdir())) == 2
+        raise RuntimeError("kernel failed")
+
+    monkeypatch.setattr(bench, "measure", fail)
+    with pytest.raises(RuntimeError, match="kernel failed"):
+        bench.main(["--save"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_mask_storage_script(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import fused_dropout
 from fused_dropout import _ext
-from fused_dropout.cli import main
+from fused_dropout.cli import ArgumentError, main, mask_mode, output_file, positive_int
 
 
 def exit_status(argv: list[str]) -> int:
@@ -35,6 +36,7 @@ def test_help_names_every_subcommand_and_imports_none_of_them() -> None:
         "print('imported:', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Fused DropConnect and dropout masks for PyTorch." in done.stdout
     for name in ("info", "verify", "bench", "demo"):
         assert f"  {name} " in done.stdout
     assert "imported: []" in done.stdout
@@ -52,16 +54,27 @@ def test_python_m_runs_the_same_program() -> None:
     [
         ([], "COMMAND"),
         (["nonsense"], "'nonsense'"),
-        (["verify", "--threads", "0"], "--threads: must be an integer >= 1, got '0'"),
+        (["verify", "--threads", "0"], "--threads: must be an integer from 1 to 2^31 - 1, got '0'"),
+        (["bench", "--threads", "99999999999"], "--threads: must be an integer from 1 to 2^31 - 1"),
+        (["bench", "--repeats", "9" * 5000], "--repeats: must be an integer from 1 to 2^31 - 1"),
         (["verify", "--seed", "-1"], "--seed: must be an integer from 0 to 2^62 - 1, got '-1'"),
-        (["bench", "--shape", "1,2"], "--shape: must be three integers >= 1, B,O,I, got '1,2'"),
+        (["bench", "--shape", "1,2"], "--shape: must be three integers from 1 to 2^31 - 1, B,O,I"),
+        (["bench", "--shape", "1,2,2147483648"], "got '1,2,2147483648'"),
+        (["bench", "--shape", "1,99999999,99999999"], "--shape 1,99999999,99999999: operands"),
+        (["bench", "--shape", "2,3,4", "--shape", "2147483647,1,2147483647"], "GiB in float32"),
         (["bench", "--shape", "4,0,4"], "got '4,0,4'"),
         (["bench", "-p", "1.5"], "-p: must be a number in [0, 1], got '1.5'"),
         (["bench", "-p", "nan"], "got 'nan'"),
         (["bench", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
-        (["bench", "--mask", "0"], "--mask: must be row, example, batch, or an integer >= 1"),
+        (["bench", "--mask", "0"], "--mask: must be row, example, batch, or an integer from 1 to"),
+        (["bench", "--mask", str(2**63)], "integer from 1 to 2^63 - 1, got '9223372036854775808'"),
         (["bench", "--repeats", "many"], "got 'many'"),
-        (["bench", "--json", "/nowhere/x.json"], "--json /nowhere/x.json: no such folder"),
+        (
+            ["bench", "--json", "/nowhere/x.json"],
+            "write --json /nowhere/x.json: No such file",
+        ),
+        (["bench", "--json", "/proc/x.json"], "cannot write --json /proc/x.json: No such file"),
+        (["bench", "--json", "."], "cannot write --json .: Is a directory"),
     ],
 )
 def test_bad_arguments_give_one_line_and_status_2(
@@ -72,6 +85,46 @@ def test_bad_arguments_give_one_line_and_status_2(
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert named in captured.err
+
+
+def test_integers_up_to_their_bounds() -> None:
+    assert positive_int(str(2**31 - 1)) == 2**31 - 1
+    assert mask_mode(str(2**63 - 1)) == 2**63 - 1
+
+
+def test_an_output_file_is_opened_first_and_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    with output_file("--out", path) as write:
+        assert path.read_bytes() == b""
+        write(b"long content")
+    with output_file("--out", path) as write:
+        assert path.read_bytes() == b"long content"
+        write(b"short")
+    assert path.read_bytes() == b"short"
+    with output_file("--out", Path(os.devnull)) as write:
+        write(b"lost")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_run_leaves_no_new_file_and_no_changed_one(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.write_bytes(b"before")
+    for path in (new, old):
+        with pytest.raises(error), output_file("--out", path):
+            raise error
+    assert old.read_bytes() == b"before"
+    assert not new.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_names_option_and_path() -> None:
+    with (
+        pytest.raises(ArgumentError, match="cannot write --out /dev/full: No space left"),
+        output_file("--out", Path("/dev/full")) as write,
+    ):
+        write(b"content")
 
 
 def test_bad_forced_isa_is_a_bad_argument() -> None:

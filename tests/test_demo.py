@@ -158,7 +158,7 @@ def test_progress_on_a_terminal_and_in_a_log(digits: Dataset) -> None:
     [
         (["--p", "1.5"], "--p/-p: must be a number in [0, 1], got '1.5'"),
         (["--p", "nan"], "must be a number in [0, 1]"),
-        (["--epochs", "0"], "--epochs: must be an integer >= 1, got '0'"),
+        (["--epochs", "0"], "--epochs: must be an integer from 1 to 2^31 - 1, got '0'"),
         (["--hidden", "-3"], "--hidden"),
         (["--batch-size", "x"], "--batch-size"),
         (["--batch-size", "899"], "--batch-size must be at most the 898 examples"),
@@ -167,13 +167,16 @@ def test_progress_on_a_terminal_and_in_a_log(digits: Dataset) -> None:
         (["--seed", "-1"], "--seed"),
         (["--seeds", "0"], "--seeds"),
         (["--threads", "0"], "--threads"),
+        (["--threads", "99999999999"], "--threads: must be an integer from 1 to 2^31 - 1"),
         (["--subset", "2000"], "--subset must be at most 898, got 2000"),
         (["--subset", "100"], "--batch-size must be at most the 100 examples"),
         (["--data", "nowhere"], "data folder nowhere does not exist"),
         (["--data", "."], "train-images-idx3-ubyte (or train-images-idx3-ubyte.gz) is missing"),
         (["--out", "picture.jpg"], "--out must end in .png, got picture.jpg"),
-        (["--out", "nowhere/picture.png"], "--out: folder nowhere does not exist"),
-        (["--hidden", "100000"], "the naive layer needs about"),
+        (["--out", "nowhere/picture.png"], "cannot write --out nowhere/picture.png: No such file"),
+        (["--out", "/proc/x.png"], "cannot write --out /proc/x.png: No such file"),
+        (["--hidden", "100000"], "the naive network needs about"),
+        (["--hidden", "2000000", "--p", "0"], "the naive network needs about"),
     ],
 )
 def test_bad_arguments_give_one_line_and_status_2(
@@ -188,6 +191,21 @@ def test_bad_arguments_give_one_line_and_status_2(
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
     assert captured.out == "" and not list(tmp_path.iterdir())
+
+
+def test_a_failed_training_leaves_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "picture.png"
+
+    def fail(*arguments: object) -> object:
+        assert out.exists()
+        raise RuntimeError("training failed")
+
+    monkeypatch.setattr("fused_dropout.demo._measure_and_train", fail)
+    with pytest.raises(RuntimeError, match="training failed"):
+        demo("--hidden", "8", "--out", out)
+    assert not out.exists()
 
 
 def test_missing_matplotlib_says_how_to_get_it(
