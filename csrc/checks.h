@@ -14,11 +14,6 @@
 
 namespace fused_dropout {
 
-// Rounds up, for any a >= 0 and b >= 1: a + b may not fit.
-inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
-
-inline int64_t group_count(int64_t cols) { return ceil_div(cols, kGroupColumns); }
-
 inline void check_mask_arguments(double p, int64_t rows, int64_t cols, int64_t stream,
                                  int64_t digits) {
   TORCH_CHECK_VALUE(p >= 0.0 && p <= 1.0, "p must be a probability in [0, 1], got ", p);

@@ -59,8 +59,8 @@ inline double scale_of(const MaskRule& rule, bool rescale) {
 
 // Stored masks: [groups][masks][out_features rounded up][words].
 inline std::vector<int64_t> stored_shape(const Layer& layer) {
-  return {group_count(layer.in_features), layer.masks,
-          ceil_div(layer.out_features, kStoredOutsMultiple) * kStoredOutsMultiple, kGroupWords};
+  return {group_count(layer.in_features), layer.masks, stored_outs(layer.out_features),
+          kGroupWords};
 }
 
 inline DropConnectProblem make_problem(const Layer& layer, const MaskRule& rule,

@@ -23,6 +23,20 @@
 
 namespace fused_dropout {
 
+// Rounds up, for any a >= 0 and b >= 1: a + b may not fit.
+FUSED_DROPOUT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+// Groups of a row of `cols` columns.
+FUSED_DROPOUT_INLINE int64_t group_count(int64_t cols) { return ceil_div(cols, kGroupColumns); }
+
+// Masks of a DropConnect layer, and the output features that its stored masks have room for.
+FUSED_DROPOUT_INLINE int64_t mask_count(const DropConnectProblem& problem) {
+  return ceil_div(problem.rows, problem.rows_per_mask);
+}
+FUSED_DROPOUT_INLINE int64_t stored_outs(int64_t out_features) {
+  return ceil_div(out_features, kStoredOutsMultiple) * kStoredOutsMultiple;
+}
+
 static inline MaskRule make_mask_rule(uint64_t seed, uint64_t offset, uint32_t stream, double p,
                                       int digits) {
   const double one = std::ldexp(1.0, digits);

@@ -106,7 +106,7 @@ template <class T>
 void finish_forward(const ForwardArgs& args, Range rows, Range outs, Real<T>* sums) {
   const DropConnectProblem& problem = args.problem;
   const T* bias = static_cast<const T*>(args.bias);
-  const int64_t mask_words = groups_of(problem.out_features) * kGroupWords;
+  const int64_t mask_words = group_count(problem.out_features) * kGroupWords;
   for (int64_t n = rows.begin; n < rows.end && bias != nullptr; ++n) {
     const uint32_t* bits = args.bias_bits + n / problem.rows_per_mask * mask_words;
     Real<T>* row = sums + (n - rows.begin) * kForwardBlockOuts - outs.begin;
@@ -126,7 +126,7 @@ void forward(const ForwardArgs& args, Range rows, Range outs, void* scratch) {
   for (int64_t k = 0; k < rows.size() * kForwardBlockOuts; ++k) s.sums[k] = 0;
   for (int64_t c = 0; c < problem.in_features; c += kPanelColumns) {
     const Range cols = {c, smaller(c + kPanelColumns, problem.in_features)};
-    const Range groups = {c / kGroupColumns, groups_of(cols.end)};
+    const Range groups = {c / kGroupColumns, group_count(cols.end)};
     const int64_t padded = groups.size() * kGroupColumns;
     pack_panel<T>(args.input, rows, cols, rows.size(), padded, s.x, kPanelStride);
     for (int64_t o = outs.begin; o < outs.end; o += kPanelOuts) {
@@ -282,7 +282,7 @@ void bias_grad(const BiasGradArgs& args, int64_t group) {
   constexpr int kLanes = Vec<R>::kLanes;
   R sums[kGroupColumns] = {};
   R grad[kGradRows * kGroupColumns];
-  const int64_t groups = groups_of(args.out_features);
+  const int64_t groups = group_count(args.out_features);
   const Range outs = {group * kGroupColumns,
                       smaller((group + 1) * kGroupColumns, args.out_features)};
   for (int64_t n = 0; n < args.rows; n += kGradRows) {

@@ -20,15 +20,6 @@ struct MaskBits {
   }
 };
 
-FUSED_DROPOUT_INLINE int64_t groups_of(int64_t columns) {
-  return (columns + kGroupColumns - 1) / kGroupColumns;
-}
-
-FUSED_DROPOUT_INLINE int64_t masks_of(const DropConnectProblem& problem) {
-  const int64_t whole = problem.rows / problem.rows_per_mask;
-  return whole + (problem.rows % problem.rows_per_mask != 0);
-}
-
 // Fills the scratch, and leaves it as it is while consecutive rows share their masks.
 class MaskBlock {
  public:
@@ -66,13 +57,13 @@ class MaskBlock {
 
   // Stored masks are [groups][masks][out_features rounded up][4 words].
   const uint32_t* stored(int64_t group, int64_t mask, int64_t out) const {
-    const int64_t masks = masks_of(problem_);
-    const int64_t outs = round_up(problem_.out_features, kStoredOutsMultiple);
+    const int64_t masks = mask_count(problem_);
+    const int64_t outs = stored_outs(problem_.out_features);
     return problem_.mask_bits + ((group * masks + mask) * outs + out) * kGroupWords;
   }
 
   void draw(int64_t group, int64_t mask, Range outs, uint32_t* out) const {
-    const int64_t row_groups = groups_of(problem_.in_features);
+    const int64_t row_groups = group_count(problem_.in_features);
     const int64_t first = (mask * problem_.out_features + outs.begin) * row_groups + group;
     draw_groups(problem_.rule, static_cast<uint64_t>(first), static_cast<uint64_t>(row_groups),
                 outs.size(), out);

@@ -97,7 +97,7 @@ FUSED_DROPOUT_INLINE void expand_word(uint32_t word, int64_t count, uint8_t* out
 void draw_bytes(const MaskRule& rule, uint64_t first, int64_t rows, int64_t cols, uint8_t* out) {
   constexpr int64_t kChunk = 32;  // groups drawn at a time
   uint32_t bits[kChunk * kGroupWords];
-  const int64_t groups = (cols + kGroupColumns - 1) / kGroupColumns;
+  const int64_t groups = group_count(cols);
   for (int64_t row = 0; row < rows; ++row, first += groups, out += cols) {
     for (int64_t g = 0; g < groups; g += kChunk) {
       const int64_t count = groups - g < kChunk ? groups - g : kChunk;

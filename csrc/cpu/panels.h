@@ -2,7 +2,7 @@
 // `Real` that the kernels run on.
 #pragma once
 
-#include "../common/params.h"
+#include "../common/mask.h"
 #include "kernels.h"
 #include "scalar_types.h"
 
@@ -10,7 +10,7 @@ namespace fused_dropout {
 namespace {
 
 FUSED_DROPOUT_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-FUSED_DROPOUT_INLINE int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+FUSED_DROPOUT_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 template <class T>
 FUSED_DROPOUT_INLINE void widen_row(const T* in, int64_t stride, int64_t count, Real<T>* out) {
