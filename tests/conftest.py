@@ -10,6 +10,8 @@ import pytest
 
 from fused_dropout import _ext
 
+pytest_plugins = ["cuda_on_cpu.plugin"]  # the fixtures that run CUDA kernels
+
 TESTS = Path(__file__).parent
 ISAS = ("avx512", "avx2", "plain")
 

@@ -1,0 +1,56 @@
+// The memory that kernels work on: exactly as many bytes as asked for, so that ASan knows where
+// they end. Compiled by nvcc, the same tests run on a GPU.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+constexpr size_t kDeviceAlignment = 256;  // cudaMalloc's
+
+#if defined(__CUDACC__)
+
+#include <cuda_runtime.h>
+
+inline void check(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "CUDA: %s\n", cudaGetErrorString(error));
+  std::exit(EXIT_FAILURE);
+}
+
+inline uint8_t* device_allocate(size_t bytes) {
+  void* memory = nullptr;
+  check(cudaMalloc(&memory, bytes));
+  return static_cast<uint8_t*>(memory);
+}
+inline void device_free(void* memory) { check(cudaFree(memory)); }
+inline void copy_to_device(void* to, const void* from, size_t bytes) {
+  check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice));
+}
+inline void copy_to_host(void* to, const void* from, size_t bytes) {
+  check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost));
+}
+inline void device_synchronize() { check(cudaDeviceSynchronize()); }
+
+#else
+
+inline uint8_t* device_allocate(size_t bytes) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, kDeviceAlignment, bytes) != 0) {
+    std::perror("no memory for a kernel's arguments");
+    std::exit(EXIT_FAILURE);
+  }
+  return static_cast<uint8_t*>(memory);
+}
+inline void device_free(void* memory) { std::free(memory); }
+inline void copy_to_device(void* to, const void* from, size_t bytes) {
+  if (bytes) std::memcpy(to, from, bytes);
+}
+inline void copy_to_host(void* to, const void* from, size_t bytes) {
+  if (bytes) std::memcpy(to, from, bytes);
+}
+inline void device_synchronize() {}
+
+#endif
