@@ -1,0 +1,180 @@
+// Per-example DropConnect: the three products of csrc/cpu/dropconnect_body.h, with the mask bits as
+// predicates of the multiply-adds.
+//
+//   output[n, o]   = scale * (sum_i M[n, o, i] weight[o, i] input[n, i] + m[n, o] bias[o])
+//   d_input[n, i]  = scale * sum_o M[n, o, i] weight[o, i] grad[n, o]
+//   d_weight[o, i] = scale * sum_n M[n, o, i] input[n, i] grad[n, o]
+//
+// Floor of each: rows * out_features * in_features FFMAs, 4 us at Table 1's shape (128 x 1024 x
+// 1024) on an H200 (33e12 a second). Prediction, by instruction counts: 8 FFMAs take one R2P, one
+// ISETP and one LOP3 besides, and 64 to 128 of them share 9 to 16 shared loads, so the main loops
+// reach 65 % of the FFMA rate. Drawing at one digit adds about 70 issue slots to the 195 of each
+// 128 columns of a (row, output) pair: 48 % in all, 8 us. Stored masks replace that by one 16-byte
+// load. More digits: draw once, store, read twice. Launch: the sum is split over blocks until
+// kTargetBlocks run; partial sums go through a workspace and are added in a fixed order, so results
+// do not vary from run to run.
+#pragma once
+
+#include "dropconnect_forward.cuh"
+#include "dropconnect_outer.cuh"
+
+namespace fused_dropout {
+namespace {
+
+// The bias of a layer for finish_kernel; `data` is null without one.
+struct BiasView {
+  const void* data;
+  int64_t stride;
+  const uint32_t* bits;  // [masks, groups of out_features], 4 words each
+  int64_t rows_per_mask;
+};
+
+FUSED_DROPOUT_DEVICE bool bias_kept(const uint32_t* bits, int64_t mask, int64_t out,
+                                    int64_t out_features) {
+  const int64_t word = mask * group_count(out_features) * kGroupWords + out / 32;
+  return bits[word] >> (out % 32) & 1;
+}
+
+// result = scale * (partial sums + kept bias), for results [rows, cols].
+template <class T>
+__global__ void __launch_bounds__(kMaskThreads)
+    finish_kernel(const Sum<T>* partial, int64_t slices, int64_t rows, int64_t cols, BiasView bias,
+                  double scale, T* result) {
+  const int64_t count = rows * cols;
+  for (int64_t k = thread_in_grid(); k < count; k += threads_in_grid()) {
+    Sum<T> sum = 0;
+    for (int64_t slice = 0; slice < slices; ++slice) sum += partial[slice * count + k];
+    if (bias.data != nullptr) {
+      const int64_t out = k % cols;
+      if (bias_kept(bias.bits, k / cols / bias.rows_per_mask, out, cols)) {
+        sum += to_sum(static_cast<const T*>(bias.data)[out * bias.stride]);
+      }
+    }
+    from_sum(sum * static_cast<Sum<T>>(scale), &result[k]);
+  }
+}
+
+// d_bias[o] = scale * sum_n m[n, o] grad[n, o]. One thread an output feature: a warp reads 32
+// neighbours of each row.
+template <class T>
+__global__ void __launch_bounds__(kWarpLanes)
+    bias_grad_kernel(MatrixView grad, int64_t rows, int64_t out_features, int64_t rows_per_mask,
+                     const uint32_t* bits, double scale, T* d_bias) {
+  const int64_t out = thread_in_grid();
+  if (out >= out_features) return;
+  Sum<T> sum = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    if (bias_kept(bits, row / rows_per_mask, out, out_features)) {
+      sum += element<T>(grad, row, out, rows, out_features);
+    }
+  }
+  from_sum(sum * static_cast<Sum<T>>(scale), &d_bias[out]);
+}
+
+// Stored masks, [groups][masks][outs rounded up][4 words], as mask_group reads them.
+__global__ void __launch_bounds__(kMaskThreads)
+    store_masks_kernel(DropConnectProblem problem, RngSource rng, int64_t count, uint32_t* bits) {
+  problem.rule = seeded(problem.rule, rng);
+  const int64_t outs = stored_outs(problem.out_features);
+  for (int64_t k = thread_in_grid(); k < count; k += threads_in_grid()) {
+    const int64_t mask = k / outs % mask_count(problem);
+    const int64_t group = k / outs / mask_count(problem);
+    // Those past out_features are never looked at.
+    store_group(bits + k * kGroupWords,
+                mask_group(problem, mask * problem.rows_per_mask, k % outs, group));
+  }
+}
+
+// ---- launches ---------------------------------------------------------------------------------
+
+constexpr int64_t kTargetBlocks = 264;  // two for each of an H200's 132 multiprocessors
+
+// How many slices the sum of `steps` steps is cut into, so that tiles * slices fill the device.
+FUSED_DROPOUT_INLINE int64_t slices_for(int64_t tiles, int64_t steps, int64_t target_blocks) {
+  if (tiles == 0 || steps == 0) return 1;
+  const int64_t wanted = ceil_div(target_blocks, tiles);
+  return wanted < steps ? wanted : steps;
+}
+
+FUSED_DROPOUT_INLINE int64_t forward_slices(const DropConnectProblem& problem,
+                                            int64_t target_blocks = kTargetBlocks) {
+  const int64_t tiles =
+      ceil_div(problem.rows, kForwardRows) * ceil_div(problem.out_features, kForwardOuts);
+  return slices_for(tiles, group_count(problem.in_features), target_blocks);
+}
+
+template <bool kOutsAreResults>
+FUSED_DROPOUT_INLINE int64_t outer_slices(const DropConnectProblem& problem,
+                                          int64_t target_blocks = kTargetBlocks) {
+  const int64_t results = kOutsAreResults ? problem.out_features : problem.rows;
+  const int64_t sources = kOutsAreResults ? problem.rows : problem.out_features;
+  const int64_t tiles = ceil_div(results, kResultRows) * group_count(problem.in_features);
+  return slices_for(tiles, ceil_div(sources, kChunk), target_blocks);
+}
+
+// Fills a tensor of stored masks for `problem`, whose own mask_bits are null.
+inline cudaError_t launch_store_masks(const DropConnectProblem& problem, const RngSource& rng,
+                                      uint32_t* bits, cudaStream_t stream) {
+  const int64_t count =
+      group_count(problem.in_features) * mask_count(problem) * stored_outs(problem.out_features);
+  if (count == 0) return cudaSuccess;
+  return launch_kernel<store_masks_kernel>(mask_blocks(count, kMaxBlocks), dim3(kMaskThreads), 0,
+                                           stream, problem, rng, count, bits);
+}
+
+template <class T>
+cudaError_t launch_finish(const Sum<T>* partial, int64_t slices, int64_t rows, int64_t cols,
+                          const BiasView& bias, double scale, T* result, cudaStream_t stream) {
+  return launch_kernel<finish_kernel<T>>(mask_blocks(rows * cols, kMaxBlocks), dim3(kMaskThreads),
+                                         0, stream, partial, slices, rows, cols, bias, scale,
+                                         result);
+}
+
+// `workspace` holds forward_slices(problem) * rows * out_features sums.
+template <class T>
+cudaError_t launch_forward(const DropConnectProblem& problem, const RngSource& rng,
+                           const MatrixView& input, const MatrixView& weight, const BiasView& bias,
+                           Sum<T>* workspace, T* output, cudaStream_t stream,
+                           int64_t target_blocks = kTargetBlocks) {
+  if (problem.rows * problem.out_features == 0) return cudaSuccess;
+  const int64_t slices = forward_slices(problem, target_blocks);
+  const int64_t blocks =
+      ceil_div(problem.rows, kForwardRows) * ceil_div(problem.out_features, kForwardOuts) * slices;
+  const cudaError_t error = launch_kernel<forward_kernel<T>>(
+      dim3(static_cast<unsigned>(blocks)), dim3(kBlockThreads), sizeof(ForwardShared<Sum<T>>),
+      stream, problem, rng, input, weight, slices, workspace);
+  if (error != cudaSuccess) return error;
+  return launch_finish<T>(workspace, slices, problem.rows, problem.out_features, bias,
+                          problem.scale, output, stream);
+}
+
+// d_weight (kOutsAreResults, panel = input) or d_input (panel = weight). `workspace` holds
+// outer_slices<kOutsAreResults>(problem) times the result.
+template <class T, bool kOutsAreResults>
+cudaError_t launch_outer(const DropConnectProblem& problem, const RngSource& rng,
+                         const MatrixView& panel, const MatrixView& grad, Sum<T>* workspace,
+                         T* result, cudaStream_t stream, int64_t target_blocks = kTargetBlocks) {
+  const int64_t results = kOutsAreResults ? problem.out_features : problem.rows;
+  if (results * problem.in_features == 0) return cudaSuccess;
+  const int64_t slices = outer_slices<kOutsAreResults>(problem, target_blocks);
+  const int64_t blocks = ceil_div(results, kResultRows) * group_count(problem.in_features) * slices;
+  const cudaError_t error = launch_kernel<outer_kernel<T, kOutsAreResults>>(
+      dim3(static_cast<unsigned>(blocks)), dim3(kBlockThreads), sizeof(OuterShared<Sum<T>>), stream,
+      problem, rng, panel, grad, slices, workspace);
+  if (error != cudaSuccess) return error;
+  return launch_finish<T>(workspace, slices, results, problem.in_features, BiasView{},
+                          problem.scale, result, stream);
+}
+
+template <class T>
+cudaError_t launch_bias_grad(const MatrixView& grad, int64_t rows, int64_t out_features,
+                             int64_t rows_per_mask, const uint32_t* bits, double scale, T* d_bias,
+                             cudaStream_t stream) {
+  if (out_features == 0) return cudaSuccess;
+  return launch_kernel<bias_grad_kernel<T>>(
+      dim3(static_cast<unsigned>(ceil_div(out_features, kWarpLanes))), dim3(kWarpLanes), 0, stream,
+      grad, rows, out_features, rows_per_mask, bits, scale, d_bias);
+}
+
+}  // namespace
+}  // namespace fused_dropout

@@ -1,0 +1,155 @@
+// IMPL(CUDA) of the DropConnect operators: checks, workspaces, launches on the current stream.
+//
+// Workspaces, freed to the caching allocator on return: partial sums (forward_slices or
+// outer_slices times the result, in float) and, with a bias, its packed masks.
+#include <ATen/Functions.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "../dropconnect_layer.h"
+#include "binding.h"
+#include "dropconnect.cuh"
+
+namespace fused_dropout {
+namespace {
+
+using at::Tensor;
+using c10::cuda::CUDAGuard;
+
+// Calls f with a null pointer to the kernels' element type of `tensor`.
+template <class F>
+void with_type(const Tensor& tensor, F f) {
+  switch (kernel_type(tensor)) {
+    case ScalarType::kFloat32:
+      return f(static_cast<float*>(nullptr));
+    case ScalarType::kBFloat16:
+      return f(static_cast<__nv_bfloat16*>(nullptr));
+    case ScalarType::kFloat16:
+      return f(static_cast<__half*>(nullptr));
+    case ScalarType::kFloat64:
+      return f(static_cast<double*>(nullptr));
+  }
+}
+
+DropConnectProblem problem_of(const Layer& layer, const std::optional<Tensor>& mask_bits,
+                              const at::Device& device) {
+  const MaskRule rule = unseeded_rule(layer.p, kStreamMask, kDefaultDigits);
+  return make_problem(layer, rule, mask_bits, device);
+}
+
+template <class T>
+Tensor sums_workspace(int64_t slices, const Tensor& result) {
+  const auto dtype = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
+  return at::empty({slices * result.numel()}, result.options().dtype(dtype));
+}
+
+Tensor draw_bias_bits(const Layer& layer, const RngSource& rng, const Tensor& like) {
+  const int64_t groups = layer.masks * group_count(layer.out_features);
+  Tensor bits = at::empty({groups * kGroupWords}, like.options().dtype(at::kInt));
+  check_launch(launch_draw_groups(unseeded_rule(layer.p, kStreamBias, kDefaultDigits), rng, 0, 1,
+                                  groups, static_cast<uint32_t*>(bits.mutable_data_ptr()),
+                                  current_stream()));
+  return bits;
+}
+
+Tensor mask_bits_cuda(const Tensor& rng_state, int64_t masks, int64_t out_features,
+                      int64_t in_features, double p) {
+  const CUDAGuard guard(rng_state.device());
+  const Layer layer = make_layer(masks, in_features, out_features, 1, p, true);
+  const RngSource rng = rng_on_device(rng_state, rng_state.device());
+  Tensor bits = at::empty(stored_shape(layer), rng_state.options().dtype(at::kInt));
+  const DropConnectProblem problem = problem_of(layer, std::nullopt, rng_state.device());
+  check_launch(launch_store_masks(problem, rng, static_cast<uint32_t*>(bits.mutable_data_ptr()),
+                                  current_stream()));
+  return bits;
+}
+
+Tensor forward_cuda(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                    const Tensor& rng_state, double p, int64_t rows_per_mask, bool rescale,
+                    const std::optional<Tensor>& mask_bits) {
+  const CUDAGuard guard(input.device());
+  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, rescale);
+  const RngSource rng = rng_on_device(rng_state, input.device());
+  const DropConnectProblem problem = problem_of(layer, mask_bits, input.device());
+  Tensor output = at::empty({layer.rows, layer.out_features}, input.options());
+  Tensor bias_bits;
+  BiasView bias_view{};
+  if (bias.has_value()) {
+    bias_bits = draw_bias_bits(layer, rng, input);
+    bias_view = {bias->const_data_ptr(), bias->stride(0),
+                 static_cast<const uint32_t*>(bias_bits.const_data_ptr()), rows_per_mask};
+  }
+  with_type(input, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    Tensor workspace = sums_workspace<T>(forward_slices(problem), output);
+    check_launch(launch_forward<T>(problem, rng, view_of(input), view_of(weight), bias_view,
+                                   static_cast<Sum<T>*>(workspace.mutable_data_ptr()),
+                                   static_cast<T*>(output.mutable_data_ptr()), current_stream()));
+  });
+  return output;
+}
+
+// d_weight with the input as panel, d_input with the weight.
+template <bool kOutsAreResults>
+Tensor outer_cuda(const Tensor& grad_output, const Tensor& panel, const Tensor& rng_state, double p,
+                  int64_t rows_per_mask, bool rescale, const std::optional<Tensor>& mask_bits) {
+  const CUDAGuard guard(grad_output.device());
+  const Layer layer =
+      layer_of_backward(grad_output, kOutsAreResults ? &panel : nullptr,
+                        kOutsAreResults ? nullptr : &panel, rows_per_mask, p, rescale);
+  const RngSource rng = rng_on_device(rng_state, grad_output.device());
+  const DropConnectProblem problem = problem_of(layer, mask_bits, grad_output.device());
+  const int64_t results = kOutsAreResults ? layer.out_features : layer.rows;
+  Tensor result = at::empty({results, layer.in_features}, grad_output.options());
+  with_type(grad_output, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    Tensor workspace = sums_workspace<T>(outer_slices<kOutsAreResults>(problem), result);
+    check_launch(launch_outer<T, kOutsAreResults>(
+        problem, rng, view_of(panel), view_of(grad_output),
+        static_cast<Sum<T>*>(workspace.mutable_data_ptr()),
+        static_cast<T*>(result.mutable_data_ptr()), current_stream()));
+  });
+  return result;
+}
+
+std::tuple<Tensor, Tensor> d_both_cuda(const Tensor& grad_output, const Tensor& input,
+                                       const Tensor& weight, const Tensor& rng_state, double p,
+                                       int64_t rows_per_mask, bool rescale,
+                                       const std::optional<Tensor>& mask_bits) {
+  return {outer_cuda<false>(grad_output, weight, rng_state, p, rows_per_mask, rescale, mask_bits),
+          outer_cuda<true>(grad_output, input, rng_state, p, rows_per_mask, rescale, mask_bits)};
+}
+
+Tensor d_bias_cuda(const Tensor& grad_output, const Tensor& rng_state, double p,
+                   int64_t rows_per_mask, bool rescale) {
+  TORCH_CHECK(grad_output.dim() == 2, "grad_output must be a matrix, got ", grad_output.sizes());
+  const CUDAGuard guard(grad_output.device());
+  const Layer layer =
+      make_layer(grad_output.size(0), 1, grad_output.size(1), rows_per_mask, p, rescale);
+  const RngSource rng = rng_on_device(rng_state, grad_output.device());
+  const Tensor bits = draw_bias_bits(layer, rng, grad_output);
+  const double scale = scale_of(unseeded_rule(p, kStreamBias, kDefaultDigits), rescale);
+  Tensor d_bias = at::empty({layer.out_features}, grad_output.options());
+  with_type(grad_output, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    check_launch(launch_bias_grad<T>(view_of(grad_output), layer.rows, layer.out_features,
+                                     rows_per_mask,
+                                     static_cast<const uint32_t*>(bits.const_data_ptr()), scale,
+                                     static_cast<T*>(d_bias.mutable_data_ptr()), current_stream()));
+  });
+  return d_bias;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
+  m.impl("dropconnect_mask_bits", mask_bits_cuda);
+  m.impl("dropconnect_linear", forward_cuda);
+  m.impl("dropconnect_linear_d_input", outer_cuda<false>);
+  m.impl("dropconnect_linear_d_weight", outer_cuda<true>);
+  m.impl("dropconnect_linear_d_both", d_both_cuda);
+  m.impl("dropconnect_linear_d_bias", d_bias_cuda);
+}
+
+}  // namespace fused_dropout

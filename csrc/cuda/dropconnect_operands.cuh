@@ -1,0 +1,79 @@
+// What the DropConnect kernels share: element types, operands of any strides, mask bits.
+#pragma once
+
+#include "mask.cuh"
+
+namespace fused_dropout {
+namespace {
+
+constexpr int kBlockThreads = 128;
+constexpr int kThreadTile = 4;  // rows (and output features) of a thread's tile
+
+template <class T>
+struct SumType {
+  using type = float;
+};
+template <>
+struct SumType<double> {
+  using type = double;
+};
+template <class T>
+using Sum = typename SumType<T>::type;
+
+FUSED_DROPOUT_DEVICE float to_sum(float x) { return x; }
+FUSED_DROPOUT_DEVICE double to_sum(double x) { return x; }
+FUSED_DROPOUT_DEVICE float to_sum(__nv_bfloat16 x) { return __bfloat162float(x); }
+FUSED_DROPOUT_DEVICE float to_sum(__half x) { return __half2float(x); }
+
+FUSED_DROPOUT_DEVICE void from_sum(float x, float* out) { *out = x; }
+FUSED_DROPOUT_DEVICE void from_sum(double x, double* out) { *out = x; }
+FUSED_DROPOUT_DEVICE void from_sum(float x, __nv_bfloat16* out) { *out = __float2bfloat16(x); }
+FUSED_DROPOUT_DEVICE void from_sum(float x, __half* out) { *out = __float2half(x); }
+
+// Four neighbours from shared memory in 16-byte loads; `from` is aligned to 16 bytes.
+FUSED_DROPOUT_DEVICE void load4(const float* from, float* to) {
+  const float4 v = *reinterpret_cast<const float4*>(from);
+  to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+}
+FUSED_DROPOUT_DEVICE void load4(const double* from, double* to) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) to[k] = from[k];
+}
+
+// Element (row, col) of a matrix of any strides, 0 outside [rows, cols).
+template <class T>
+FUSED_DROPOUT_DEVICE Sum<T> element(const MatrixView& matrix, int64_t row, int64_t col,
+                                    int64_t rows, int64_t cols) {
+  if (row >= rows || col >= cols) return 0;
+  const T* data = static_cast<const T*>(matrix.data);
+  return to_sum(data[row * matrix.row_stride + col * matrix.col_stride]);
+}
+
+// The 128 mask bits of (row, out, group), drawn or read from stored masks
+// [groups][masks][outs rounded up][4 words].
+FUSED_DROPOUT_DEVICE GroupBits mask_group(const DropConnectProblem& problem, int64_t row,
+                                          int64_t out, int64_t group) {
+  const int64_t mask = row / problem.rows_per_mask;
+  if (problem.mask_bits != nullptr) {
+    const int64_t place =
+        (group * mask_count(problem) + mask) * stored_outs(problem.out_features) + out;
+    const uint4 words = *reinterpret_cast<const uint4*>(problem.mask_bits + place * kGroupWords);
+    return {{words.x, words.y, words.z, words.w}};
+  }
+  const int64_t row_groups = group_count(problem.in_features);
+  const int64_t first = (mask * problem.out_features + out) * row_groups;
+  return keep_group(problem.rule, static_cast<uint64_t>(first + group));
+}
+
+// The half-open range of `total` steps that slice `slice` of `slices` takes.
+struct Steps {
+  int64_t begin;
+  int64_t end;
+};
+
+FUSED_DROPOUT_INLINE Steps steps_of(int64_t total, int64_t slice, int64_t slices) {
+  return {total * slice / slices, total * (slice + 1) / slices};
+}
+
+}  // namespace
+}  // namespace fused_dropout
