@@ -1,0 +1,99 @@
+"""A DropConnect layer whose products the device computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fused_dropout
+from fused_dropout import _ext, reference
+
+from .device import Device, Layer
+from .memory import Numbers
+
+SEED, OFFSET = 2**63 + 12345, 2**40 + 7
+
+Case = tuple[tuple[int, int, int, int], float]  # the sizes of a Layer; p
+PRODUCTS = ("forward", "d_input", "d_weight", "d_bias")
+NUMPY_DTYPES: dict[torch.dtype, type[np.generic]] = {
+    torch.float32: np.float32,
+    torch.bfloat16: np.int16,
+    torch.float16: np.int16,
+    torch.float64: np.float64,
+}
+
+
+def state(device: Device, seed: int = SEED, offset: int = OFFSET) -> int:
+    """An rng_state in the device's memory."""
+    return device.put(np.array([seed, offset], np.uint64))
+
+
+def numbers(tensor: Tensor) -> Numbers:
+    """The tensor's elements; those of 16 bits as their bits."""
+    dense = tensor.contiguous()
+    return (dense.view(torch.int16) if dense.element_size() == 2 else dense).numpy()
+
+
+def stored_masks(sizes: tuple[int, int, int, int], p: float) -> Numbers:
+    """The masks as the CPU stores them: [groups, masks, outs rounded up, 4 words]."""
+    rows, in_features, out_features, rows_per_mask = sizes
+    masks = -(-rows // rows_per_mask)
+    rng_state = fused_dropout.make_rng_state(SEED, OFFSET)
+    bits = _ext.operators().dropconnect_mask_bits(rng_state, masks, out_features, in_features, p)
+    return bits.numpy().view(np.uint32).reshape(-(-in_features // 128), masks, -1, 4)
+
+
+class DropConnect:
+    """One layer on the device: its operands there, and its products."""
+
+    def __init__(
+        self,
+        device: Device,
+        sizes: tuple[int, int, int, int],
+        p: float,
+        operands: tuple[Tensor, ...],
+        stored: bool = False,
+    ) -> None:
+        self.device = device
+        self.layer = Layer(*sizes)
+        self.dtype = operands[0].dtype
+        self.p = p
+        q = reference.keep_rate(p)
+        self.scale = 1 / q if q > 0 else 0.0
+        self.operands = operands
+        self.on_device = [device.put(numbers(tensor)) for tensor in operands]
+        rows, _, out_features, rows_per_mask = sizes
+        masks = -(-rows // rows_per_mask)
+        outs = -(-out_features // 128) * 128  # whole groups, as draw_groups lays them out
+        bias_mask = fused_dropout.packed_mask((masks, outs), p, seed=SEED, offset=OFFSET, stream=1)
+        self.bias_bits = device.put(bias_mask.numpy())
+        self.stored = device.put(stored_masks(sizes, p)) if stored else 0
+
+    def _product(self, name: str, like: Tensor, *operands: int) -> Tensor:
+        device = self.device
+        suffix = str(self.dtype).removeprefix("torch.")
+        dtype = NUMPY_DTYPES[self.dtype]
+        result = device.poisoned(dtype, *like.shape)
+        if name == "d_bias":
+            arguments: tuple[int | float | Layer, ...] = (self.layer, self.scale)
+        else:
+            arguments = (state(device), self.layer, self.p, self.scale, self.stored)
+            sums = np.float64 if self.dtype == torch.float64 else np.float32
+            workspace = device.poisoned(sums, device.call(f"{name}_workspace", self.layer))
+            operands = (*operands, workspace)
+        assert device.call(f"{name}_{suffix}", *arguments, *operands, result) == 0
+        array = device.get(result, dtype, *like.shape)
+        return torch.from_numpy(array).view(self.dtype)
+
+    def product(self, name: str) -> Tensor:
+        """One of PRODUCTS."""
+        x, w, b, g = self.on_device
+        input, weight, bias, grad = self.operands
+        if name == "forward":
+            return self._product(name, grad, x, w, b, self.bias_bits)
+        if name == "d_input":
+            return self._product(name, input, w, g)
+        if name == "d_weight":
+            return self._product(name, weight, x, g)
+        return self._product(name, bias, self.bias_bits, g)

@@ -1,0 +1,165 @@
+// The kernels whose PTX is interpreted, and entries that launch them as the package does. Every
+// pointer is to the interpreted device's memory, but the entries never look behind it. Matrices are
+// dense; `Layer` is rows, in_features, out_features, rows_per_mask.
+#include "../../csrc/cuda/dropconnect.cuh"
+
+// Not in a second unnamed namespace beside fused_dropout's: nvcc would confuse the two.
+namespace fused_dropout {
+
+struct Layer {
+  int64_t rows, in_features, out_features, rows_per_mask;
+};
+
+namespace {
+
+MaskRule rule_of(double p, int64_t stream, int64_t digits) {
+  // Seed and offset stand in the rng_state.
+  return make_mask_rule(0, 0, static_cast<uint32_t>(stream), p, static_cast<int>(digits));
+}
+
+DropConnectProblem problem_of(const Layer& layer, double p, double scale,
+                              const uint32_t* mask_bits) {
+  return {rule_of(p, kStreamMask, kDefaultDigits),
+          layer.rows,
+          layer.in_features,
+          layer.out_features,
+          layer.rows_per_mask,
+          scale,
+          mask_bits};
+}
+
+MatrixView dense(const void* data, int64_t cols) { return {data, cols, 1}; }
+
+template <class T>
+int forward(const int64_t* rng_state, const Layer& layer, double p, double scale,
+            const uint32_t* mask_bits, const T* input, const T* weight, const T* bias,
+            const uint32_t* bias_bits, Sum<T>* workspace, T* output) {
+  const BiasView bias_view = {bias, 1, bias_bits, layer.rows_per_mask};
+  return launch_forward<T>(problem_of(layer, p, scale, mask_bits), rng_from_state(rng_state),
+                           dense(input, layer.in_features), dense(weight, layer.in_features),
+                           bias_view, workspace, output, nullptr);
+}
+
+template <class T, bool kOutsAreResults>
+int outer(const int64_t* rng_state, const Layer& layer, double p, double scale,
+          const uint32_t* mask_bits, const T* panel, const T* grad, Sum<T>* workspace, T* result) {
+  return launch_outer<T, kOutsAreResults>(
+      problem_of(layer, p, scale, mask_bits), rng_from_state(rng_state),
+      dense(panel, layer.in_features), dense(grad, layer.out_features), workspace, result, nullptr);
+}
+
+template <class T>
+int bias_grad(const Layer& layer, double scale, const uint32_t* bias_bits, const T* grad,
+              T* result) {
+  return launch_bias_grad<T>(dense(grad, layer.out_features), layer.rows, layer.out_features,
+                             layer.rows_per_mask, bias_bits, scale, result, nullptr);
+}
+
+// Each of 32 threads copies 2 x `Bytes`, in two groups, the second with `valid` bytes. The first
+// result is read after the wait for the first group, the second both too early and in time.
+template <int Bytes>
+__global__ void copy_async_kernel(const unsigned char* from, int64_t valid,
+                                  unsigned char* results) {
+  FUSED_DROPOUT_SHARED(uint4, tile, [2][kWarpLanes]);
+  const int lane = threadIdx.x;
+  unsigned char* const copies[] = {reinterpret_cast<unsigned char*>(&tile[0][lane]),
+                                   reinterpret_cast<unsigned char*>(&tile[1][lane])};
+  copy_async<Bytes>(copies[0], from + lane * Bytes);
+  copy_async_commit();
+  copy_async<Bytes>(copies[1], from + (kWarpLanes + lane) * Bytes, static_cast<int>(valid));
+  copy_async_commit();
+  unsigned char* const out = results + lane * 3 * Bytes;
+  copy_async_wait<1>();
+  for (int k = 0; k < Bytes; ++k) {
+    out[k] = copies[0][k];
+    out[Bytes + k] = copies[1][k];
+  }
+  copy_async_wait<0>();
+  for (int k = 0; k < Bytes; ++k) out[2 * Bytes + k] = copies[1][k];
+}
+
+template <int Bytes>
+int launch_copy_async(const unsigned char* from, int64_t valid, unsigned char* results) {
+  return launch_kernel<copy_async_kernel<Bytes>>(dim3(1), dim3(kWarpLanes), 0, nullptr, from, valid,
+                                                 results);
+}
+
+}  // namespace
+
+extern "C" {
+
+int draw_groups(const int64_t* rng_state, int64_t stream, double p, int64_t digits, int64_t first,
+                int64_t stride, int64_t count, uint32_t* out, int64_t max_blocks) {
+  return launch_draw_groups(rule_of(p, stream, digits), rng_from_state(rng_state), first, stride,
+                            count, out, nullptr, max_blocks);
+}
+
+int draw_packed(const int64_t* rng_state, int64_t stream, double p, int64_t digits, int64_t first,
+                int64_t rows, int64_t cols, uint32_t* out, int64_t max_blocks) {
+  return launch_draw_packed(rule_of(p, stream, digits), rng_from_state(rng_state), first, rows,
+                            cols, out, nullptr, max_blocks);
+}
+
+int draw_bytes(const int64_t* rng_state, int64_t stream, double p, int64_t digits, int64_t first,
+               int64_t rows, int64_t cols, uint8_t* out, int64_t max_blocks) {
+  return launch_draw_bytes(rule_of(p, stream, digits), rng_from_state(rng_state), first, rows, cols,
+                           out, nullptr, max_blocks);
+}
+
+int store_masks(const int64_t* rng_state, Layer layer, double p, uint32_t* bits) {
+  return launch_store_masks(problem_of(layer, p, 1, nullptr), rng_from_state(rng_state), bits,
+                            nullptr);
+}
+
+// Sums that the workspace of each product holds.
+
+int64_t forward_workspace(Layer layer) {
+  return forward_slices(problem_of(layer, 0, 0, nullptr)) * layer.rows * layer.out_features;
+}
+
+int64_t d_input_workspace(Layer layer) {
+  return outer_slices<false>(problem_of(layer, 0, 0, nullptr)) * layer.rows * layer.in_features;
+}
+
+int64_t d_weight_workspace(Layer layer) {
+  return outer_slices<true>(problem_of(layer, 0, 0, nullptr)) * layer.out_features *
+         layer.in_features;
+}
+
+// The four products of one dtype.
+#define DROPCONNECT_ENTRIES(name, T)                                                               \
+  int forward_##name(const int64_t* rng_state, Layer layer, double p, double scale,                \
+                     const uint32_t* mask_bits, const T* input, const T* weight, const T* bias,    \
+                     const uint32_t* bias_bits, Sum<T>* workspace, T* output) {                    \
+    return forward<T>(rng_state, layer, p, scale, mask_bits, input, weight, bias, bias_bits,       \
+                      workspace, output);                                                          \
+  }                                                                                                \
+  int d_input_##name(const int64_t* rng_state, Layer layer, double p, double scale,                \
+                     const uint32_t* mask_bits, const T* weight, const T* grad, Sum<T>* workspace, \
+                     T* result) {                                                                  \
+    return outer<T, false>(rng_state, layer, p, scale, mask_bits, weight, grad, workspace,         \
+                           result);                                                                \
+  }                                                                                                \
+  int d_weight_##name(const int64_t* rng_state, Layer layer, double p, double scale,               \
+                      const uint32_t* mask_bits, const T* input, const T* grad, Sum<T>* workspace, \
+                      T* result) {                                                                 \
+    return outer<T, true>(rng_state, layer, p, scale, mask_bits, input, grad, workspace, result);  \
+  }                                                                                                \
+  int d_bias_##name(Layer layer, double scale, const uint32_t* bias_bits, const T* grad,           \
+                    T* result) {                                                                   \
+    return bias_grad<T>(layer, scale, bias_bits, grad, result);                                    \
+  }
+
+DROPCONNECT_ENTRIES(float32, float)
+DROPCONNECT_ENTRIES(bfloat16, __nv_bfloat16)
+DROPCONNECT_ENTRIES(float16, __half)
+DROPCONNECT_ENTRIES(float64, double)
+
+int copy_async(int64_t bytes, const unsigned char* from, int64_t valid, unsigned char* results) {
+  if (bytes == 4) return launch_copy_async<4>(from, valid, results);
+  if (bytes == 8) return launch_copy_async<8>(from, valid, results);
+  return launch_copy_async<16>(from, valid, results);
+}
+}  // extern "C"
+
+}  // namespace fused_dropout
