@@ -86,30 +86,26 @@ FUSED_DROPOUT_DEVICE void add_source(const OuterShared<R>& tile, int b, int colu
   }
 }
 
-// Adds up what the splits of a block hold, in order; the total ends with split 0.
+// Adds what split 1 of a block holds to split 0.
 template <class R>
 FUSED_DROPOUT_DEVICE void join_splits(OuterShared<R>& tile, int split, int column_thread,
                                       int result_thread, R (&sums)[kThreadTile][kColumns]) {
-  for (int from = 1; from < kSplits; ++from) {
-    __syncthreads();
+  static_assert(kSplits == 2, "one exchange joins two splits");
 #pragma unroll
-    for (int a = 0; a < kThreadTile; ++a) {
+  for (int a = 0; a < kThreadTile; ++a) {
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        R* place =
-            &tile.sums[result_thread * kThreadTile + a][panel_place(column_thread * kColumns + c)];
-        if (split == from) *place = sums[a][c];
-      }
+    for (int c = 0; c < kColumns; ++c) {
+      const int place = panel_place(column_thread * kColumns + c);
+      if (split == 1) tile.sums[result_thread * kThreadTile + a][place] = sums[a][c];
     }
-    __syncthreads();
+  }
+  __syncthreads();
 #pragma unroll
-    for (int a = 0; a < kThreadTile; ++a) {
+  for (int a = 0; a < kThreadTile; ++a) {
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        const R* place =
-            &tile.sums[result_thread * kThreadTile + a][panel_place(column_thread * kColumns + c)];
-        if (split == 0) sums[a][c] += *place;
-      }
+    for (int c = 0; c < kColumns; ++c) {
+      const int place = panel_place(column_thread * kColumns + c);
+      if (split == 0) sums[a][c] += tile.sums[result_thread * kThreadTile + a][place];
     }
   }
 }
