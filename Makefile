@@ -2,23 +2,30 @@
 #
 #   PYTHON=/path/to/python   use that interpreter and its packages as they are, without .venv
 #   TORCH='torch==2.12.*'    the torch requirement that .venv gets (default: the tested pin below)
+#   CUDA_TORCH='torch==...'  the same for .venv-cuda, where cuda-build has its CUDA build of torch
 
 TORCH ?= torch==2.13.0
+CUDA_TORCH ?= torch==2.14.1
 VENV := .venv
+CUDA_VENV := .venv-cuda
 
 ifdef PYTHON
 PY := $(PYTHON)
+CUDA_PY := $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON))
 VENV_READY :=
+CUDA_VENV_READY :=
 else
 PY := $(VENV)/bin/python
+CUDA_PY := $(CURDIR)/$(CUDA_VENV)/bin/python
 VENV_READY := $(VENV)/.ready
+CUDA_VENV_READY := $(CUDA_VENV)/.ready
 endif
 
 # What the compiled extension depends on, so that it is rebuilt exactly when one of them changes.
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 BUILT := build/.built-$(subst /,_,$(PY))
 
-.PHONY: demo test lint bench format setup clean FORCE
+.PHONY: demo test lint bench cuda-build format setup clean FORCE
 
 demo: setup
 	$(PY) -m fused_dropout info
@@ -33,14 +40,17 @@ bench: setup
 
 setup: $(BUILT)
 
-# Changes when another torch is asked for, and has the environment and the extension remade.
-$(VENV)/.torch: FORCE
-	@mkdir -p $(VENV) && echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@
+$(VENV)/.ready: WANTED = $(TORCH)
+$(CUDA_VENV)/.ready: WANTED = $(CUDA_TORCH)
 
-$(VENV)/.ready: pyproject.toml Makefile $(VENV)/.torch
-	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -q --upgrade pip 'setuptools>=64' wheel
-	$(VENV)/bin/python -m pip install -q '$(TORCH)' numpy rich ninja pybind11 \
+# Changes when another torch is asked for, and has the environment and the extension remade.
+$(VENV)/.torch $(CUDA_VENV)/.torch: FORCE
+	@mkdir -p $(@D) && echo '$(WANTED)' | cmp -s - $@ || echo '$(WANTED)' > $@
+
+$(VENV)/.ready $(CUDA_VENV)/.ready: %/.ready: pyproject.toml Makefile %/.torch
+	test -x $(@D)/bin/python || python3 -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --upgrade pip 'setuptools>=64' wheel
+	$(@D)/bin/python -m pip install -q '$(WANTED)' numpy rich ninja pybind11 \
 	    pytest hypothesis matplotlib scikit-learn
 	touch $@
 
@@ -48,6 +58,25 @@ $(VENV)/.ready: pyproject.toml Makefile $(VENV)/.torch
 $(BUILT): $(VENV_READY) $(SOURCES)
 	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	mkdir -p build && touch $@
+
+# The CUDA build lives in a copy of the tree, beside the CPU build and untouched by it. No GPU is
+# needed, and none is used. `make test` has the tests left out, which run kernels without it.
+CUDA_TREE := build/cuda
+IN_CUDA_TREE = cd $(CUDA_TREE) && CUDA_VISIBLE_DEVICES= PYTHONPATH=$(CURDIR)/$(CUDA_TREE) $(CUDA_PY)
+
+cuda-build: $(CUDA_VENV_READY)
+	mkdir -p $(CUDA_TREE)
+	find $(CUDA_TREE) -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
+	tar -c --exclude-vcs --exclude=./build --exclude='./.venv*' --exclude='.*_cache' \
+	    --exclude='*.so' --exclude='*.egg-info' --exclude=__pycache__ . | tar -x -C $(CUDA_TREE)
+	export FUSED_DROPOUT_CUDA=1 \
+	    FUSED_DROPOUT_COMMIT=$$($(CUDA_PY) -Bc 'import setup; print(setup.commit())') && \
+	cd $(CUDA_TREE) && $(CUDA_PY) setup.py build_ext --inplace > build.log 2>&1 \
+	    || { tail -n 50 build.log; exit 1; }
+	grep '^fused_dropout: ' $(CUDA_TREE)/build.log
+	$(IN_CUDA_TREE) -m fused_dropout info
+	$(IN_CUDA_TREE) -m pytest -q --ignore-glob='tests/test_cuda_*' --ignore=tests/test_ptx.py
+	$(IN_CUDA_TREE) bench/kernel_report.py --newest
 
 $(VENV)/.lint: pyproject.toml
 	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
