@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fused_dropout import _checks, _ext
 from fused_dropout.autograd import DropConnectLinear, DropConnectMasks
-from fused_dropout.reference import keep_rate
+from fused_dropout.reference import keep_rate, threshold
 from fused_dropout.rng import check_single_source, resolve_rng_state
 
 MASK_MODES = ("row", "example", "batch")
@@ -189,7 +189,6 @@ def _stores_masks(
 
 def _digits(p: float, digits: int = 16) -> int:
     """Binary digits of the keep rate, each a Philox call per 128 elements; 0 draws nothing."""
-    threshold = round((1.0 - p) * 2**digits)
-    if threshold in (0, 2**digits):
-        return 0
-    return digits - ((threshold & -threshold).bit_length() - 1)
+    t = threshold(p, digits)
+    trailing_zeros = (t & -t).bit_length() - 1
+    return digits - trailing_zeros if 0 < t < 2**digits else 0
