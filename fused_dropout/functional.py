@@ -96,9 +96,9 @@ def dropconnect_linear(
     flat = input.reshape(math.prod(input.shape[:-1]), weight.shape[1])
     state = resolve_rng_state(input.device, generator, seed, rng_state)
     needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+    n_masks = -(-flat.shape[0] // rows_per_mask)
     bits = None
-    if needs_grad and _stores_masks(mask_storage, p, flat, weight, rows_per_mask):
-        n_masks = -(-flat.shape[0] // rows_per_mask)
+    if needs_grad and _stores_masks(mask_storage, p, n_masks, weight):
         bits = _ext.operators().dropconnect_mask_bits(state, n_masks, *weight.shape, p)
     masks = DropConnectMasks(state, bits, p, rows_per_mask, convention == "inverted")
     output = DropConnectLinear.apply(flat, weight, bias, *masks)
@@ -174,15 +174,12 @@ def _rows_per_mask(input: Tensor, mask: str | int) -> int:
     return rows if mask == "batch" or input.dim() == 1 else rows // input.shape[0]
 
 
-def _stores_masks(
-    mask_storage: str, p: float, input: Tensor, weight: Tensor, rows_per_mask: int
-) -> bool:
+def _stores_masks(mask_storage: str, p: float, n_masks: int, weight: Tensor) -> bool:
     """Whether forward draws packed masks for backward to read."""
     if mask_storage != "auto":
         return mask_storage == "packed"
     if _digits(p) < PACKED_MIN_DIGITS:
         return False
-    n_masks = -(-input.shape[0] // rows_per_mask)
     groups, outs = -(-weight.shape[1] // 128), -(-weight.shape[0] // 8) * 8
     return 16 * groups * n_masks * outs <= PACKED_MAX_BYTES
 

@@ -83,8 +83,10 @@ def resolve_rng_state(
     seed: int | None,
     rng_state: Tensor | None,
 ) -> Tensor:
-    """The random state that an operator's ``generator=``, ``seed=`` and ``rng_state=`` ask for."""
-    check_single_source(generator, seed, rng_state)
+    """The random state that an operator's ``generator=``, ``seed=`` and ``rng_state=`` ask for.
+
+    At most one is given; operators call :func:`check_single_source` even when nothing is drawn.
+    """
     if seed is not None:
         return make_rng_state(seed, 0, device)
     if rng_state is not None:

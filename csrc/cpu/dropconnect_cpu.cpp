@@ -37,7 +37,7 @@ Tensor draw_bias_bits(const Layer& layer, const Tensor& rng_state) {
 Tensor mask_bits_cpu(const Tensor& rng_state, int64_t masks, int64_t out_features,
                      int64_t in_features, double p) {
   const Layer layer = make_layer(masks, in_features, out_features, 1, p, true);
-  const MaskRule rule = rule_from_cpu_state(rng_state, p, kStreamMask, kDefaultDigits);
+  const MaskRule rule = weight_rule(layer, rng_state);
   Tensor bits = at::empty(stored_shape(layer), at::kInt);
   if (bits.numel() == 0) return bits;
   const Kernels& table = kernels();
@@ -205,7 +205,7 @@ Tensor d_bias_cpu(const Tensor& grad_output, const Tensor& rng_state, double p,
   const Layer layer =
       make_layer(grad_output.size(0), 1, grad_output.size(1), rows_per_mask, p, rescale);
   const Tensor bits = draw_bias_bits(layer, rng_state);
-  const MaskRule rule = rule_from_cpu_state(rng_state, p, kStreamBias, kDefaultDigits);
+  const MaskRule rule = weight_rule(layer, rng_state);  // the keep rate is the bias's too
   Tensor d_bias = at::empty({layer.out_features}, grad_output.options());
   const BiasGradArgs args{
       view_of(grad_output),     layer.rows,

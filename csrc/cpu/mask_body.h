@@ -43,27 +43,21 @@ FUSED_DROPOUT_INLINE Bits keep_batch(const MaskRule& rule, const PhiloxKeys<Lane
   });
 }
 
-// Draws whole batches while at least `Batches` of them are left, advancing what it is given. More
-// than one batch at a time is for masks of a single digit.
-template <int Batches, int Ahead>
-FUSED_DROPOUT_INLINE void draw_batches(const MaskRule& rule, const PhiloxKeys<Lanes>& keys,
-                                       uint64_t stride, Lanes& groups, int64_t& count,
-                                       uint32_t*& out) {
+// Draws `Batches` batches in lockstep while that many are left, advancing what it is given. For
+// masks of a single digit, where a batch alone has nothing to draw ahead.
+template <int Batches>
+FUSED_DROPOUT_INLINE void draw_single_digits(const MaskRule& rule, const PhiloxKeys<Lanes>& keys,
+                                             uint64_t stride, Lanes& groups, int64_t& count,
+                                             uint32_t*& out) {
   constexpr int64_t kGroups = Batches * Lanes::kCount;
   for (; count >= kGroups; count -= kGroups) {
     Lanes batch[Batches];
     for (int b = 0; b < Batches; ++b) batch[b] = add64(groups, b * Lanes::kCount * stride);
-    Bits digits[Batches][1];
-    if constexpr (Batches > 1) draw_digits(rule, keys, batch, 0, digits);
+    Bits digit[Batches][1];
+    draw_digits(rule, keys, batch, 0, digit);
     for (int b = 0; b < Batches; ++b, out += Lanes::kCount * kGroupWords) {
-      Bits kept;
-      if constexpr (Batches > 1) {
-        kept =
-            keep_bits(rule, bits_of(false), bits_of(true), [&](uint32_t) { return digits[b][0]; });
-      } else {
-        kept = keep_batch<Ahead>(rule, keys, batch[b]);
-      }
-      store_bits(out, kept);
+      store_bits(out, keep_bits(rule, bits_of(false), bits_of(true),
+                                [&](uint32_t) { return digit[b][0]; }));
     }
     groups = add64(groups, kGroups * stride);
   }
@@ -76,8 +70,13 @@ void draw_groups(const MaskRule& rule, uint64_t first, uint64_t stride, int64_t 
   uint64_t start[kBatch];  // in the lane order that pack_words wants
   for (int k = 0; k < kBatch; ++k) start[k] = first + (k % 2 * (kBatch / 2) + k / 2) * stride;
   Lanes groups = load_lanes(start);
-  if (rule.digits == 1) draw_batches<kPhiloxAtOnce, 1>(rule, keys, stride, groups, count, out);
-  draw_batches<1, kPhiloxAtOnce>(rule, keys, stride, groups, count, out);
+  if (rule.digits == 1) {
+    draw_single_digits<kPhiloxAtOnce>(rule, keys, stride, groups, count, out);
+  }
+  for (; count >= kBatch; count -= kBatch, out += kBatch * kGroupWords) {
+    store_bits(out, keep_batch<kPhiloxAtOnce>(rule, keys, groups));
+    groups = add64(groups, kBatch * stride);
+  }
   if (count > 0) {
     uint32_t last[kBatch * kGroupWords];
     store_bits(last, keep_batch<kPhiloxAtOnce>(rule, keys, groups));
