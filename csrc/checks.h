@@ -57,6 +57,10 @@ inline ScalarType kernel_type(const at::Tensor& tensor) {
   }
 }
 
+inline void check_matrix(const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK(tensor.dim() == 2, name, " must be a matrix, got ", tensor.sizes());
+}
+
 inline MatrixView view_of(const at::Tensor& matrix) {
   return {matrix.const_data_ptr(), matrix.stride(0), matrix.stride(1)};
 }

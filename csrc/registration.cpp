@@ -8,7 +8,9 @@
 #include "cpu/dispatch.h"
 
 TORCH_LIBRARY(fused_dropout, m) {
-  // rng_state is int64[2] (seed, offset) on the device that is to draw.
+  // rng_state is int64[2] (seed, offset) on the device that is to draw. The overloads called
+  // `generator` take it from there (default: the device's own) and return it for backward.
+  const std::vector<at::Tag> random = {at::Tag::nondeterministic_seeded};
   m.def(
       "mask(Tensor rng_state, SymInt rows, SymInt cols, float p, int stream, int digits) -> "
       "Tensor");
@@ -22,8 +24,16 @@ TORCH_LIBRARY(fused_dropout, m) {
       "dropconnect_mask_bits(Tensor rng_state, SymInt masks, SymInt out_features,"
       " SymInt in_features, float p) -> Tensor");
   m.def(
+      "dropconnect_mask_bits.generator(Tensor weight, Generator? generator, SymInt masks, float p)"
+      " -> (Tensor, Tensor)",
+      random);
+  m.def(
       "dropconnect_linear(Tensor input, Tensor weight, Tensor? bias, Tensor rng_state, float p,"
       " SymInt rows_per_mask, bool rescale, Tensor? mask_bits) -> Tensor");
+  m.def(
+      "dropconnect_linear.generator(Tensor input, Tensor weight, Tensor? bias,"
+      " Generator? generator, float p, SymInt rows_per_mask, bool rescale) -> (Tensor, Tensor)",
+      random);
   m.def(
       "dropconnect_linear_d_input(Tensor grad_output, Tensor weight, Tensor rng_state, float p,"
       " SymInt rows_per_mask, bool rescale, Tensor? mask_bits) -> Tensor");

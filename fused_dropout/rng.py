@@ -22,7 +22,7 @@ def make_rng_state(seed: int, offset: int = 0, device: torch.device | str | None
 
     Args:
         seed, offset: ints in the range that :func:`torch.manual_seed` takes, modulo 2^64.
-        device: where the operator will run; default CPU.
+        device: where the operator will run; default: torch's default device.
 
     Returns:
         int64 tensor of shape [2].
@@ -30,7 +30,20 @@ def make_rng_state(seed: int, offset: int = 0, device: torch.device | str | None
     Raises:
         TypeError, ValueError: ``seed`` or ``offset`` is no int, or out of range.
     """
-    return torch.tensor([_wrap(seed, "seed"), _wrap(offset, "offset")], device=device or "cpu")
+    numbers = _wrap(seed, "seed"), _wrap(offset, "offset")
+    # Filled on the device: to copy from the host would wait for it, and fail in a CUDA graph.
+    state = torch.full((2,), numbers[0], dtype=torch.int64, device=device)
+    state[1:].fill_(numbers[1])
+    return state
+
+
+def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
+    """Raises a RuntimeError, as torch's own operators, for a generator of another device type."""
+    if generator is not None and generator.device.type != device.type:
+        raise RuntimeError(
+            f"generator must be on the input's device type '{device.type}', got "
+            f"'{generator.device.type}'"
+        )
 
 
 def draw_rng_state(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -38,11 +51,6 @@ def draw_rng_state(device: torch.device, generator: torch.Generator | None = Non
 
     ``torch.manual_seed`` and activation checkpointing therefore work as for torch's own dropout.
     """
-    if generator is not None and generator.device.type != device.type:
-        raise RuntimeError(
-            f"generator must be on the input's device type '{device.type}', got "
-            f"'{generator.device.type}'"
-        )
     low, high = -(2**63), 2**63 - 1
     if generator is None:  # torch.compile traces this form only
         return torch.randint(low, high, (2,), device=device)
@@ -82,13 +90,25 @@ def resolve_rng_state(
     generator: torch.Generator | None,
     seed: int | None,
     rng_state: Tensor | None,
-) -> Tensor:
+) -> Tensor | None:
     """The random state that an operator's ``generator=``, ``seed=`` and ``rng_state=`` ask for.
 
-    At most one is given; operators call :func:`check_single_source` even when nothing is drawn.
+    None means that the operator's ``.generator`` overload is to take it from the generator, which
+    on a GPU saves a launch. At most one source is given; operators call
+    :func:`check_single_source` even when nothing is drawn.
     """
     if seed is not None:
         return make_rng_state(seed, 0, device)
     if rng_state is not None:
         return check_rng_state(rng_state, device)
-    return draw_rng_state(device, generator)
+    check_generator(generator, device)
+    return draw_rng_state(device, generator) if _must_draw_before() else None
+
+
+def _must_draw_before() -> bool:
+    """Whether the random state must come from an operator that torch knows to be random.
+
+    torch.compile would merge two equal calls of ours into one, and vmap knows no ``randomness=`` of
+    operators but its own.
+    """
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

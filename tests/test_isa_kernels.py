@@ -24,7 +24,7 @@ SOURCE = """
 extern "C" void draw(uint64_t seed, double p, uint64_t first, uint64_t stride, int64_t count,
                      uint32_t* out) {
   using namespace fused_dropout;
-  kernels().draw_groups(make_mask_rule(seed, 0, 0, p, 16), first, stride, count, out);
+  kernels().mask.draw_groups(make_mask_rule(seed, 0, 0, p, 16), first, stride, count, out);
 }
 extern "C" void use(const char* isa) { fused_dropout::set_isa(isa); }
 """

@@ -106,17 +106,25 @@ FUSED_DROPOUT_INLINE GroupBits and_not(GroupBits a, GroupBits b) {
            a.word[3] & ~b.word[3]}};
 }
 
+FUSED_DROPOUT_INLINE PhiloxKeys<uint32_t> keys_of(const MaskRule& rule) {
+  return philox_keys<uint32_t>(rule.key[0], rule.key[1], [](uint32_t key) { return key; });
+}
+
+// Digit s of the 128 elements of a group.
+FUSED_DROPOUT_INLINE GroupBits group_digit(const MaskRule& rule, const PhiloxKeys<uint32_t>& keys,
+                                           uint64_t group, uint32_t s) {
+  uint32_t counter[1][4] = {{static_cast<uint32_t>(group),
+                             rule.slot | s << 16 | static_cast<uint32_t>(group >> 32),
+                             rule.offset[0], rule.offset[1]}};
+  philox4x32_10(counter, keys);
+  return {{counter[0][0], counter[0][1], counter[0][2], counter[0][3]}};
+}
+
 // The keep bits of one group of the mask.
 FUSED_DROPOUT_INLINE GroupBits keep_group(const MaskRule& rule, uint64_t group) {
-  const PhiloxKeys<uint32_t> keys =
-      philox_keys<uint32_t>(rule.key[0], rule.key[1], [](uint32_t key) { return key; });
-  return keep_bits(rule, group_of(0u), group_of(~0u), [&](uint32_t s) {
-    uint32_t counter[1][4] = {{static_cast<uint32_t>(group),
-                               rule.slot | s << 16 | static_cast<uint32_t>(group >> 32),
-                               rule.offset[0], rule.offset[1]}};
-    philox4x32_10(counter, keys);
-    return GroupBits{{counter[0][0], counter[0][1], counter[0][2], counter[0][3]}};
-  });
+  const PhiloxKeys<uint32_t> keys = keys_of(rule);
+  return keep_bits(rule, group_of(0u), group_of(~0u),
+                   [&](uint32_t s) { return group_digit(rule, keys, group, s); });
 }
 
 }  // namespace fused_dropout

@@ -12,6 +12,7 @@
 
 #include <type_traits>
 
+#include "dropconnect_kernels.h"
 #include "mask_bits.h"
 
 namespace fused_dropout {
@@ -316,11 +317,8 @@ size_t scratch_bytes(ScalarType type, Args... args) {
   return cursor.used();
 }
 
-Kernels make_kernels(const char* isa) {
-  return {isa,
-          draw_groups,
-          draw_bytes,
-          [](ScalarType type) { return scratch_bytes<ForwardScratch>(type); },
+DropConnectKernels make_dropconnect_kernels() {
+  return {[](ScalarType type) { return scratch_bytes<ForwardScratch>(type); },
           {forward<float>, forward<BFloat16>, forward<Float16>, forward<double>},
           [](ScalarType type, Range outs) { return scratch_bytes<BackwardScratch>(type, outs); },
           {backward<float>, backward<BFloat16>, backward<Float16>, backward<double>},

@@ -11,6 +11,7 @@
 
 #include "../dropconnect_layer.h"
 #include "dispatch.h"
+#include "rng_cpu.h"
 
 namespace fused_dropout {
 namespace {
@@ -30,7 +31,7 @@ Tensor draw_bias_bits(const Layer& layer, const Tensor& rng_state) {
   const MaskRule rule = rule_from_cpu_state(rng_state, layer.p, kStreamBias, kDefaultDigits);
   const int64_t groups = layer.masks * group_count(layer.out_features);
   Tensor bits = at::empty({groups * kGroupWords}, at::kInt);
-  kernels().draw_groups(rule, 0, 1, groups, static_cast<uint32_t*>(bits.mutable_data_ptr()));
+  kernels().mask.draw_groups(rule, 0, 1, groups, static_cast<uint32_t*>(bits.mutable_data_ptr()));
   return bits;
 }
 
@@ -40,7 +41,7 @@ Tensor mask_bits_cpu(const Tensor& rng_state, int64_t masks, int64_t out_feature
   const MaskRule rule = weight_rule(layer, rng_state);
   Tensor bits = at::empty(stored_shape(layer), at::kInt);
   if (bits.numel() == 0) return bits;
-  const Kernels& table = kernels();
+  const MaskKernels& table = kernels().mask;
   const int64_t groups = bits.size(0);
   const int64_t outs = bits.size(2);
   uint32_t* out = static_cast<uint32_t*>(bits.mutable_data_ptr());
@@ -52,6 +53,14 @@ Tensor mask_bits_cpu(const Tensor& rng_state, int64_t masks, int64_t out_feature
     }
   });
   return bits;
+}
+
+std::tuple<Tensor, Tensor> drawn_mask_bits_cpu(const Tensor& weight,
+                                               const std::optional<at::Generator>& generator,
+                                               int64_t masks, double p) {
+  check_matrix(weight, "weight");
+  const Tensor rng_state = draw_cpu_state(generator);
+  return {mask_bits_cpu(rng_state, masks, weight.size(0), weight.size(1), p), rng_state};
 }
 
 Tensor allocate_scratch(size_t bytes) {
@@ -97,7 +106,7 @@ Tensor forward_cpu(const Tensor& input, const Tensor& weight, const std::optiona
   while (block_outs > kOutsStep && tasks() < 4 * at::get_num_threads()) block_outs /= 2;
   const int64_t grain = layer.work() < kSerialWork ? tasks() : 1;
 
-  const Kernels& table = kernels();
+  const DropConnectKernels& table = kernels().dropconnect;
   at::parallel_for(0, tasks(), grain, [&](int64_t begin, int64_t end) {
     Tensor scratch = allocate_scratch(table.forward_scratch(kernel_type(input)));
     for (int64_t k = begin; k < end; ++k) {
@@ -112,6 +121,15 @@ Tensor forward_cpu(const Tensor& input, const Tensor& weight, const std::optiona
   return output;
 }
 
+std::tuple<Tensor, Tensor> drawn_forward_cpu(const Tensor& input, const Tensor& weight,
+                                             const std::optional<Tensor>& bias,
+                                             const std::optional<at::Generator>& generator,
+                                             double p, int64_t rows_per_mask, bool rescale) {
+  const Tensor rng_state = draw_cpu_state(generator);
+  return {forward_cpu(input, weight, bias, rng_state, p, rows_per_mask, rescale, std::nullopt),
+          rng_state};
+}
+
 // Whole groups of columns are cut evenly over the threads, each drawing its masks once for both
 // gradients. The groups left over are cut by rows for d_input and by output features for d_weight.
 void run_backward(const BackwardArgs& args, ScalarType type) {
@@ -122,7 +140,7 @@ void run_backward(const BackwardArgs& args, ScalarType type) {
   const int64_t whole = groups - groups % threads;
   const Range all_rows = {0, problem.rows};
   const Range all_outs = {0, problem.out_features};
-  const Kernels& table = kernels();
+  const DropConnectKernels& table = kernels().dropconnect;
   const auto run = table.backward[static_cast<int>(type)];
 
   at::parallel_for(0, whole, serial ? whole : 1, [&](int64_t begin, int64_t end) {
@@ -201,7 +219,7 @@ std::tuple<Tensor, Tensor> d_both_cpu(const Tensor& grad_output, const Tensor& i
 
 Tensor d_bias_cpu(const Tensor& grad_output, const Tensor& rng_state, double p,
                   int64_t rows_per_mask, bool rescale) {
-  TORCH_CHECK(grad_output.dim() == 2, "grad_output must be a matrix, got ", grad_output.sizes());
+  check_matrix(grad_output, "grad_output");
   const Layer layer =
       make_layer(grad_output.size(0), 1, grad_output.size(1), rows_per_mask, p, rescale);
   const Tensor bits = draw_bias_bits(layer, rng_state);
@@ -212,7 +230,7 @@ Tensor d_bias_cpu(const Tensor& grad_output, const Tensor& rng_state, double p,
       layer.out_features,       rows_per_mask,
       scale_of(rule, rescale),  static_cast<const uint32_t*>(bits.const_data_ptr()),
       d_bias.mutable_data_ptr()};
-  const auto run = kernels().bias_grad[static_cast<int>(kernel_type(grad_output))];
+  const auto run = kernels().dropconnect.bias_grad[static_cast<int>(kernel_type(grad_output))];
   const int64_t grain = std::max<int64_t>(1, kSerialWork / (layer.rows * kGroupColumns + 1));
   at::parallel_for(0, group_count(layer.out_features), grain, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) run(args, g);
@@ -224,7 +242,9 @@ Tensor d_bias_cpu(const Tensor& grad_output, const Tensor& rng_state, double p,
 
 TORCH_LIBRARY_IMPL(fused_dropout, CPU, m) {
   m.impl("dropconnect_mask_bits", mask_bits_cpu);
+  m.impl("dropconnect_mask_bits.generator", drawn_mask_bits_cpu);
   m.impl("dropconnect_linear", forward_cpu);
+  m.impl("dropconnect_linear.generator", drawn_forward_cpu);
   m.impl("dropconnect_linear_d_input", d_input_cpu);
   m.impl("dropconnect_linear_d_weight", d_weight_cpu);
   m.impl("dropconnect_linear_d_both", d_both_cpu);

@@ -17,7 +17,7 @@
 
 #include "simd_avx2.h"
 
-#include "dropconnect_body.h"
+#include "bodies.h"
 
 namespace fused_dropout {
 

@@ -19,7 +19,7 @@
 
 #include "simd_avx512.h"
 
-#include "dropconnect_body.h"
+#include "bodies.h"
 
 namespace fused_dropout {
 

@@ -1,7 +1,7 @@
 // The kernels in plain C++, for every processor.
 #include "simd_plain.h"
 
-#include "dropconnect_body.h"
+#include "bodies.h"
 
 namespace fused_dropout {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../common/mask.h"
-#include "kernels.h"
+#include "mask_kernels.h"
 
 namespace fused_dropout {
 namespace {
@@ -108,6 +108,8 @@ void draw_bytes(const MaskRule& rule, uint64_t first, int64_t rows, int64_t cols
     }
   }
 }
+
+MaskKernels make_mask_kernels() { return {draw_groups, draw_bytes}; }
 
 }  // namespace
 }  // namespace fused_dropout

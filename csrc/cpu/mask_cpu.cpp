@@ -17,7 +17,7 @@ at::Tensor mask_cpu(const at::Tensor& rng_state, int64_t rows, int64_t cols, dou
   const MaskRule rule = rule_from_cpu_state(rng_state, p, stream, digits);
   at::Tensor mask = at::empty({rows, cols}, at::kBool);
   if (mask.numel() == 0) return mask;
-  const Kernels& table = kernels();
+  const MaskKernels& table = kernels().mask;
   uint8_t* out = static_cast<uint8_t*>(mask.mutable_data_ptr());
   // A long row alone is cut into stretches of whole groups, which are rows of their own to the
   // kernel.
@@ -58,7 +58,7 @@ at::Tensor packed_mask_cpu(const at::Tensor& rng_state, int64_t rows, int64_t co
   const int64_t groups = group_count(cols);
   at::Tensor bits = at::empty({rows, groups * kGroupWords}, at::kInt);
   if (bits.numel() > 0) {
-    const Kernels& table = kernels();
+    const MaskKernels& table = kernels().mask;
     uint32_t* out = static_cast<uint32_t*>(bits.mutable_data_ptr());
     at::parallel_for(0, rows * groups, kGroupsPerTask, [&](int64_t begin, int64_t end) {
       table.draw_groups(rule, static_cast<uint64_t>(begin), 1, end - begin,

@@ -3,34 +3,14 @@
 #pragma once
 
 #include "../common/mask.h"
-#include "kernels.h"
-#include "scalar_types.h"
+#include "conversions.h"
+#include "kernel_types.h"
 
 namespace fused_dropout {
 namespace {
 
 FUSED_DROPOUT_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSED_DROPOUT_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-template <class T>
-FUSED_DROPOUT_INLINE void widen_row(const T* in, int64_t stride, int64_t count, Real<T>* out) {
-  if (stride == 1) {
-    for (int64_t k = 0; k < count; ++k) out[k] = widen(in[k]);
-  } else {
-    for (int64_t k = 0; k < count; ++k) out[k] = widen(in[k * stride]);
-  }
-}
-
-// fp16 has conversion instructions; an overload, since it is the only type that wants them.
-FUSED_DROPOUT_INLINE void widen_row(const Float16* in, int64_t stride, int64_t count, float* out) {
-  int64_t k = 0;
-  if (stride == 1) {
-    constexpr int kLanes = Vec<float>::kLanes;
-    const uint16_t* bits = reinterpret_cast<const uint16_t*>(in);
-    for (; k + kLanes <= count; k += kLanes) store(out + k, load_half(bits + k));
-  }
-  for (; k < count; ++k) out[k] = widen(in[k * stride]);
-}
 
 // panel[r][c] = matrix[rows.begin + r][cols.begin + c], zero up to padded_rows and padded_cols.
 template <class T>

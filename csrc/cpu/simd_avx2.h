@@ -140,6 +140,11 @@ FUSED_DROPOUT_INLINE Vec<float> load_half(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
 
+FUSED_DROPOUT_INLINE void store_half(uint16_t* p, Vec<float> a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
 // Register tiles for 16 registers.
 constexpr int kForwardRows = 2;
 constexpr int kOuterRows = 2;

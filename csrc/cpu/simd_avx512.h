@@ -140,6 +140,11 @@ FUSED_DROPOUT_INLINE Vec<float> load_half(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
 
+FUSED_DROPOUT_INLINE void store_half(uint16_t* p, Vec<float> a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
 // Register tiles: accumulators, operands and a temporary fit 32 registers.
 constexpr int kForwardRows = 6;  // input rows; times 4 output features
 constexpr int kOuterRows = 8;    // rows of the result; times kOuterChunks vectors of columns

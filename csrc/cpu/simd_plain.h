@@ -160,6 +160,10 @@ FUSED_DROPOUT_INLINE Vec<float> load_half(const uint16_t* p) {
   return a;
 }
 
+FUSED_DROPOUT_INLINE void store_half(uint16_t* p, Vec<float> a) {
+  for (int k = 0; k < Vec<float>::kLanes; ++k) p[k] = float_to_half(a.v[k]);
+}
+
 constexpr int kForwardRows = 1;
 constexpr int kOuterRows = 1;
 constexpr int kOuterChunks = 2;

@@ -1,10 +1,15 @@
 // What the CUDA bindings share: device and stream of a tensor, launch errors, dtypes.
 #pragma once
 
+#include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <c10/util/Exception.h>
+
+#include <mutex>
+#include <optional>
 
 #include "../checks.h"
 #include "mask.cuh"
@@ -12,6 +17,14 @@
 namespace fused_dropout {
 
 inline cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+// Makes the device of `tensor`, an argument called `name`, the current one. torch calls a CUDA
+// operator where any argument is on a GPU, so this one may not be.
+inline c10::cuda::CUDAGuard device_guard(const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK(tensor.is_cuda(), name, " must be on the GPU that the other arguments are on, got ",
+              tensor.device());
+  return c10::cuda::CUDAGuard(tensor.device());
+}
 
 // Explains the error that users meet: a GPU that the binary was not compiled for.
 inline void check_launch(cudaError_t error) {
@@ -32,9 +45,61 @@ inline RngSource rng_on_device(const at::Tensor& rng_state, const at::Device& de
   return rng_from_state(rng_state.const_data_ptr<int64_t>());
 }
 
+// Random numbers that an operator takes from a generator, and the rng_state that its first kernel
+// records for backward.
+struct DrawnRng {
+  RngSource source;
+  at::Tensor state;
+};
+
+// Advances `generator` (or the default one of the device of `like`) by one Philox call. While a
+// CUDA graph is captured, torch hands out addresses in place of numbers, so that every replay finds
+// fresh ones. If `launches` is false no kernel will record the state, which nothing then reads.
+inline DrawnRng draw_on_device(const std::optional<at::Generator>& generator,
+                               const at::Tensor& like, bool launches) {
+  constexpr uint64_t kCall = 4;  // torch counts random words, four to a call
+  const c10::Device device = like.device();
+  auto* const source = at::get_generator_or_default<at::CUDAGeneratorImpl>(
+      generator, at::cuda::detail::getDefaultCUDAGenerator(device.index()));
+  TORCH_CHECK(source->device() == device, "generator must be on the input's device ", device,
+              ", got ", source->device());
+  const at::PhiloxCudaState philox = [&] {
+    const std::lock_guard<std::mutex> lock(source->mutex_);
+    return source->philox_cuda_state(kCall);
+  }();
+  const auto options = like.options().dtype(at::kLong);
+  const at::Tensor state = launches ? at::empty({2}, options) : at::zeros({2}, options);
+  RngSource rng{};
+  if (philox.captured_) {
+    rng.seed_address = philox.seed_.ptr;
+    rng.offset_address = philox.offset_.ptr;
+    rng.offset = philox.offset_intragraph_;
+  } else {
+    rng.seed = philox.seed_.val;
+    rng.offset = philox.offset_.val;
+  }
+  rng.record = state.mutable_data_ptr<int64_t>();
+  return {rng, state};
+}
+
 // The rule of a mask but for its seed and offset, which the device fills in.
 inline MaskRule unseeded_rule(double p, int64_t stream, int64_t digits) {
   return make_mask_rule(0, 0, static_cast<uint32_t>(stream), p, static_cast<int>(digits));
+}
+
+// Calls f with a null pointer to the kernels' element type of `tensor`.
+template <class F>
+void with_type(const at::Tensor& tensor, F f) {
+  switch (kernel_type(tensor)) {
+    case ScalarType::kFloat32:
+      return f(static_cast<float*>(nullptr));
+    case ScalarType::kBFloat16:
+      return f(static_cast<__nv_bfloat16*>(nullptr));
+    case ScalarType::kFloat16:
+      return f(static_cast<__half*>(nullptr));
+    case ScalarType::kFloat64:
+      return f(static_cast<double*>(nullptr));
+  }
 }
 
 }  // namespace fused_dropout

@@ -45,8 +45,9 @@ __global__ void __launch_bounds__(kMaskThreads)
     Sum<T> sum = 0;
     for (int64_t slice = 0; slice < slices; ++slice) sum += partial[slice * count + k];
     if (bias.data != nullptr) {
-      const int64_t out = k % cols;
-      if (bias_kept(bias.bits, k / cols / bias.rows_per_mask, out, cols)) {
+      const int64_t row = quotient(k, cols);
+      const int64_t out = k - row * cols;
+      if (bias_kept(bias.bits, quotient(row, bias.rows_per_mask), out, cols)) {
         sum += to_sum(static_cast<const T*>(bias.data)[out * bias.stride]);
       }
     }
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(kWarpLanes)
   if (out >= out_features) return;
   Sum<T> sum = 0;
   for (int64_t row = 0; row < rows; ++row) {
-    if (bias_kept(bits, row / rows_per_mask, out, out_features)) {
+    if (bias_kept(bits, quotient(row, rows_per_mask), out, out_features)) {
       sum += element<T>(grad, row, out, rows, out_features);
     }
   }
@@ -76,12 +77,14 @@ __global__ void __launch_bounds__(kMaskThreads)
     store_masks_kernel(DropConnectProblem problem, RngSource rng, int64_t count, uint32_t* bits) {
   problem.rule = seeded(problem.rule, rng);
   const int64_t outs = stored_outs(problem.out_features);
+  const int64_t masks = mask_count(problem);
   for (int64_t k = thread_in_grid(); k < count; k += threads_in_grid()) {
-    const int64_t mask = k / outs % mask_count(problem);
-    const int64_t group = k / outs / mask_count(problem);
+    const int64_t run = quotient(k, outs);  // of the outs of one mask and group
+    const int64_t group = quotient(run, masks);
+    const int64_t mask = run - group * masks;
     // Those past out_features are never looked at.
     store_group(bits + k * kGroupWords,
-                mask_group(problem, mask * problem.rows_per_mask, k % outs, group));
+                mask_group(problem, mask * problem.rows_per_mask, k - run * outs, group));
   }
 }
 

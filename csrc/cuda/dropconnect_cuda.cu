@@ -15,22 +15,6 @@ namespace fused_dropout {
 namespace {
 
 using at::Tensor;
-using c10::cuda::CUDAGuard;
-
-// Calls f with a null pointer to the kernels' element type of `tensor`.
-template <class F>
-void with_type(const Tensor& tensor, F f) {
-  switch (kernel_type(tensor)) {
-    case ScalarType::kFloat32:
-      return f(static_cast<float*>(nullptr));
-    case ScalarType::kBFloat16:
-      return f(static_cast<__nv_bfloat16*>(nullptr));
-    case ScalarType::kFloat16:
-      return f(static_cast<__half*>(nullptr));
-    case ScalarType::kFloat64:
-      return f(static_cast<double*>(nullptr));
-  }
-}
 
 DropConnectProblem problem_of(const Layer& layer, const std::optional<Tensor>& mask_bits,
                               const at::Device& device) {
@@ -53,24 +37,35 @@ Tensor draw_bias_bits(const Layer& layer, const RngSource& rng, const Tensor& li
   return bits;
 }
 
-Tensor mask_bits_cuda(const Tensor& rng_state, int64_t masks, int64_t out_features,
-                      int64_t in_features, double p) {
-  const CUDAGuard guard(rng_state.device());
-  const Layer layer = make_layer(masks, in_features, out_features, 1, p, true);
-  const RngSource rng = rng_on_device(rng_state, rng_state.device());
-  Tensor bits = at::empty(stored_shape(layer), rng_state.options().dtype(at::kInt));
-  const DropConnectProblem problem = problem_of(layer, std::nullopt, rng_state.device());
+Tensor store_masks(const Layer& layer, const RngSource& rng, const at::Device& device) {
+  const DropConnectProblem problem = problem_of(layer, std::nullopt, device);
+  Tensor bits = at::empty(stored_shape(layer), at::TensorOptions(device).dtype(at::kInt));
   check_launch(launch_store_masks(problem, rng, static_cast<uint32_t*>(bits.mutable_data_ptr()),
                                   current_stream()));
   return bits;
 }
 
-Tensor forward_cuda(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                    const Tensor& rng_state, double p, int64_t rows_per_mask, bool rescale,
-                    const std::optional<Tensor>& mask_bits) {
-  const CUDAGuard guard(input.device());
-  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, rescale);
-  const RngSource rng = rng_on_device(rng_state, input.device());
+Tensor mask_bits_cuda(const Tensor& rng_state, int64_t masks, int64_t out_features,
+                      int64_t in_features, double p) {
+  const auto guard = device_guard(rng_state, "rng_state");
+  const Layer layer = make_layer(masks, in_features, out_features, 1, p, true);
+  const RngSource rng = rng_on_device(rng_state, rng_state.device());
+  return store_masks(layer, rng, rng_state.device());
+}
+
+std::tuple<Tensor, Tensor> drawn_mask_bits_cuda(const Tensor& weight,
+                                                const std::optional<at::Generator>& generator,
+                                                int64_t masks, double p) {
+  check_matrix(weight, "weight");
+  const auto guard = device_guard(weight, "weight");
+  const Layer layer = make_layer(masks, weight.size(1), weight.size(0), 1, p, true);
+  const DrawnRng rng = draw_on_device(generator, weight, masks * weight.numel() > 0);
+  return {store_masks(layer, rng.source, weight.device()), rng.state};
+}
+
+Tensor run_forward(const Layer& layer, const Tensor& input, const Tensor& weight,
+                   const std::optional<Tensor>& bias, const RngSource& rng,
+                   const std::optional<Tensor>& mask_bits) {
   const DropConnectProblem problem = problem_of(layer, mask_bits, input.device());
   Tensor output = at::empty({layer.rows, layer.out_features}, input.options());
   Tensor bias_bits;
@@ -78,7 +73,7 @@ Tensor forward_cuda(const Tensor& input, const Tensor& weight, const std::option
   if (bias.has_value()) {
     bias_bits = draw_bias_bits(layer, rng, input);
     bias_view = {bias->const_data_ptr(), bias->stride(0),
-                 static_cast<const uint32_t*>(bias_bits.const_data_ptr()), rows_per_mask};
+                 static_cast<const uint32_t*>(bias_bits.const_data_ptr()), layer.rows_per_mask};
   }
   with_type(input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -90,11 +85,30 @@ Tensor forward_cuda(const Tensor& input, const Tensor& weight, const std::option
   return output;
 }
 
+Tensor forward_cuda(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                    const Tensor& rng_state, double p, int64_t rows_per_mask, bool rescale,
+                    const std::optional<Tensor>& mask_bits) {
+  const auto guard = device_guard(input, "input");
+  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, rescale);
+  return run_forward(layer, input, weight, bias, rng_on_device(rng_state, input.device()),
+                     mask_bits);
+}
+
+std::tuple<Tensor, Tensor> drawn_forward_cuda(const Tensor& input, const Tensor& weight,
+                                              const std::optional<Tensor>& bias,
+                                              const std::optional<at::Generator>& generator,
+                                              double p, int64_t rows_per_mask, bool rescale) {
+  const auto guard = device_guard(input, "input");
+  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, rescale);
+  const DrawnRng rng = draw_on_device(generator, input, layer.rows * layer.out_features > 0);
+  return {run_forward(layer, input, weight, bias, rng.source, std::nullopt), rng.state};
+}
+
 // d_weight with the input as panel, d_input with the weight.
 template <bool kOutsAreResults>
 Tensor outer_cuda(const Tensor& grad_output, const Tensor& panel, const Tensor& rng_state, double p,
                   int64_t rows_per_mask, bool rescale, const std::optional<Tensor>& mask_bits) {
-  const CUDAGuard guard(grad_output.device());
+  const auto guard = device_guard(grad_output, "grad_output");
   const Layer layer =
       layer_of_backward(grad_output, kOutsAreResults ? &panel : nullptr,
                         kOutsAreResults ? nullptr : &panel, rows_per_mask, p, rescale);
@@ -123,8 +137,8 @@ std::tuple<Tensor, Tensor> d_both_cuda(const Tensor& grad_output, const Tensor& 
 
 Tensor d_bias_cuda(const Tensor& grad_output, const Tensor& rng_state, double p,
                    int64_t rows_per_mask, bool rescale) {
-  TORCH_CHECK(grad_output.dim() == 2, "grad_output must be a matrix, got ", grad_output.sizes());
-  const CUDAGuard guard(grad_output.device());
+  check_matrix(grad_output, "grad_output");
+  const auto guard = device_guard(grad_output, "grad_output");
   const Layer layer =
       make_layer(grad_output.size(0), 1, grad_output.size(1), rows_per_mask, p, rescale);
   const RngSource rng = rng_on_device(rng_state, grad_output.device());
@@ -145,7 +159,9 @@ Tensor d_bias_cuda(const Tensor& grad_output, const Tensor& rng_state, double p,
 
 TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
   m.impl("dropconnect_mask_bits", mask_bits_cuda);
+  m.impl("dropconnect_mask_bits.generator", drawn_mask_bits_cuda);
   m.impl("dropconnect_linear", forward_cuda);
+  m.impl("dropconnect_linear.generator", drawn_forward_cuda);
   m.impl("dropconnect_linear_d_input", outer_cuda<false>);
   m.impl("dropconnect_linear_d_weight", outer_cuda<true>);
   m.impl("dropconnect_linear_d_both", d_both_cuda);

@@ -1,6 +1,7 @@
 // What the DropConnect kernels share: element types, operands of any strides, mask bits.
 #pragma once
 
+#include "elements.cuh"
 #include "mask.cuh"
 
 namespace fused_dropout {
@@ -8,27 +9,6 @@ namespace {
 
 constexpr int kBlockThreads = 128;
 constexpr int kThreadTile = 4;  // rows (and output features) of a thread's tile
-
-template <class T>
-struct SumType {
-  using type = float;
-};
-template <>
-struct SumType<double> {
-  using type = double;
-};
-template <class T>
-using Sum = typename SumType<T>::type;
-
-FUSED_DROPOUT_DEVICE float to_sum(float x) { return x; }
-FUSED_DROPOUT_DEVICE double to_sum(double x) { return x; }
-FUSED_DROPOUT_DEVICE float to_sum(__nv_bfloat16 x) { return __bfloat162float(x); }
-FUSED_DROPOUT_DEVICE float to_sum(__half x) { return __half2float(x); }
-
-FUSED_DROPOUT_DEVICE void from_sum(float x, float* out) { *out = x; }
-FUSED_DROPOUT_DEVICE void from_sum(double x, double* out) { *out = x; }
-FUSED_DROPOUT_DEVICE void from_sum(float x, __nv_bfloat16* out) { *out = __float2bfloat16(x); }
-FUSED_DROPOUT_DEVICE void from_sum(float x, __half* out) { *out = __float2half(x); }
 
 // Four neighbours from shared memory in 16-byte loads; `from` is aligned to 16 bytes.
 FUSED_DROPOUT_DEVICE void load4(const float* from, float* to) {

@@ -19,17 +19,18 @@
 namespace fused_dropout {
 
 // Where a kernel finds its seed and offset: by value, or in device memory, where a CUDA graph finds
-// fresh ones at every replay. Two addresses are an int64[2] rng_state tensor; all fields together
-// hold what torch's PhiloxCudaState does.
+// fresh ones at every replay. Two addresses are an int64[2] rng_state tensor; the first four fields
+// together hold what torch's PhiloxCudaState does.
 struct RngSource {
   const int64_t* seed_address;  // null: both by value
   const int64_t* offset_address;
   uint64_t seed;    // by value
   uint64_t offset;  // by value, or to be added to what stands at offset_address
+  int64_t* record;  // the rng_state that a kernel leaves for the backward pass, or null
 };
 
 inline RngSource rng_from_state(const int64_t* rng_state) {
-  return {rng_state, rng_state + 1, 0, 0};
+  return {rng_state, rng_state + 1, 0, 0, nullptr};
 }
 
 namespace {
@@ -38,7 +39,15 @@ constexpr int kWarpLanes = 32;
 constexpr int kMaskThreads = 256;
 constexpr int64_t kMaxBlocks = 1 << 14;
 
-// `rule` with the seed and offset of `rng` in place of those that the host gave it.
+FUSED_DROPOUT_DEVICE int64_t thread_in_grid() {
+  return int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+}
+
+FUSED_DROPOUT_DEVICE int64_t threads_in_grid() { return int64_t{gridDim.x} * blockDim.x; }
+
+// `rule` with the seed and offset of `rng` in place of those that the host gave it. One thread of
+// the grid records them where they are wanted: a launch for two numbers would cost more than some
+// of the kernels.
 FUSED_DROPOUT_DEVICE MaskRule seeded(MaskRule rule, const RngSource& rng) {
   uint64_t seed = rng.seed;
   uint64_t offset = rng.offset;
@@ -50,14 +59,59 @@ FUSED_DROPOUT_DEVICE MaskRule seeded(MaskRule rule, const RngSource& rng) {
   rule.key[1] = static_cast<uint32_t>(seed >> 32);
   rule.offset[0] = static_cast<uint32_t>(offset);
   rule.offset[1] = static_cast<uint32_t>(offset >> 32);
+  if (rng.record && thread_in_grid() == 0) {
+    rng.record[0] = static_cast<int64_t>(seed);
+    rng.record[1] = static_cast<int64_t>(offset);
+  }
   return rule;
 }
 
-FUSED_DROPOUT_DEVICE int64_t thread_in_grid() {
-  return int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+// a / b for a >= 0 and b >= 1. A 64-bit division takes longer than drawing a group.
+FUSED_DROPOUT_DEVICE int64_t quotient(int64_t a, int64_t b) {
+  const bool is_short = (a | b) >> 32 == 0;
+  return is_short ? static_cast<uint32_t>(a) / static_cast<uint32_t>(b) : a / b;
 }
 
-FUSED_DROPOUT_DEVICE int64_t threads_in_grid() { return int64_t{gridDim.x} * blockDim.x; }
+constexpr int kDigitLanes = 16;
+
+FUSED_DROPOUT_DEVICE GroupBits shuffled(const GroupBits& bits, int lane_mask) {
+  GroupBits other;
+#pragma unroll
+  for (int w = 0; w < kGroupWords; ++w) {
+    other.word[w] = __shfl_xor_sync(~0u, bits.word[w], lane_mask);
+  }
+  return other;
+}
+
+// keep_group by kDigitLanes neighbouring lanes, of which `digit` draws one digit; all get the
+// result. For a few groups, where one lane after the other would wait for 16 Philox calls in a row.
+// The rule has 1 to kDigitLanes digits, and the whole warp takes part.
+FUSED_DROPOUT_DEVICE GroupBits keep_group_by_lanes(const MaskRule& rule, uint64_t group,
+                                                   int digit) {
+  // What a run of digits says: already below T's, and still equal to them.
+  GroupBits below = group_of(0u);
+  GroupBits equal = group_of(~0u);
+  if (static_cast<uint32_t>(digit) < rule.digits) {
+    const uint32_t s = static_cast<uint32_t>(digit);
+    const GroupBits drawn = group_digit(rule, keys_of(rule), group, s);
+    if (threshold_digit(rule, s)) {
+      below = and_not(equal, drawn);
+      equal = drawn;
+    } else {
+      equal = and_not(equal, drawn);
+    }
+  }
+  // Two neighbouring runs make one: the second counts where the first left it open.
+#pragma unroll
+  for (int run = 1; run < kDigitLanes; run *= 2) {
+    const GroupBits other_below = shuffled(below, run);
+    const GroupBits other_equal = shuffled(equal, run);
+    const bool is_first = (digit & run) == 0;
+    below = is_first ? below | (equal & other_below) : other_below | (other_equal & below);
+    equal = equal & other_equal;
+  }
+  return below;
+}
 
 // Where a group of a matrix with `cols` columns stands.
 struct GroupPlace {
@@ -69,10 +123,7 @@ struct GroupPlace {
 FUSED_DROPOUT_DEVICE GroupPlace place_of_group(int64_t group, int64_t cols) {
   const int64_t per_row = group_count(cols);
   GroupPlace place;
-  // A 64-bit division takes longer than drawing the group.
-  const bool short_division = (group | per_row) >> 32 == 0;
-  place.row = short_division ? static_cast<uint32_t>(group) / static_cast<uint32_t>(per_row)
-                             : group / per_row;
+  place.row = quotient(group, per_row);
   place.first_col = (group - place.row * per_row) * kGroupColumns;
   const int64_t left = cols - place.first_col;
   place.columns = static_cast<int>(left < kGroupColumns ? left : kGroupColumns);

@@ -1,4 +1,4 @@
-"""The autograd Functions around the operators: what is saved, which kernel gives which gradient."""
+"""DropConnect's three products and their gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 class DropConnectMasks(NamedTuple):
     """Which masks a DropConnect layer uses: everything but the tensors that are differentiated."""
 
-    rng_state: Tensor
+    rng_state: Tensor | None  # None in a forward pass that draws it itself
     mask_bits: Tensor | None  # stored masks, or None to draw them again
     p: float
     rows_per_mask: int
@@ -39,34 +39,57 @@ def _saved(ctx: Any) -> tuple[list[Any], DropConnectMasks]:
 
 
 class DropConnectLinear(torch.autograd.Function):
-    """output = rescaled (M * weight) input + m * bias, for 2-d input."""
+    """(output, the rng_state that was drawn or None), for 2-d input.
+
+    output = rescaled (M * weight) input + m * bias. `generator` counts only where the masks have no
+    rng_state yet; None is the device's own.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, *masks: Any) -> Tensor:
-        m = DropConnectMasks(*masks)
-        output: Tensor = _ext.operators().dropconnect_linear(
-            input, weight, bias, *m.weight_arguments()
+    def forward(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        generator: torch.Generator | None,
+        rng_state: Tensor | None,
+        mask_bits: Tensor | None,
+        p: float,
+        rows_per_mask: int,
+        rescale: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        op = _ext.operators().dropconnect_linear
+        m = DropConnectMasks(rng_state, mask_bits, p, rows_per_mask, rescale)
+        if m.rng_state is not None:
+            return op(input, weight, bias, *m.weight_arguments()), None
+        output, rng_state = op.generator(
+            input, weight, bias, generator, m.p, m.rows_per_mask, m.rescale
         )
-        return output
+        return output, rng_state
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _, *masks = inputs
+    def setup_context(
+        ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor | None]
+    ) -> None:
+        input, weight, _, _, *masks = inputs
+        m, drawn = DropConnectMasks(*masks), outputs[1]
+        if drawn is not None:
+            ctx.mark_non_differentiable(drawn)
+            m = m._replace(rng_state=drawn)
         # As F.linear: each operand is kept only for the other's gradient.
         for_input, for_weight = ctx.needs_input_grad[:2]
         kept = (input if for_weight else None, weight if for_input else None)
-        _save(ctx, kept, DropConnectMasks(*masks))
+        _save(ctx, kept, m)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor, _: None) -> tuple[Tensor | None, ...]:
         (input, weight), masks = _saved(ctx)
         # torch.compile differentiates once, and cannot trace the nested Function.
         compiling = torch.compiler.is_compiling()
         compute = _gradients if compiling else DropConnectLinearBackward.apply
         gradients = compute(grad_output, input, weight, ctx.needs_input_grad[:3], *masks)
-        return (*gradients, *[None] * len(masks))
+        return (*gradients, None, *[None] * len(masks))
 
 
 def _gradients(
@@ -108,8 +131,13 @@ class DropConnectLinearBackward(torch.autograd.Function):
         input: Tensor | None,
         weight: Tensor | None,
         needs: tuple[bool, ...],
-        *masks: Any,
+        rng_state: Tensor,
+        mask_bits: Tensor | None,
+        p: float,
+        rows_per_mask: int,
+        rescale: bool,
     ) -> Gradients:
+        masks = DropConnectMasks(rng_state, mask_bits, p, rows_per_mask, rescale)
         return _gradients(grad_output, input, weight, needs, *masks)
 
     @staticmethod
@@ -144,12 +172,16 @@ def _to_grad_output(tensors: list[Any], grads: Gradients, masks: DropConnectMask
     dd_input, dd_weight, dd_bias = grads
     terms = []
     if dd_input is not None:
-        terms.append(DropConnectLinear.apply(dd_input, weight, None, *masks))
+        terms.append(_layer(dd_input, weight, None, masks))
     if dd_weight is not None:
-        terms.append(DropConnectLinear.apply(input, dd_weight, None, *masks))
+        terms.append(_layer(input, dd_weight, None, masks))
     if dd_bias is not None:
         rows, outs = grad_output.shape
         no_features = grad_output.new_zeros(rows, 0), grad_output.new_zeros(outs, 0)
-        bias_masks = masks._replace(mask_bits=None)
-        terms.append(DropConnectLinear.apply(*no_features, dd_bias, *bias_masks))
+        terms.append(_layer(*no_features, dd_bias, masks._replace(mask_bits=None)))
     return sum(terms[1:], terms[0]) if terms else None
+
+
+def _layer(input: Tensor, weight: Tensor, bias: Tensor | None, masks: DropConnectMasks) -> Tensor:
+    output: Tensor = DropConnectLinear.apply(input, weight, bias, None, *masks)[0]
+    return output

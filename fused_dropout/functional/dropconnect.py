@@ -1,4 +1,4 @@
-"""Functional forms of the layers."""
+"""DropConnect (Wan et al. 2013)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fused_dropout import _checks, _ext
-from fused_dropout.autograd import DropConnectLinear, DropConnectMasks
+from fused_dropout.autograd.dropconnect import DropConnectLinear, DropConnectMasks
 from fused_dropout.reference import keep_rate, threshold
 from fused_dropout.rng import check_single_source, resolve_rng_state
 
@@ -99,10 +99,25 @@ def dropconnect_linear(
     n_masks = -(-flat.shape[0] // rows_per_mask)
     bits = None
     if needs_grad and _stores_masks(mask_storage, p, n_masks, weight):
-        bits = _ext.operators().dropconnect_mask_bits(state, n_masks, *weight.shape, p)
+        bits, state = _draw_mask_bits(state, generator, n_masks, weight, p)
     masks = DropConnectMasks(state, bits, p, rows_per_mask, convention == "inverted")
-    output = DropConnectLinear.apply(flat, weight, bias, *masks)
+    output, _ = DropConnectLinear.apply(flat, weight, bias, generator, *masks)
     return output.reshape(*input.shape[:-1], weight.shape[0])
+
+
+def _draw_mask_bits(
+    state: Tensor | None,
+    generator: torch.Generator | None,
+    n_masks: int,
+    weight: Tensor,
+    p: float,
+) -> tuple[Tensor, Tensor]:
+    """Packed masks, and the random state that they came from."""
+    draw = _ext.operators().dropconnect_mask_bits
+    if state is not None:
+        return draw(state, n_masks, *weight.shape, p), state
+    bits, state = draw.generator(weight, generator, n_masks, p)
+    return bits, state
 
 
 def _autocast_enabled(device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""Modules with the parameters, defaults and errors of their torch.nn counterparts."""
+"""The DropConnect layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_dropout import _checks, functional
+from fused_dropout import _checks
+from fused_dropout.functional import dropconnect as functional
 
 
 class DropConnectLinear(torch.nn.Linear):

@@ -1,21 +1,13 @@
-"""Shapes and dtypes of the operators' results, for torch.compile, export and meta tensors."""
+"""Results of the DropConnect operators."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from fused_dropout._fake.rng import new_rng_state
+
 _STORED_OUTS_MULTIPLE = 8  # kStoredOutsMultiple in csrc/common/params.h
-
-
-def _mask(rng_state: Tensor, rows: int, cols: int, p: float, stream: int, digits: int) -> Tensor:
-    return rng_state.new_empty((rows, cols), dtype=torch.bool)
-
-
-def _packed_mask(
-    rng_state: Tensor, rows: int, cols: int, p: float, stream: int, digits: int
-) -> Tensor:
-    return rng_state.new_empty((rows, (cols + 31) // 32), dtype=torch.int32)
 
 
 def _mask_bits(
@@ -24,6 +16,13 @@ def _mask_bits(
     multiple = _STORED_OUTS_MULTIPLE
     outs = (out_features + multiple - 1) // multiple * multiple
     return rng_state.new_empty(((in_features + 127) // 128, masks, outs, 4), dtype=torch.int32)
+
+
+def _drawn_mask_bits(
+    weight: Tensor, generator: torch.Generator | None, masks: int, p: float
+) -> tuple[Tensor, Tensor]:
+    rng_state = new_rng_state(weight)
+    return _mask_bits(rng_state, masks, *weight.shape, p), rng_state
 
 
 def _linear(
@@ -37,6 +36,18 @@ def _linear(
     mask_bits: Tensor | None,
 ) -> Tensor:
     return input.new_empty((input.shape[0], weight.shape[0]))
+
+
+def _drawn_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    generator: torch.Generator | None,
+    p: float,
+    rows_per_mask: int,
+    rescale: bool,
+) -> tuple[Tensor, Tensor]:
+    return input.new_empty((input.shape[0], weight.shape[0])), new_rng_state(input)
 
 
 def _d_input(
@@ -85,19 +96,13 @@ def _d_bias(
     return grad_output.new_empty((grad_output.shape[1],))
 
 
-_FAKES = {
-    "mask": _mask,
-    "packed_mask": _packed_mask,
+FAKES = {
     "dropconnect_mask_bits": _mask_bits,
+    "dropconnect_mask_bits.generator": _drawn_mask_bits,
     "dropconnect_linear": _linear,
+    "dropconnect_linear.generator": _drawn_linear,
     "dropconnect_linear_d_input": _d_input,
     "dropconnect_linear_d_weight": _d_weight,
     "dropconnect_linear_d_both": _d_both,
     "dropconnect_linear_d_bias": _d_bias,
 }
-
-
-def register() -> None:
-    """Registers them once, after the extension has defined the operators."""
-    for name, fake in _FAKES.items():
-        torch.library.register_fake(f"fused_dropout::{name}")(fake)

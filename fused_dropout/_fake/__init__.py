@@ -1,0 +1,18 @@
+"""Shapes and dtypes of the operators' results, for torch.compile, export and meta tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fused_dropout._fake import dropconnect, masks
+
+FAKES: dict[str, Callable[..., Any]] = {**masks.FAKES, **dropconnect.FAKES}
+
+
+def register() -> None:
+    """Registers them once, after the extension has defined the operators."""
+    for name, fake in FAKES.items():
+        torch.library.register_fake(f"fused_dropout::{name}")(fake)

@@ -1,0 +1,5 @@
+"""Modules with the parameters, defaults and errors of their torch.nn counterparts."""
+
+from fused_dropout.nn.dropconnect import DropConnectLinear
+
+__all__ = ["DropConnectLinear"]
