@@ -18,6 +18,23 @@ TORCH_LIBRARY(fused_dropout, m) {
       "packed_mask(Tensor rng_state, SymInt rows, SymInt cols, float p, int stream, int digits)"
       " -> Tensor");
 
+  // out = (kept ? scale * input + shift : fill) + residual. Elements share a mask bit along
+  // shared_dims.
+  m.def(
+      "dropout(Tensor input, Tensor? residual, Tensor rng_state, float p, int[] shared_dims,"
+      " float scale, float shift, float fill) -> Tensor");
+  m.def(
+      "dropout.generator(Tensor input, Tensor? residual, Generator? generator, float p,"
+      " int[] shared_dims, float scale, float shift, float fill) -> (Tensor, Tensor)",
+      random);
+  m.def(
+      "dropout_(Tensor(a!) input, Tensor? residual, Tensor rng_state, float p, int[] shared_dims,"
+      " float scale, float shift, float fill) -> ()");
+  m.def(
+      "dropout_.generator(Tensor(a!) input, Tensor? residual, Generator? generator, float p,"
+      " int[] shared_dims, float scale, float shift, float fill) -> Tensor",
+      random);
+
   // Matrices: input [rows, in], weight [out, in], grad_output [rows, out]. Row n uses mask
   // n / rows_per_mask. mask_bits are the stored masks, or None to draw them again.
   m.def(

@@ -44,6 +44,19 @@ def check_int(value: Any, name: str, low: int, high: int) -> int:
     return value
 
 
+def as_dims(dims: Any, name: str, count: int) -> tuple[int, ...]:
+    """``dims``, a dimension or several of a tensor that has ``count``, as sorted ints >= 0."""
+    given = dims if isinstance(dims, Sequence) and not isinstance(dims, str) else (dims,)
+    numbers = [as_int(dim, f"{name}'s elements") for dim in given]
+    for dim in numbers:
+        if not -count <= dim < count:
+            raise IndexError(f"{name} must be in [{-count}, {count - 1}], got {dim}")
+    found = sorted({dim % count for dim in numbers})
+    if len(found) < len(numbers):
+        raise ValueError(f"{name} must name each dimension once, got {dims}")
+    return tuple(found)
+
+
 def check_dense(tensor: Any, name: str) -> None:
     """``tensor`` is a Tensor that is neither sparse nor nested."""
     if not isinstance(tensor, Tensor):
@@ -54,10 +67,11 @@ def check_dense(tensor: Any, name: str) -> None:
 
 
 def check_float_tensor(tensor: Tensor, name: str) -> None:
-    """``tensor`` has a dtype that the kernels compute in."""
+    """``tensor`` has a dtype that the kernels compute in; raises what torch's operators raise."""
     if tensor.dtype not in FLOAT_DTYPES:
+        error = NotImplementedError if tensor.is_complex() else RuntimeError
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
-        raise RuntimeError(f"{name} must have a dtype of {allowed}; got {tensor.dtype}")
+        raise error(f"{name} must have a dtype of {allowed}; got {tensor.dtype}")
 
 
 def check_same(tensor: Tensor, name: str, other: Tensor, other_name: str) -> None:

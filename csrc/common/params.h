@@ -27,6 +27,20 @@ struct MaskRule {
 
 enum class ScalarType { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
+// What dropout does to an element x: scale * x + shift if it is kept, else fill.
+struct AffineMap {
+  double scale;
+  double shift;
+  double fill;
+};
+
+// One dimension of a tensor whose elements are `mask_stride` bits of its mask apart, 0 where they
+// share one.
+struct MaskedDim {
+  int64_t size;
+  int64_t mask_stride;
+};
+
 // A matrix of any strides, counted in elements.
 struct MatrixView {
   const void* data;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dropconnect_body.h"
+#include "dropout_body.h"
 #include "kernels.h"
 #include "mask_body.h"
 
@@ -9,7 +10,7 @@ namespace fused_dropout {
 namespace {
 
 Kernels make_kernels(const char* isa) {
-  return {isa, make_mask_kernels(), make_dropconnect_kernels()};
+  return {isa, make_mask_kernels(), make_dropconnect_kernels(), make_dropout_kernels()};
 }
 
 }  // namespace

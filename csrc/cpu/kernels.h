@@ -4,6 +4,7 @@
 #pragma once
 
 #include "dropconnect_kernels.h"
+#include "dropout_kernels.h"
 #include "mask_kernels.h"
 
 namespace fused_dropout {
@@ -12,6 +13,7 @@ struct Kernels {
   const char* isa;
   MaskKernels mask;
   DropConnectKernels dropconnect;
+  DropoutKernels dropout;
 };
 
 const Kernels& plain_kernels();

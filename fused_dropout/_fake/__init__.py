@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from fused_dropout._fake import dropconnect, masks
+from fused_dropout._fake import dropconnect, dropout, masks
 
-FAKES: dict[str, Callable[..., Any]] = {**masks.FAKES, **dropconnect.FAKES}
+FAKES: dict[str, Callable[..., Any]] = {**masks.FAKES, **dropconnect.FAKES, **dropout.FAKES}
 
 
 def register() -> None:

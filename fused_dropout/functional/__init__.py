@@ -1,5 +1,23 @@
 """Functional forms of the layers."""
 
 from fused_dropout.functional.dropconnect import dropconnect_linear
+from fused_dropout.functional.dropout import (
+    alpha_dropout,
+    dropout,
+    dropout1d,
+    dropout2d,
+    dropout3d,
+    feature_alpha_dropout,
+    locked_dropout,
+)
 
-__all__ = ["dropconnect_linear"]
+__all__ = [
+    "alpha_dropout",
+    "dropconnect_linear",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "feature_alpha_dropout",
+    "locked_dropout",
+]

@@ -1,0 +1,295 @@
+// Dropout: out = (kept ? scale * in + shift : fill) + residual, element by element.
+//
+// Where the elements lie in the order of their mask bits, one launch draws and applies: the lanes
+// of a warp draw a group each, then the warp walks over the groups with 16-byte accesses, 32 x 16
+// bytes at a time. A small tensor has too few groups for that; there 16 lanes share the digits of a
+// group. Everything else (shared dimensions, channels_last, transposed inputs) draws the packed
+// mask first and reads it in the order of memory.
+//
+// Floor: the bytes of in and out, 4 an element of bf16, which is 1.07e12 elements a second at the
+// 4.3 TB/s that an H200 copies. Prediction: a lane's share of a group is one Philox call a digit
+// (100 issue slots) for 128 elements, and about 3 slots an element for bits, conversion and
+// multiplication, of the 14 that the floor leaves; so memory is the limit up to 16 digits. The
+// packed path reads 1/8 byte more an element.
+#pragma once
+
+#include "divisor.cuh"
+#include "elements.cuh"
+#include "mask.cuh"
+
+namespace fused_dropout {
+
+constexpr int kMaxMaskedDims = 16;
+
+// The dimensions of a tensor, outermost in memory first.
+struct MaskedDims {
+  int count;
+  Divisor size[kMaxMaskedDims];
+  int64_t mask_stride[kMaxMaskedDims];
+};
+
+// Of `count` <= kMaxMaskedDims dimensions.
+inline MaskedDims make_masked_dims(const MaskedDim* dims, int count) {
+  MaskedDims all{count, {}, {}};
+  for (int d = 0; d < count; ++d) {
+    all.size[d] = make_divisor(dims[d].size);
+    all.mask_stride[d] = dims[d].mask_stride;
+  }
+  return all;
+}
+
+// `residual` may be null; `out` may be `in`.
+template <class T>
+struct DropoutOperands {
+  const T* in;
+  const T* residual;
+  T* out;
+  int64_t count;
+};
+
+namespace {
+
+constexpr int kDropoutThreads = 256;
+constexpr int kTileRows = 32;  // rows that a thread of transposed_kernel walks over
+
+template <class S>
+struct AffineSums {
+  S scale, shift, fill;
+};
+
+template <class T>
+AffineSums<Sum<T>> sums_of(const AffineMap& map) {
+  return {static_cast<Sum<T>>(map.scale), static_cast<Sum<T>>(map.shift),
+          static_cast<Sum<T>>(map.fill)};
+}
+
+// Whatever stands in x, a NaN too, does not reach the result of a dropped element. Adding a shift
+// of 0 would turn -0 into 0.
+template <class S>
+FUSED_DROPOUT_DEVICE S mapped(const AffineSums<S>& map, S x, bool kept) {
+  const S scaled = map.scale * x;
+  return kept ? (map.shift != 0 ? scaled + map.shift : scaled) : map.fill;
+}
+
+// Elements k .. k + kCount - 1, whose keep bits are the lowest ones of `bits`.
+template <class T, int kCount>
+FUSED_DROPOUT_DEVICE void apply_neighbours(const DropoutOperands<T>& tensors,
+                                           const AffineSums<Sum<T>>& map, int64_t k,
+                                           uint32_t bits) {
+  Sum<T> x[kCount];
+  load_neighbours<T, kCount>(tensors.in + k, x);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) x[i] = mapped(map, x[i], bits >> i & 1);
+  if (tensors.residual != nullptr) {
+    Sum<T> r[kCount];
+    load_neighbours<T, kCount>(tensors.residual + k, r);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) x[i] += r[i];
+  }
+  store_neighbours<T, kCount>(x, tensors.out + k);
+}
+
+// A warp's `groups` groups of bits, drawn by as many lanes.
+FUSED_DROPOUT_DEVICE void draw_by_groups(const MaskRule& rule, int64_t first_group, int groups,
+                                         int lane, GroupBits* bits) {
+  if (lane < groups) {
+    bits[lane] = keep_group(rule, static_cast<uint64_t>(first_group + lane));
+  }
+}
+
+// The same by 16 lanes for each group, for rules of at most 16 digits.
+FUSED_DROPOUT_DEVICE void draw_by_digits(const MaskRule& rule, int64_t first_group, int groups,
+                                         int lane, GroupBits* bits) {
+  for (int g = 0; g < groups; g += kWarpLanes / kDigitLanes) {
+    const int mine = g + lane / kDigitLanes;
+    const GroupBits kept =
+        keep_group_by_lanes(rule, static_cast<uint64_t>(first_group + mine), lane % kDigitLanes);
+    if (lane % kDigitLanes == 0 && mine < groups) bits[mine] = kept;
+  }
+}
+
+// Elements in the order of their mask bits; a warp takes `warp_groups` <= 32 groups at a time.
+template <class T, int kCount>
+__global__ void __launch_bounds__(kDropoutThreads)
+    linear_dropout_kernel(MaskRule rule, RngSource rng, AffineSums<Sum<T>> map,
+                          DropoutOperands<T> tensors, int warp_groups, bool by_digits) {
+  constexpr int kPerGroup = kGroupColumns / kCount;  // accesses
+  FUSED_DROPOUT_SHARED(GroupBits, drawn, [kDropoutThreads]);
+  const int lane = threadIdx.x % kWarpLanes;
+  GroupBits* const bits = &drawn[threadIdx.x - lane];
+  rule = seeded(rule, rng);
+  const int64_t groups = group_count(tensors.count);
+  const int64_t warps = threads_in_grid() / kWarpLanes;
+  for (int64_t first = thread_in_grid() / kWarpLanes * warp_groups; first < groups;
+       first += warps * warp_groups) {
+    const int mine = static_cast<int>(groups - first < warp_groups ? groups - first : warp_groups);
+    if (by_digits) {
+      draw_by_digits(rule, first, mine, lane, bits);
+    } else {
+      draw_by_groups(rule, first, mine, lane, bits);
+    }
+    __syncwarp();
+    for (int k = lane; k < mine * kPerGroup; k += kWarpLanes) {
+      const int in_group = k % kPerGroup * kCount;
+      const int64_t element = first * kGroupColumns + int64_t{k} * kCount;
+      const uint32_t word = bits[k / kPerGroup].word[in_group / 32] >> (in_group % 32);
+      if (element + kCount <= tensors.count) {
+        apply_neighbours<T, kCount>(tensors, map, element, word);
+      } else {
+        for (int i = 0; element + i < tensors.count; ++i) {
+          apply_neighbours<T, 1>(tensors, map, element + i, word >> i);
+        }
+      }
+    }
+    __syncwarp();
+  }
+}
+
+FUSED_DROPOUT_DEVICE uint32_t bit_at(const uint32_t* bits, int64_t k) {
+  return bits[k / 32] >> (k % 32) & 1;
+}
+
+// The mask bit of an element, and how far the last dimension goes on from there.
+struct ElementPlace {
+  int64_t bit;
+  int64_t left;
+};
+
+FUSED_DROPOUT_DEVICE ElementPlace place_of_element(const MaskedDims& dims, int64_t element) {
+  ElementPlace place = {0, 0};
+  for (int d = dims.count - 1; d >= 0; --d) {
+    const int64_t rest = quotient(element, dims.size[d]);
+    const int64_t index = element - rest * dims.size[d].value;
+    if (d == dims.count - 1) place.left = dims.size[d].value - index;
+    place.bit += index * dims.mask_stride[d];
+    element = rest;
+  }
+  return place;
+}
+
+// Elements in any order of their mask bits, which have been drawn. A thread takes kCount
+// neighbours.
+template <class T, int kCount>
+__global__ void __launch_bounds__(kDropoutThreads)
+    masked_dropout_kernel(const uint32_t* bits, MaskedDims dims, AffineSums<Sum<T>> map,
+                          DropoutOperands<T> tensors) {
+  const int64_t stride = dims.mask_stride[dims.count - 1];
+  for (int64_t first = thread_in_grid() * kCount; first < tensors.count;
+       first += threads_in_grid() * kCount) {
+    const int64_t left = tensors.count - first;
+    const int count = left < kCount ? static_cast<int>(left) : kCount;
+    ElementPlace place = {0, 0};
+    uint32_t word = 0;
+    for (int i = 0; i < count; ++i, place.bit += stride, --place.left) {
+      if (place.left == 0) place = place_of_element(dims, first + i);
+      word |= bit_at(bits, place.bit) << i;
+    }
+    if (count == kCount) {
+      apply_neighbours<T, kCount>(tensors, map, first, word);
+    } else {
+      for (int i = 0; i < count; ++i) apply_neighbours<T, 1>(tensors, map, first + i, word >> i);
+    }
+  }
+}
+
+// The 32 bits from bit `first` on; of those past `count` nothing is read.
+FUSED_DROPOUT_DEVICE uint32_t bits_from(const uint32_t* bits, int64_t first, int64_t count) {
+  const uint32_t low = bits[first / 32];
+  const bool crosses = first % 32 + count > 32;
+  const uint32_t high = crosses ? bits[first / 32 + 1] : 0;
+  return __funnelshift_r(low, high, static_cast<uint32_t>(first % 32));
+}
+
+// The last dimension's bits are far apart and those of the one before it consecutive, as in
+// channels_last. A thread stays in its column: it reads the bits of kTileRows rows at once, and a
+// warp reads 32 neighbours of each row.
+template <class T>
+__global__ void __launch_bounds__(kDropoutThreads)
+    transposed_dropout_kernel(const uint32_t* bits, MaskedDims dims, Divisor tiles, int64_t columns,
+                              AffineSums<Sum<T>> map, DropoutOperands<T> tensors) {
+  const int64_t rows = dims.size[dims.count - 2].value;
+  const int64_t cols = dims.size[dims.count - 1].value;
+  for (int64_t k = thread_in_grid(); k < columns; k += threads_in_grid()) {
+    const int64_t tile_in_all = quotient(k, dims.size[dims.count - 1]);
+    const int64_t col = k - tile_in_all * cols;
+    const int64_t plane = quotient(tile_in_all, tiles);
+    const int64_t first_row = (tile_in_all - plane * tiles.value) * kTileRows;
+    const int64_t left = rows - first_row;
+    const int count = left < kTileRows ? static_cast<int>(left) : kTileRows;
+    const int64_t element = (plane * rows + first_row) * cols + col;
+    const uint32_t word = bits_from(bits, place_of_element(dims, element).bit, count);
+    for (int r = 0; r < count; ++r) {
+      apply_neighbours<T, 1>(tensors, map, element + r * cols, word >> r);
+    }
+  }
+}
+
+// ---- launches ---------------------------------------------------------------------------------
+
+constexpr int64_t kWantedWarps = 132 * 16;  // 16 for each of an H200's multiprocessors
+
+// Groups that a warp draws at a time: 32 where there are enough for all warps.
+inline int groups_per_warp(int64_t groups) {
+  int count = kWarpLanes;
+  while (count > 1 && groups < kWantedWarps * count) count /= 2;
+  return count;
+}
+
+inline dim3 dropout_blocks(int64_t threads) {
+  const int64_t blocks = ceil_div(threads, kDropoutThreads);
+  return dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks));
+}
+
+template <class T>
+bool vectors_fit(const DropoutOperands<T>& tensors) {
+  return is_aligned(tensors.in, 16) && is_aligned(tensors.residual, 16) &&
+         is_aligned(tensors.out, 16);
+}
+
+// Elements in the order of their mask bits.
+template <class T>
+cudaError_t launch_linear_dropout(const MaskRule& rule, const RngSource& rng, const AffineMap& map,
+                                  const DropoutOperands<T>& tensors, cudaStream_t stream) {
+  if (tensors.count == 0) return cudaSuccess;
+  const int64_t groups = group_count(tensors.count);
+  const int warp_groups = groups_per_warp(groups);
+  const bool by_digits =
+      warp_groups <= 2 && rule.digits > 1 && rule.digits <= static_cast<uint32_t>(kDigitLanes);
+  const dim3 blocks = dropout_blocks(ceil_div(groups, warp_groups) * kWarpLanes);
+  if (vectors_fit(tensors)) {
+    return launch_kernel<linear_dropout_kernel<T, kVector<T>>>(blocks, dim3(kDropoutThreads), 0,
+                                                               stream, rule, rng, sums_of<T>(map),
+                                                               tensors, warp_groups, by_digits);
+  }
+  return launch_kernel<linear_dropout_kernel<T, 1>>(blocks, dim3(kDropoutThreads), 0, stream, rule,
+                                                    rng, sums_of<T>(map), tensors, warp_groups,
+                                                    by_digits);
+}
+
+// Elements in any order of their mask bits, which `bits` holds.
+template <class T>
+cudaError_t launch_masked_dropout(const uint32_t* bits, const MaskedDims& dims,
+                                  const AffineMap& map, const DropoutOperands<T>& tensors,
+                                  cudaStream_t stream) {
+  if (tensors.count == 0) return cudaSuccess;
+  const int last = dims.count - 1;
+  if (dims.mask_stride[last] > 1 && last > 0 && dims.mask_stride[last - 1] == 1) {
+    const int64_t rows = dims.size[last - 1].value;
+    const int64_t tiles = ceil_div(rows, kTileRows);
+    const int64_t columns = tensors.count / rows * tiles;
+    return launch_kernel<transposed_dropout_kernel<T>>(
+        dropout_blocks(columns), dim3(kDropoutThreads), 0, stream, bits, dims, make_divisor(tiles),
+        columns, sums_of<T>(map), tensors);
+  }
+  if (vectors_fit(tensors)) {
+    return launch_kernel<masked_dropout_kernel<T, kVector<T>>>(
+        dropout_blocks(ceil_div(tensors.count, kVector<T>)), dim3(kDropoutThreads), 0, stream, bits,
+        dims, sums_of<T>(map), tensors);
+  }
+  return launch_kernel<masked_dropout_kernel<T, 1>>(dropout_blocks(tensors.count),
+                                                    dim3(kDropoutThreads), 0, stream, bits, dims,
+                                                    sums_of<T>(map), tensors);
+}
+
+}  // namespace
+}  // namespace fused_dropout

@@ -1,0 +1,125 @@
+// IMPL(CUDA) of dropout: checks and launches on the current stream.
+//
+// Workspace, freed to the caching allocator on return: the packed mask, for elements that do not
+// lie in the order of their mask bits.
+#include <ATen/Functions.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "../dropout_layout.h"
+#include "binding.h"
+#include "dropout.cuh"
+
+namespace fused_dropout {
+namespace {
+
+using at::Tensor;
+
+MaskedDims dims_of(const DropoutLayout& layout) {
+  TORCH_CHECK(layout.dims.size() <= static_cast<size_t>(kMaxMaskedDims),
+              "dropout on a GPU alternates between shared and other dimensions at most ",
+              kMaxMaskedDims, " times, got ", layout.dims.size());
+  return make_masked_dims(layout.dims.data(), static_cast<int>(layout.dims.size()));
+}
+
+Tensor draw_all_bits(const MaskRule& rule, const RngSource& rng, int64_t mask_numel,
+                     const Tensor& like) {
+  const int64_t groups = group_count(mask_numel);
+  Tensor bits = at::empty({groups * kGroupWords}, like.options().dtype(at::kInt));
+  check_launch(launch_draw_groups(
+      rule, rng, 0, 1, groups, static_cast<uint32_t*>(bits.mutable_data_ptr()), current_stream()));
+  return bits;
+}
+
+// `out` has the strides of `input`, which has no gaps.
+void dropout_into(const Tensor& out, const Tensor& input, const std::optional<Tensor>& residual,
+                  const RngSource& rng, double p, at::IntArrayRef shared_dims,
+                  const AffineMap& map) {
+  if (input.numel() == 0) return;
+  const DropoutLayout layout = dropout_layout(input, shared_dims);
+  const MaskRule rule = unseeded_rule(p, kStreamMask, kDefaultDigits);
+  Tensor addend;
+  if (residual.has_value()) addend = like_in_memory(*residual, input);
+  with_type(input, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const DropoutOperands<T> tensors = {
+        static_cast<const T*>(input.const_data_ptr()),
+        addend.defined() ? static_cast<const T*>(addend.const_data_ptr()) : nullptr,
+        static_cast<T*>(out.mutable_data_ptr()), input.numel()};
+    if (layout.is_linear()) {
+      check_launch(launch_linear_dropout<T>(rule, rng, map, tensors, current_stream()));
+      return;
+    }
+    const Tensor bits = draw_all_bits(rule, rng, layout.mask_numel, input);
+    check_launch(launch_masked_dropout<T>(static_cast<const uint32_t*>(bits.const_data_ptr()),
+                                          dims_of(layout), map, tensors, current_stream()));
+  });
+}
+
+Tensor run_dropout(const Tensor& input, const std::optional<Tensor>& residual, const RngSource& rng,
+                   double p, at::IntArrayRef shared_dims, const AffineMap& map) {
+  const Tensor dense = without_gaps(input);
+  Tensor out = dense.is_same(input) ? at::empty_like(input) : dense;  // a copy is ours to change
+  dropout_into(out, dense, residual, rng, p, shared_dims, map);
+  return out;
+}
+
+void run_dropout_(const Tensor& input, const std::optional<Tensor>& residual, const RngSource& rng,
+                  double p, at::IntArrayRef shared_dims, const AffineMap& map) {
+  at::assert_no_internal_overlap(input);
+  const Tensor dense = without_gaps(input);
+  dropout_into(dense, dense, residual, rng, p, shared_dims, map);
+  if (!dense.is_same(input)) input.copy_(dense);
+}
+
+Tensor dropout_cuda(const Tensor& input, const std::optional<Tensor>& residual,
+                    const Tensor& rng_state, double p, at::IntArrayRef shared_dims, double scale,
+                    double shift, double fill) {
+  const auto guard = device_guard(input, "input");
+  check_dropout_arguments(input, residual, p);
+  const RngSource rng = rng_on_device(rng_state, input.device());
+  return run_dropout(input, residual, rng, p, shared_dims, {scale, shift, fill});
+}
+
+std::tuple<Tensor, Tensor> drawn_dropout_cuda(const Tensor& input,
+                                              const std::optional<Tensor>& residual,
+                                              const std::optional<at::Generator>& generator,
+                                              double p, at::IntArrayRef shared_dims, double scale,
+                                              double shift, double fill) {
+  const auto guard = device_guard(input, "input");
+  check_dropout_arguments(input, residual, p);
+  const DrawnRng rng = draw_on_device(generator, input, input.numel() > 0);
+  return {run_dropout(input, residual, rng.source, p, shared_dims, {scale, shift, fill}),
+          rng.state};
+}
+
+void dropout_cuda_(const Tensor& input, const std::optional<Tensor>& residual,
+                   const Tensor& rng_state, double p, at::IntArrayRef shared_dims, double scale,
+                   double shift, double fill) {
+  const auto guard = device_guard(input, "input");
+  check_dropout_arguments(input, residual, p);
+  const RngSource rng = rng_on_device(rng_state, input.device());
+  run_dropout_(input, residual, rng, p, shared_dims, {scale, shift, fill});
+}
+
+Tensor drawn_dropout_cuda_(const Tensor& input, const std::optional<Tensor>& residual,
+                           const std::optional<at::Generator>& generator, double p,
+                           at::IntArrayRef shared_dims, double scale, double shift, double fill) {
+  const auto guard = device_guard(input, "input");
+  check_dropout_arguments(input, residual, p);
+  const DrawnRng rng = draw_on_device(generator, input, input.numel() > 0);
+  run_dropout_(input, residual, rng.source, p, shared_dims, {scale, shift, fill});
+  return rng.state;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
+  m.impl("dropout", dropout_cuda);
+  m.impl("dropout.generator", drawn_dropout_cuda);
+  m.impl("dropout_", dropout_cuda_);
+  m.impl("dropout_.generator", drawn_dropout_cuda_);
+}
+
+}  // namespace fused_dropout

@@ -1,0 +1,327 @@
+"""Bernoulli dropout: of elements, of channels, with shared masks, for self-normalising networks."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fused_dropout import _checks, _ext
+from fused_dropout.autograd.dropout import Dropout, DropoutSettings
+from fused_dropout.reference import keep_rate
+from fused_dropout.rng import check_single_source, make_rng_state, resolve_rng_state
+
+CONVENTIONS = ("inverted", "paper")
+
+# What SELU tends to for large negative inputs, -scale * alpha (Klambauer et al. 2017, section 3).
+SELU_FLOOR = -1.7580993408473766
+
+
+def dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    broadcast_dims: Sequence[int] = (),
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    rng_state: Tensor | None = None,
+    convention: str = "inverted",
+) -> Tensor:
+    r"""Zeroes elements with probability ``p`` and divides the others by the keep rate.
+
+    Equivalent to :func:`torch.nn.functional.dropout`, with exact rates, and to
+    ``flax.linen.Dropout`` with ``broadcast_dims``. Backward draws the mask again from 16 bytes of
+    random state.
+
+    Source: Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
+    JMLR 2014.
+
+    Args:
+        input: any shape, strides and memory format; float32, bfloat16, float16 or float64.
+        p: drop probability in [0, 1]. The keep rate is q = rint((1 - p) 2^16) / 2^16, and the scale
+            is exactly 1/q.
+        training: if False, returns ``input`` (times q with ``convention="paper"``).
+        inplace: write the result into ``input``.
+        broadcast_dims: dimensions along which the mask is shared.
+        generator: draws the random state; default: torch's generator of the input's device.
+        seed: makes the call a pure function: the mask of seed ``seed`` and offset 0.
+        rng_state: int64[2] tensor (seed, offset), likewise.
+        convention: ``"inverted"`` divides by q in training; ``"paper"`` multiplies by q in
+            evaluation instead.
+
+    Returns:
+        The shape and memory format of ``input``, differentiable (any number of times).
+
+    Raises:
+        ValueError: p or convention out of range; more than one of generator, seed and rng_state.
+        IndexError: a dimension of ``broadcast_dims`` that ``input`` lacks.
+        RuntimeError: a dtype that is not floating point; no kernels for the device.
+        TypeError: an argument of the wrong type.
+    """
+    p = _checks.check_probability(p)
+    _checks.check_choice(convention, "convention", CONVENTIONS)
+    check_single_source(generator, seed, rng_state)
+    _checks.check_dense(input, "input")
+    shared_dims = _checks.as_dims(broadcast_dims, "broadcast_dims", input.dim())
+    q = keep_rate(p)
+    if not training:
+        return _scaled(input, q, inplace) if convention == "paper" else input
+    scale = _inverse(q) if convention == "inverted" else 1.0
+    settings = DropoutSettings(p, shared_dims, scale)
+    return run_dropout(input, settings, inplace, generator, seed, rng_state)
+
+
+def dropout1d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """Drops whole channels of ``[N, C, L]`` or ``[C, L]``, as torch's function of this name.
+
+    Source: Tompson et al., "Efficient Object Localization Using Convolutional Networks", CVPR 2015.
+    Arguments and errors as :func:`dropout`; RuntimeError for another number of dimensions.
+    """
+    if input.dim() not in (2, 3):
+        raise RuntimeError(
+            f"dropout1d: input must have shape [N, C, L] or [C, L], got {input.dim()} dimensions"
+        )
+    first = input.dim() - 3  # the dimension of N, -1 where there is none
+    return _drop_channels(input, first, p, training, inplace, generator, seed, rng_state)
+
+
+def dropout2d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """Drops whole channels of ``[N, C, H, W]``, as torch's function of this name.
+
+    Like torch's, it reads 3 dimensions as ``[N, C, L]``, with a warning, and takes any number from
+    2 on.
+    Source, arguments and errors as :func:`dropout1d`.
+    """
+    if input.dim() == 3:
+        warnings.warn(
+            "dropout2d: a 3-D input is read as [N, C, L], as torch's dropout2d does; dropout1d "
+            "says so plainly",
+            stacklevel=2,
+        )
+    elif input.dim() != 4:
+        _warn_of_dimensions("dropout2d", input.dim(), "[N, C, H, W]")
+    return _drop_channels(input, 0, p, training, inplace, generator, seed, rng_state)
+
+
+def dropout3d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """Drops whole channels of ``[N, C, D, H, W]`` or ``[C, D, H, W]``, as torch's of this name.
+
+    Like torch's, it takes fewer dimensions with a warning, the first of them for C. Source,
+    arguments and errors as :func:`dropout1d`.
+    """
+    if input.dim() not in (4, 5):
+        _warn_of_dimensions("dropout3d", input.dim(), "[N, C, D, H, W] or [C, D, H, W]")
+    first = 0 if input.dim() == 5 else -1
+    return _drop_channels(input, first, p, training, inplace, generator, seed, rng_state)
+
+
+def alpha_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    r"""Sets elements to SELU's floor and keeps mean 0 and variance 1, as torch's of this name.
+
+    With keep rate q, drop rate d = 1 - q and floor f = -1.7581, kept elements become ``a x + b``
+    and dropped ones ``a f + b``, where ``a = (q + f^2 d q)^(-1/2)`` and ``b = -a f d``.
+
+    Source: Klambauer et al., "Self-Normalizing Neural Networks", NeurIPS 2017, section 3.
+    Arguments and errors as :func:`dropout`.
+    """
+    return _alpha_dropout(input, p, training, inplace, False, generator, seed, rng_state)
+
+
+def feature_alpha_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """:func:`alpha_dropout` of whole channels of ``[N, C, ...]``, as torch's of this name."""
+    return _alpha_dropout(input, p, training, inplace, True, generator, seed, rng_state)
+
+
+def locked_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    batch_first: bool = False,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """Dropout of a sequence with one mask for all its steps.
+
+    Source: Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural
+    Networks", NeurIPS 2016; "locked" in Merity et al., "Regularizing and Optimizing LSTM Language
+    Models", ICLR 2018.
+
+    Args:
+        input: ``[T, N, ...]``, or ``[N, T, ...]`` with ``batch_first``.
+        batch_first: which of the first two dimensions is time.
+
+    The other arguments and errors as :func:`dropout`; RuntimeError for fewer than 2 dimensions.
+    """
+    time = 1 if batch_first else 0
+    if input.dim() < 2:
+        wanted = "[N, T, ...]" if batch_first else "[T, N, ...]"
+        raise RuntimeError(f"input must have shape {wanted}, got {list(input.shape)}")
+    return dropout(
+        input,
+        p,
+        training,
+        inplace,
+        broadcast_dims=(time,),
+        generator=generator,
+        seed=seed,
+        rng_state=rng_state,
+    )
+
+
+def run_dropout(
+    input: Tensor,
+    settings: DropoutSettings,
+    inplace: bool,
+    generator: torch.Generator | None,
+    seed: int | None,
+    rng_state: Tensor | None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The operator on checked arguments, in training."""
+    q = keep_rate(settings.p)
+    if input.numel() == 0 or (q == 1.0 and residual is None):
+        return input
+    if q == 0.0 and settings.fill == 0.0 and residual is None and not input.is_floating_point():
+        return input.mul_(0) if inplace else input * 0  # torch takes any dtype here
+    _checks.check_float_tensor(input, "input")
+    _ext.require_backend(input.device)
+    if q in (0.0, 1.0):  # nothing is drawn, so the generator stays where it is
+        state: Tensor | None = make_rng_state(0, 0, input.device)
+    else:
+        state = resolve_rng_state(input.device, generator, seed, rng_state)
+    # torch.compile cannot trace a Function that writes to its input.
+    writes = inplace and not torch.compiler.is_compiling()
+    output: Tensor = Dropout.apply(input, residual, generator, state, *settings, writes)[0]
+    return input.copy_(output) if inplace and not writes else output
+
+
+def _drop_channels(
+    input: Tensor,
+    batch_dim: int,
+    p: float,
+    training: bool,
+    inplace: bool,
+    generator: torch.Generator | None,
+    seed: int | None,
+    rng_state: Tensor | None,
+) -> Tensor:
+    """Dropout with one mask element for each item of the dimensions up to batch_dim + 1."""
+    first_shared = batch_dim + 2
+    if input.dim() < first_shared:
+        raise RuntimeError(
+            f"dropping channels takes an input of at least {first_shared} dimensions, got "
+            f"{list(input.shape)}"
+        )
+    return dropout(
+        input,
+        p,
+        training,
+        inplace,
+        broadcast_dims=tuple(range(first_shared, input.dim())),
+        generator=generator,
+        seed=seed,
+        rng_state=rng_state,
+    )
+
+
+def _warn_of_dimensions(name: str, dimensions: int, wanted: str) -> None:
+    warnings.warn(
+        f"{name}: input should have shape {wanted}, got {dimensions} dimensions, which torch "
+        "deprecates; use dropout instead",
+        stacklevel=3,
+    )
+
+
+def _alpha_dropout(
+    input: Tensor,
+    p: float,
+    training: bool,
+    inplace: bool,
+    of_channels: bool,
+    generator: torch.Generator | None,
+    seed: int | None,
+    rng_state: Tensor | None,
+) -> Tensor:
+    p = _checks.check_probability(p)
+    check_single_source(generator, seed, rng_state)
+    _checks.check_dense(input, "input")
+    if not training or p == 0 or input.numel() == 0:
+        return input
+    if of_channels and input.dim() < 2:
+        raise RuntimeError(
+            f"dropping channels takes an input [N, C, ...], got shape {list(input.shape)}"
+        )
+    q = keep_rate(p)
+    shared_dims = tuple(range(2, input.dim())) if of_channels else ()
+    a, b = alpha_affine(q) if q > 0 else (0.0, 0.0)  # at p = 1 torch gives zeros
+    settings = DropoutSettings(p, shared_dims, a, b, a * SELU_FLOOR + b)
+    return run_dropout(input, settings, inplace, generator, seed, rng_state)
+
+
+def alpha_affine(q: float) -> tuple[float, float]:
+    """(a, b) of alpha dropout with keep rate q > 0."""
+    dropped = 1.0 - q
+    a = 1.0 / math.sqrt(q + SELU_FLOOR**2 * dropped * q)
+    return a, -a * SELU_FLOOR * dropped
+
+
+def _scaled(input: Tensor, factor: float, inplace: bool) -> Tensor:
+    return input.mul_(factor) if inplace else input * factor
+
+
+def _inverse(q: float) -> float:
+    """1/q; 1 where nothing is kept."""
+    return 1.0 / q if q > 0 else 1.0
