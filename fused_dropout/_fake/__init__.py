@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
 from fused_dropout._fake import dropconnect, dropout, masks
+from fused_dropout._fake.common import Fakes
 
-FAKES: dict[str, Callable[..., Any]] = {**masks.FAKES, **dropconnect.FAKES, **dropout.FAKES}
+FAKES: Fakes = {**masks.FAKES, **dropconnect.FAKES, **dropout.FAKES}
 
 
 def register() -> None:

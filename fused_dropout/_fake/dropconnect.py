@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fused_dropout._fake.rng import new_rng_state
+from fused_dropout._fake.common import Fakes, new_rng_state
 
 _STORED_OUTS_MULTIPLE = 8  # kStoredOutsMultiple in csrc/common/params.h
 
@@ -22,7 +22,8 @@ def _drawn_mask_bits(
     weight: Tensor, generator: torch.Generator | None, masks: int, p: float
 ) -> tuple[Tensor, Tensor]:
     rng_state = new_rng_state(weight)
-    return _mask_bits(rng_state, masks, *weight.shape, p), rng_state
+    out_features, in_features = weight.shape
+    return _mask_bits(rng_state, masks, out_features, in_features, p), rng_state
 
 
 def _linear(
@@ -96,7 +97,7 @@ def _d_bias(
     return grad_output.new_empty((grad_output.shape[1],))
 
 
-FAKES = {
+FAKES: Fakes = {
     "dropconnect_mask_bits": _mask_bits,
     "dropconnect_mask_bits.generator": _drawn_mask_bits,
     "dropconnect_linear": _linear,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_dropout._fake.rng import new_rng_state
+from fused_dropout._fake.common import Fakes, new_rng_state
 
 
 def _dropout(input: Tensor, *_: Any) -> Tensor:
@@ -26,7 +26,7 @@ def _drawn_dropout_in_place(input: Tensor, *_: Any) -> Tensor:
     return new_rng_state(input)
 
 
-FAKES = {
+FAKES: Fakes = {
     "dropout": _dropout,
     "dropout.generator": _drawn_dropout,
     "dropout_": _dropout_in_place,

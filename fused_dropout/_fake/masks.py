@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fused_dropout._fake.common import Fakes
+
 
 def _mask(rng_state: Tensor, rows: int, cols: int, p: float, stream: int, digits: int) -> Tensor:
     return rng_state.new_empty((rows, cols), dtype=torch.bool)
@@ -16,4 +18,4 @@ def _packed_mask(
     return rng_state.new_empty((rows, (cols + 31) // 32), dtype=torch.int32)
 
 
-FAKES = {"mask": _mask, "packed_mask": _packed_mask}
+FAKES: Fakes = {"mask": _mask, "packed_mask": _packed_mask}

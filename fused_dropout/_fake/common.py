@@ -1,9 +1,14 @@
-"""The random state that an operator returns."""
+"""What the fakes of all operators share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+
+Fakes = dict[str, Callable[..., Any]]  # by the operator's name, with its overload if it has one
 
 
 def new_rng_state(like: Tensor) -> Tensor:
