@@ -39,9 +39,10 @@ def _draw(
     p = _checks.check_probability(p)
     _checks.check_int(stream, "stream", 0, 127)
     _checks.check_int(digits, "digits", 1, 32)
-    place = torch.device(device or "cpu")
-    _ext.require_backend(place)
-    state = make_rng_state(seed, offset, place)
+    if device is not None:
+        _ext.require_backend(torch.device(device))  # explains more than torch, which lacks it too
+    state = make_rng_state(seed, offset, device)
+    _ext.require_backend(state.device)
     rows, cols = math.prod(shape[:-1]), shape[-1] if shape else 1
     draw = getattr(_ext.operators(), name)
     result: Tensor = draw(state, rows, cols, p, stream, digits)
@@ -69,7 +70,7 @@ def mask(
         seed, offset: ints in the range that :func:`torch.manual_seed` takes, modulo 2^64.
         stream: 0..127; masks of different streams are independent.
         digits: 1..32 binary digits of the keep rate.
-        device: where to draw; default CPU.
+        device: where to draw; default: torch's default device, the CPU unless you changed it.
 
     Returns:
         bool tensor of ``shape``, True = kept.

@@ -94,12 +94,16 @@ def mask(
     offset: int = 0,
     stream: int = 0,
     digits: int = 16,
+    device: torch.device | str | None = None,
 ) -> Tensor:
-    """The keep mask of ``shape`` as a bool tensor; see :func:`fused_dropout.mask`."""
+    """The keep mask of ``shape`` as a bool tensor; see :func:`fused_dropout.mask`.
+
+    Drawn by NumPy, then moved to ``device``.
+    """
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     rows, cols = math.prod(sizes[:-1]), sizes[-1] if sizes else 1
     kept = mask_matrix(rows, cols, p, seed, offset, stream, digits)
-    return torch.from_numpy(np.ascontiguousarray(kept)).reshape(sizes)
+    return torch.as_tensor(np.ascontiguousarray(kept), device=device).reshape(sizes)
 
 
 def rows_per_mask(input_shape: Sequence[int], mask: str | int) -> int:
@@ -139,20 +143,22 @@ def dropconnect_linear(
     rows = input.reshape(math.prod(input.shape[:-1]), in_features)
     share = rows_per_mask(input.shape, mask)
     n_masks = -(-rows.shape[0] // share)
-    which = torch.arange(rows.shape[0]) // share
-    kept = _mask((n_masks * out_features, in_features), p, seed, offset, stream=0)
+    which = torch.arange(rows.shape[0], device=input.device) // share
+    kept = _mask((n_masks * out_features, in_features), p, seed, offset, 0, input.device)
     kept = kept.view(n_masks, out_features, in_features)
     # where, not a product: a dropped infinity must leave 0, not NaN.
     products = torch.where(kept[which], weight * rows[:, None, :], torch.zeros_like(weight[:1, :1]))
     output = products.sum(-1)
     if bias is not None:
-        kept_bias = _mask((n_masks, out_features), p, seed, offset, stream=1)
+        kept_bias = _mask((n_masks, out_features), p, seed, offset, 1, input.device)
         output = output + torch.where(kept_bias[which], bias, torch.zeros_like(bias[:1]))
     if convention == "inverted":
         output = output / q if q > 0 else output * 0
     return output.reshape(*input.shape[:-1], out_features)
 
 
-def _mask(shape: tuple[int, int], p: float, seed: int, offset: int, stream: int) -> Tensor:
+def _mask(
+    shape: tuple[int, int], p: float, seed: int, offset: int, stream: int, device: torch.device
+) -> Tensor:
     kept = mask_matrix(*shape, p, seed, offset, stream, 16)
-    return torch.from_numpy(np.ascontiguousarray(kept))
+    return torch.as_tensor(np.ascontiguousarray(kept), device=device)

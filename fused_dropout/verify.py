@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fused_dropout.cli import positive_int, report_console
+from fused_dropout.cli import ArgumentError, positive_int, report_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,6 +93,8 @@ class Row:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `verify`."""
     parser.add_argument("--quick", action="store_true", help="fewer cases (seconds)")
+    help_line = "check only its kernels (default: all that can run here)"
+    parser.add_argument("--device", choices=("cpu", "cuda"), help=help_line)
     parser.add_argument("--seed", type=_seed, default=0, help="of inputs and masks (default 0)")
     # The cases are small; a check of its own shows that results do not depend on the threads.
     parser.add_argument("--threads", type=positive_int, default=1, help="of the CPU (default 1)")
@@ -108,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     """Run every check, print the table and a summary; 1 if any check failed."""
     from rich.progress import track
 
-    targets, not_checked = find_targets()
+    targets, not_checked = find_targets(args.device)
     settings = Settings(quick=args.quick, seed=args.seed, targets=targets)
     console = report_console()
     progress_console = report_console(stderr=True)
@@ -146,18 +148,37 @@ def run_check(check: Check) -> Row:
     return Row(check.op, check.what, check.isa, check.dtype, outcome.cases, outcome.worst, ok, note)
 
 
-def find_targets() -> tuple[tuple[Target, ...], list[Row]]:
-    """The implementations that can be checked here, and a row for each that cannot."""
+def find_targets(device: str | None = None) -> tuple[tuple[Target, ...], list[Row]]:
+    """The implementations to check, and a row for each that cannot be checked here.
+
+    `device`: "cpu", "cuda" or None for both. Raises ArgumentError if "cuda" cannot be checked.
+    """
+    from fused_dropout import _ext
+
+    cpu = tuple(Target(isa, "cpu") for isa in _ext.available_isas())
+    cuda = Target("cuda", "cuda")
+    if device == "cpu":
+        return cpu, []
+    obstacle = cuda_obstacle()
+    if obstacle is None:
+        return (cuda,) if device == "cuda" else (*cpu, cuda), []
+    if device == "cuda":
+        raise ArgumentError(f"--device cuda: {'; '.join(obstacle)}")
+    return cpu, [Row("all", "everything", "cuda", "all", 0, 0.0, None, obstacle[0])]
+
+
+def cuda_obstacle() -> tuple[str, str] | None:
+    """Why no CUDA kernel can run here and how to mend it, or None if one can."""
     import torch
 
     from fused_dropout import _ext
 
-    targets = tuple(Target(isa, "cpu") for isa in _ext.available_isas())
-    built = _ext.build_info().get("cuda") not in (None, "", "no")
-    if built and torch.cuda.is_available():
-        return (*targets, Target("cuda", "cuda")), []
-    reason = "no GPU" if built else "no CUDA in this build"
-    return targets, [Row("all", "everything", "cuda", "all", 0, 0.0, None, reason)]
+    if not _ext.build_info()["cuda"]:
+        remedy = "rebuild with FUSED_DROPOUT_CUDA=1 where torch is a CUDA build and nvcc on PATH"
+        return "no CUDA in this build", remedy
+    if not torch.cuda.is_available():
+        return "no GPU", "torch.cuda.is_available() is False; nvidia-smi shows what the driver sees"
+    return None
 
 
 @contextlib.contextmanager

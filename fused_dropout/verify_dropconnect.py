@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_dropout import reference
+from fused_dropout import _ext, reference
 from fused_dropout.functional import dropconnect_linear
 from fused_dropout.rng import make_rng_state
 from fused_dropout.verify import Check, Outcome, Settings, Target, thread_count
@@ -115,6 +115,9 @@ def dropconnect_checks(settings: Settings) -> Iterator[Check]:
         if target.device == "cpu":
             run = partial(_threads_agree, target, settings.seed)
             yield Check(_OP, "1 thread = 2 threads", target.name, "all", run)
+        else:
+            for what, check in (("masks = CPU's", _masks_agree), ("again = the same", _runs_agree)):
+                yield Check(_OP, what, target.name, "all", partial(check, target, settings.seed))
     for target in one_per_device(settings.targets):
         for index, what in enumerate(("mean of output = dense", "variance of output")):
             scores = partial(_moments_z, target, settings, index)
@@ -216,7 +219,7 @@ def _matrix_product_results(case: _Case, inputs: _Inputs) -> list[Tensor]:
     share = reference.rows_per_mask(inputs.input.shape, case.mask)
     which = torch.arange(rows.shape[0]) // share
     shape = (-(-rows.shape[0] // share), case.out_features)
-    source = {"seed": case.seed, "offset": case.offset}
+    source: dict[str, Any] = {"seed": case.seed, "offset": case.offset}
     kept = reference.mask((*shape, case.in_features), case.p, **source)
     output = torch.bmm((inputs.weight * kept)[which], rows[:, :, None])[:, :, 0]
     if inputs.bias is not None:
@@ -335,6 +338,29 @@ def _threads_agree(target: Target, seed: int) -> Outcome:
             with thread_count(threads), target.active():
                 results.append(_our_results(case, inputs))
         outcome.add_exact(_same(*results), f"{case}, {dtype}")
+    return outcome
+
+
+def _masks_agree(target: Target, seed: int) -> Outcome:
+    """The masks that forward stores for backward are those that the CPU kernels store."""
+    outcome = Outcome()
+    draw = _ext.operators().dropconnect_mask_bits
+    for sizes, p in itertools.product(((1, 1, 1), (5, 65, 260), (300, 17, 1100)), _PS):
+        here = draw(make_rng_state(seed, 12, "cpu"), *sizes, p)
+        with target.active():
+            there = draw(make_rng_state(seed, 12, target.device), *sizes, p)
+        outcome.add_exact(torch.equal(there.cpu(), here), f"sizes={sizes}, p={p}")
+    return outcome
+
+
+def _runs_agree(target: Target, seed: int) -> Outcome:
+    """Running once more gives the same bits: no sum depends on which block ends first."""
+    outcome = Outcome()
+    for case, dtype in _invariance_cases(seed):
+        inputs = _inputs(case, dtype).to(target.device)
+        with target.active():
+            first, again = _our_results(case, inputs), _our_results(case, inputs)
+        outcome.add_exact(_same(first, again), f"{case}, {dtype}")
     return outcome
 
 

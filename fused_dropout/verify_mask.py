@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ _SHAPES = (
     (0,), (0, 5), (3, 0), (1,), (5, 1), (3, 31), (32,), (2, 3, 33), (7, 127), (5, 128), (4, 129),
     (2, 1000), (3, 1025), (64, 130),
 )  # fmt: skip
+_LARGE_SHAPES = ((3, 1_000_001), (30_001, 130))
 _PS = (0.0, 1e-9, 2.0**-15, 0.1, 0.25, 0.3, 0.5, 0.9, 1.0)
 _DIGITS = (8, 16, 32)
 _STATES = (  # seed, offset, stream
@@ -55,7 +57,7 @@ class _Case:
     offset: int
     stream: int
 
-    def keywords(self) -> dict[str, int]:
+    def keywords(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
             "offset": self.offset,
@@ -73,6 +75,9 @@ def mask_checks(settings: Settings) -> Iterator[Check]:
         yield Check("mask", "bits = reference", target.name, "-", bits)
         words = partial(_packed_words_agree, target, cases)
         yield Check("packed_mask", "words = reference", target.name, "-", words)
+        if target.device != "cpu":
+            large = partial(_large_masks_agree, target, settings.seed)
+            yield Check("mask", "bits = CPU's, large", target.name, "-", large)
     # Every CPU ISA draws the same bits (checked above), so one of them stands for all.
     for target in one_per_device(settings.targets):
         for what, statistic in (
@@ -154,6 +159,17 @@ def _packed_words_agree(target: Target, cases: Sequence[_Case]) -> Outcome:
             )
             expected = pack(_reference_bits(case).numpy())
             outcome.add_exact(np.array_equal(got.cpu().numpy(), expected), case)
+    return outcome
+
+
+def _large_masks_agree(target: Target, seed: int) -> Outcome:
+    """With the CPU kernels, which draw in no time what the reference would take minutes for."""
+    outcome = Outcome()
+    for shape, p in itertools.product(_LARGE_SHAPES, (0.5, 0.25, 0.3)):
+        here = fused_dropout.mask(shape, p, seed=seed, device="cpu")
+        with target.active():
+            there = fused_dropout.mask(shape, p, seed=seed, device=target.device)
+        outcome.add_exact(torch.equal(there.cpu(), here), f"shape={shape}, p={p}")
     return outcome
 
 

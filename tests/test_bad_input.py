@@ -7,14 +7,26 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import fused_dropout
 from fused_dropout import _ext
 from fused_dropout.functional import dropconnect_linear
 from fused_dropout.nn import DropConnectLinear
 
-GOOD = {"input": torch.ones(3, 8), "weight": torch.ones(4, 8), "bias": torch.ones(4)}
 HALF = torch.ones(4, 8, dtype=torch.float16)
+
+
+def good() -> dict[str, Tensor]:
+    return {"input": torch.ones(3, 8), "weight": torch.ones(4, 8), "bias": torch.ones(4)}
+
+
+def moved(arguments: dict, place: torch.device) -> dict:
+    """The arguments with their tensors on `place`, but for those that are on no device."""
+    return {
+        name: value.to(place) if isinstance(value, Tensor) and not value.is_meta else value
+        for name, value in arguments.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -45,7 +57,9 @@ HALF = torch.ones(4, 8, dtype=torch.float16)
         ({"weight": torch.ones(8)}, RuntimeError, r"weight must have shape.*got \[8\]"),
         ({"weight": torch.ones(2, 4, 8)}, RuntimeError, r"got \[2, 4, 8\]"),
         ({"weight": HALF}, RuntimeError, "weight must have the dtype of input.*float16"),
-        ({"weight": GOOD["weight"].to("meta")}, RuntimeError, "weight must be on.*got meta"),
+        ({"weight": torch.ones(4, 8, device="meta")}, RuntimeError, "weight must be on.*got meta"),
+        ({"bias": torch.ones(4, device="meta")}, RuntimeError, "bias must be on.*got meta"),
+        ({"rng_state": torch.zeros(2, device="meta").long()}, RuntimeError, "must be on.*got meta"),
         ({"bias": torch.ones(5)}, RuntimeError, r"bias must have shape \[4\], got \[5\]"),
         ({"bias": torch.ones(4, 1)}, RuntimeError, r"got \[4, 1\]"),
         ({"bias": torch.ones(4).double()}, RuntimeError, "bias must have the dtype.*float64"),
@@ -57,9 +71,9 @@ HALF = torch.ones(4, 8, dtype=torch.float16)
         ({"bias": torch.ones(4).to_sparse()}, RuntimeError, "bias must be a dense"),
     ],
 )
-def test_functional(change: dict, error: type[Exception], text: str) -> None:
+def test_functional(change: dict, error: type[Exception], text: str, place: torch.device) -> None:
     with pytest.raises(error, match=text):
-        dropconnect_linear(**{**GOOD, **change})
+        dropconnect_linear(**{**good(), **moved(change, place)})
 
 
 @pytest.mark.parametrize(
@@ -76,26 +90,27 @@ def test_module(change: dict, error: type[Exception], text: str) -> None:
         DropConnectLinear(8, 4, **change)
 
 
-def test_a_last_smaller_group_of_rows_is_fine() -> None:
-    assert dropconnect_linear(**GOOD, mask=2).shape == (3, 4)
+def test_a_last_smaller_group_of_rows_is_fine(place: torch.device) -> None:
+    assert dropconnect_linear(**good(), mask=2).shape == (3, 4)
     for rows in (10**12, 2**62, 2**63 - 1, 2**70):
-        everything = dropconnect_linear(**GOOD, mask=rows, seed=1)
-        assert torch.equal(everything, dropconnect_linear(**GOOD, mask="batch", seed=1))
+        everything = dropconnect_linear(**good(), mask=rows, seed=1)
+        assert torch.equal(everything, dropconnect_linear(**good(), mask="batch", seed=1))
     operator = _ext.operators().dropconnect_linear
     state = torch.zeros(2, dtype=torch.int64)
-    output = operator(*GOOD.values(), state, 0.5, 2**63 - 1, True, None)
+    output = operator(*good().values(), state, 0.5, 2**63 - 1, True, None)
     assert output.shape == (3, 4)
 
 
-def test_numpy_integers_are_integers() -> None:
+def test_numpy_integers_are_integers(place: torch.device) -> None:
     three = np.int64(3)
-    assert dropconnect_linear(**GOOD, mask=three, seed=three).shape == (3, 4)
+    assert dropconnect_linear(**good(), mask=three, seed=three).shape == (3, 4)
     assert fused_dropout.mask((three, 4), 0.5, seed=three).shape == (3, 4)
 
 
-def test_autocast_does_not_hide_mistakes() -> None:
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match="bias must be"):
-        dropconnect_linear(GOOD["input"], GOOD["weight"], 1.0)
+def test_autocast_does_not_hide_mistakes(place: torch.device) -> None:
+    arguments = {**good(), "bias": 1.0}
+    with torch.autocast(place.type, torch.bfloat16), pytest.raises(TypeError, match="bias must be"):
+        dropconnect_linear(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -111,15 +126,17 @@ def test_autocast_does_not_hide_mistakes() -> None:
         ({"mask_bits": torch.zeros(4).int()}, RuntimeError, "mask_bits must be"),
     ],
 )
-def test_raw_operator_never_crashes(change: dict, error: type[Exception], text: str) -> None:
+def test_raw_operator_never_crashes(
+    change: dict, error: type[Exception], text: str, place: torch.device
+) -> None:
     operator = _ext.operators().dropconnect_linear
-    state = torch.zeros(2, dtype=torch.int64)
-    good = {**GOOD, "rng_state": state, "p": 0.5, "rows_per_mask": 1, "rescale": True}
+    arguments = {**good(), "rng_state": torch.zeros(2, dtype=torch.int64), "mask_bits": None}
+    arguments.update({"p": 0.5, "rows_per_mask": 1, "rescale": True})
     with pytest.raises(error, match=text):
-        operator(**{**good, "mask_bits": None, **change})
+        operator(**{**arguments, **moved(change, place)})
 
 
-def test_integer_operands_of_the_raw_operator() -> None:
+def test_integer_operands_of_the_raw_operator(place: torch.device) -> None:
     state = torch.zeros(2, dtype=torch.int64)
     with pytest.raises(TypeError, match="expected float32"):
         torch.ops.fused_dropout.dropconnect_linear(
@@ -127,11 +144,13 @@ def test_integer_operands_of_the_raw_operator() -> None:
         )
 
 
+@pytest.mark.skipif(bool(_ext.build_info()["cuda"]), reason="this build has CUDA kernels")
 def test_cuda_tensor_on_a_build_without_cuda() -> None:
-    if _ext.build_info()["cuda"]:
-        pytest.skip("this build has CUDA kernels")
     with pytest.raises(RuntimeError, match="built without CUDA kernels") as caught:
         _ext.require_backend(torch.device("cuda:0"))
     assert "FUSED_DROPOUT_CUDA=1 pip install" in str(caught.value)
+
+
+def test_device_of_another_kind() -> None:
     with pytest.raises(RuntimeError, match="kernels for cpu and cuda"):
         _ext.require_backend(torch.device("xpu"))

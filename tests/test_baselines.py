@@ -13,8 +13,8 @@ from fused_dropout.baselines import (
 )
 
 
-def test_masked_linear_drops_weights_and_biases_per_example() -> None:
-    generator = torch.Generator().manual_seed(0)
+def test_masked_linear_drops_weights_and_biases_per_example(place: torch.device) -> None:
+    generator = torch.Generator(place).manual_seed(0)
     input, weight, bias = (
         torch.randn(shape, generator=generator, dtype=torch.float64)
         for shape in ((3, 5), (4, 5), (4,))
@@ -30,7 +30,7 @@ def test_masked_linear_drops_weights_and_biases_per_example() -> None:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
-def test_mean_and_variance_over_masks(p: float) -> None:
+def test_mean_and_variance_over_masks(p: float, place: torch.device) -> None:
     """Over many examples that are all alike: E y = W x + b, Var y = p/(1-p) [W^2 x^2 + b^2]."""
     torch.manual_seed(0)
     examples, in_features, out_features = 4000, 24, 8
@@ -45,7 +45,7 @@ def test_mean_and_variance_over_masks(p: float) -> None:
     torch.testing.assert_close(output.var(0), variance, rtol=0.15, atol=0)
 
 
-def test_evaluation_and_p_zero_are_the_linear_layer() -> None:
+def test_evaluation_and_p_zero_are_the_linear_layer(place: torch.device) -> None:
     layer = NaiveDropConnectLinear(6, 3, p=0.5)
     input = torch.randn(4, 6)
     expected = F.linear(input, layer.weight, layer.bias)
@@ -54,7 +54,7 @@ def test_evaluation_and_p_zero_are_the_linear_layer() -> None:
     assert torch.equal(naive_dropconnect_linear(input, layer.weight, layer.bias, 0.0), expected)
 
 
-def test_p_one_gives_zeros_and_finite_gradients() -> None:
+def test_p_one_gives_zeros_and_finite_gradients(place: torch.device) -> None:
     layer = NaiveDropConnectLinear(6, 3, p=1.0)
     output = layer(torch.randn(4, 6))
     output.sum().backward()
@@ -62,7 +62,7 @@ def test_p_one_gives_zeros_and_finite_gradients() -> None:
     assert layer.weight.grad is not None and not layer.weight.grad.any()
 
 
-def test_gradients_flow_to_all_operands() -> None:
+def test_gradients_flow_to_all_operands(place: torch.device) -> None:
     layer = NaiveDropConnectLinear(6, 3, p=0.5).double()
     input = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
 
@@ -73,7 +73,7 @@ def test_gradients_flow_to_all_operands() -> None:
     assert torch.autograd.gradcheck(fixed_masks, (input, layer.weight, layer.bias))
 
 
-def test_without_bias_and_with_the_parameters_of_linear() -> None:
+def test_without_bias_and_with_the_parameters_of_linear(place: torch.device) -> None:
     layer = NaiveDropConnectLinear(6, 3, bias=False, p=0.25)
     assert layer.bias is None and layer(torch.randn(2, 6)).shape == (2, 3)
     torch.manual_seed(0)

@@ -58,6 +58,7 @@ def test_python_m_runs_the_same_program() -> None:
         (["bench", "--threads", "99999999999"], "--threads: must be an integer from 1 to 2^31 - 1"),
         (["bench", "--repeats", "9" * 5000], "--repeats: must be an integer from 1 to 2^31 - 1"),
         (["verify", "--seed", "-1"], "--seed: must be an integer from 0 to 2^62 - 1, got '-1'"),
+        (["verify", "--device", "tpu"], "--device: invalid choice: 'tpu'"),
         (["bench", "--shape", "1,2"], "--shape: must be three integers from 1 to 2^31 - 1, B,O,I"),
         (["bench", "--shape", "1,2,2147483648"], "got '1,2,2147483648'"),
         (["bench", "--shape", "1,99999999,99999999"], "--shape 1,99999999,99999999: operands"),

@@ -31,7 +31,7 @@ def test_all_linears_become_dropconnect_with_the_given_settings() -> None:
     assert (model[0].in_features, model[0].out_features) == (8, 6)
 
 
-def test_parameters_are_the_same_objects_and_checkpoints_fit() -> None:
+def test_parameters_are_the_same_objects_and_checkpoints_fit(place: torch.device) -> None:
     model = small_model()
     names = list(model.state_dict())
     before = dict(model.named_parameters())
@@ -49,7 +49,7 @@ def test_parameters_are_the_same_objects_and_checkpoints_fit() -> None:
     assert not torch.equal(model[0].weight, weight)
 
 
-def test_evaluation_is_unchanged_and_training_is_not() -> None:
+def test_evaluation_is_unchanged_and_training_is_not(place: torch.device) -> None:
     model, input = small_model().eval(), torch.randn(5, 8)
     expected = model(input)
     to_dropconnect(model)
@@ -57,7 +57,7 @@ def test_evaluation_is_unchanged_and_training_is_not() -> None:
     assert not torch.equal(model.train()(input), expected)
 
 
-def test_round_trip_restores_plain_linears() -> None:
+def test_round_trip_restores_plain_linears(place: torch.device) -> None:
     model, input = small_model(), torch.randn(5, 8)
     expected, weight = model(input), model[0].weight
     converted: Any = to_linear(to_dropconnect(model))
@@ -108,7 +108,7 @@ def test_subclasses_and_computed_weights_are_left_alone() -> None:
     assert [type(attention.out_proj), type(parametrized)] == types
 
 
-def test_training_flag_requires_grad_dtype_and_hooks_carry_over() -> None:
+def test_training_flag_requires_grad_dtype_and_hooks_carry_over(place: torch.device) -> None:
     model = small_model().to(torch.float64).eval()
     model[3].train()
     model[0].weight.requires_grad_(False)

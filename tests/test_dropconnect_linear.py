@@ -35,11 +35,12 @@ SHAPES = (
 def random_operands(
     shape: tuple[int, ...], out_features: int, dtype: torch.dtype, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """input, weight, bias, grad_output."""
-    generator = torch.Generator().manual_seed(seed)
+    """input, weight, bias, grad_output: the same numbers on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def randn(*sizes: int) -> Tensor:
-        return torch.randn(*sizes, generator=generator, dtype=torch.float64).to(dtype)
+        numbers = torch.randn(*sizes, generator=generator, dtype=torch.float64, device="cpu")
+        return numbers.to(torch.get_default_device(), dtype)
 
     in_features = shape[-1]
     return (
@@ -70,20 +71,21 @@ def check_against_reference(
 ) -> None:
     """Our error is at most twice torch's own in the same dtype, against float64, plus two ulps.
 
-    For float64 itself the truth is no better than what is judged, hence more ulps there.
+    For float64 itself the truth is no better than what is judged, hence more ulps there. Truth and
+    torch's own error come from the CPU, so that one bound holds for every device.
     """
-    dtype = operands[0].dtype
+    device, dtype = operands[0].device, operands[0].dtype
     ulps = 16 if dtype == torch.float64 else 2
     ours = run(dropconnect_linear, operands, mask_storage=storage, **kwargs)
-    own = run(reference.dropconnect_linear, operands, **kwargs)
-    in_float64 = tuple(tensor.double() for tensor in operands)
+    here = tuple(tensor.cpu() for tensor in operands)
+    own = run(reference.dropconnect_linear, here, **kwargs)
+    in_float64 = tuple(tensor.double() for tensor in here)
     truth = run(reference.dropconnect_linear, in_float64, **kwargs)
     names = ("output", "d_input", "d_weight", "d_bias")
     for name, a, b, t in zip(names, ours, own, truth, strict=True):
-        assert a.dtype == dtype
-        assert a.shape == t.shape
+        assert (a.device, a.dtype, a.shape) == (device, dtype, t.shape)
         bound = 2 * relative_error(b, t) + ulps * torch.finfo(dtype).eps
-        assert relative_error(a, t) <= bound, f"{name} of {kwargs}"
+        assert relative_error(a.cpu(), t) <= bound, f"{name} of {kwargs}"
 
 
 @contextmanager
@@ -99,7 +101,7 @@ def threads(count: int) -> Iterator[None]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "out_features"), SHAPES)
 def test_matches_reference(
-    shape: tuple[int, ...], out_features: int, dtype: torch.dtype, isa: str
+    shape: tuple[int, ...], out_features: int, dtype: torch.dtype, backend: torch.device
 ) -> None:
     operands = random_operands(shape, out_features, dtype)
     for p, storage in ((0.5, "regenerate"), (0.1, "packed")):
@@ -110,7 +112,7 @@ def test_matches_reference(
 @pytest.mark.parametrize("mask", MODES)
 @pytest.mark.parametrize("shape", [(8, 70), (5, 3, 70), (2, 3, 4, 70)])
 def test_mask_modes_match_reference(
-    shape: tuple[int, ...], mask: str | int, convention: str, isa: str
+    shape: tuple[int, ...], mask: str | int, convention: str, backend: torch.device
 ) -> None:
     operands = random_operands(shape, 20, torch.float32)
     for storage in ("regenerate", "packed"):
@@ -118,7 +120,7 @@ def test_mask_modes_match_reference(
 
 
 @pytest.mark.parametrize("mask", MODES)
-def test_masks_are_the_contract_s(mask: str | int) -> None:
+def test_masks_are_the_contract_s(mask: str | int, backend: torch.device) -> None:
     """With one-hot rows and unit weights the output shows the mask itself, bit for bit."""
     rows, in_features, out_features = 6, 140, 10
     share = reference.rows_per_mask((rows, in_features), mask)
@@ -134,7 +136,7 @@ def test_masks_are_the_contract_s(mask: str | int) -> None:
         assert torch.equal(output, 2.0 * expected)
 
 
-def test_bias_masks_are_the_contract_s() -> None:
+def test_bias_masks_are_the_contract_s(backend: torch.device) -> None:
     bias_mask = fused_dropout.mask((5, 200), 0.3, seed=8, stream=1)
     output = dropconnect_linear(
         torch.zeros(5, 3), torch.zeros(200, 3), torch.ones(200), 0.3, seed=8
@@ -146,7 +148,7 @@ def test_bias_masks_are_the_contract_s() -> None:
 
 @pytest.mark.parametrize("mask", MODES)
 @pytest.mark.parametrize("storage", ["regenerate", "packed"])
-def test_gradcheck(mask: str | int, storage: str) -> None:
+def test_gradcheck(mask: str | int, storage: str, place: torch.device) -> None:
     input, weight, bias, _ = random_operands((2, 4, 11), 5, torch.float64)
     leaves = [tensor.requires_grad_() for tensor in (input, weight, bias)]
 
@@ -158,7 +160,7 @@ def test_gradcheck(mask: str | int, storage: str) -> None:
 
 
 @pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3)))
-def test_only_the_gradients_asked_for(wanted: tuple[bool, ...]) -> None:
+def test_only_the_gradients_asked_for(wanted: tuple[bool, ...], place: torch.device) -> None:
     operands = random_operands((6, 150), 12, torch.float64)
     leaves = [t.clone().requires_grad_(w) for t, w in zip(operands[:3], wanted, strict=True)]
     everything = run(dropconnect_linear, operands, p=0.2, seed=1)[1:]
@@ -174,7 +176,7 @@ def test_only_the_gradients_asked_for(wanted: tuple[bool, ...]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
-def test_strides_do_not_matter(dtype: torch.dtype, isa: str) -> None:
+def test_strides_do_not_matter(dtype: torch.dtype, backend: torch.device) -> None:
     operands = random_operands((9, 131), 21, dtype)
     dense = run(dropconnect_linear, operands, p=0.3, seed=2)
 
@@ -192,7 +194,7 @@ def test_strides_do_not_matter(dtype: torch.dtype, isa: str) -> None:
             assert torch.equal(a, b)
 
 
-def test_expanded_gradient_and_input() -> None:
+def test_expanded_gradient_and_input(place: torch.device) -> None:
     _, weight, bias, _ = random_operands((4, 30), 7, torch.float64)
     row = torch.randn(30, dtype=torch.float64)
     leaf = row.clone().requires_grad_()
@@ -215,7 +217,7 @@ def test_results_do_not_depend_on_threads(shape: tuple[int, int], isa: str) -> N
                 assert torch.equal(a, b)
 
 
-def test_storage_gives_the_same_bits(isa: str) -> None:
+def test_storage_gives_the_same_bits(backend: torch.device) -> None:
     operands = random_operands((20, 300), 50, torch.float32)
     for p in (0.5, 0.1):
         drawn = run(dropconnect_linear, operands, p=p, seed=1, mask_storage="regenerate")
@@ -227,7 +229,9 @@ def test_storage_gives_the_same_bits(isa: str) -> None:
 @pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0, 0), (2, 0, 5), (0, 3, 5)])
 @pytest.mark.parametrize("out_features", [0, 6])
 @pytest.mark.parametrize("mask", MODES)
-def test_empty(shape: tuple[int, ...], out_features: int, mask: str | int) -> None:
+def test_empty(
+    shape: tuple[int, ...], out_features: int, mask: str | int, place: torch.device
+) -> None:
     operands = random_operands(shape, out_features, torch.float32)
     for storage in ("regenerate", "packed"):
         ours = run(dropconnect_linear, operands, p=0.5, seed=0, mask=mask, mask_storage=storage)
@@ -237,7 +241,7 @@ def test_empty(shape: tuple[int, ...], out_features: int, mask: str | int) -> No
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-9])
-def test_p_zero_is_the_linear_layer(p: float) -> None:
+def test_p_zero_is_the_linear_layer(p: float, place: torch.device) -> None:
     operands = random_operands((5, 40), 8, torch.float32)
     for a, b in zip(
         run(dropconnect_linear, operands, p=p),
@@ -247,14 +251,14 @@ def test_p_zero_is_the_linear_layer(p: float) -> None:
         assert torch.equal(a, b)
 
 
-def test_p_one_gives_zeros_and_zero_gradients() -> None:
+def test_p_one_gives_zeros_and_zero_gradients(place: torch.device) -> None:
     operands = random_operands((5, 40), 8, torch.float32)
     for convention in ("inverted", "paper"):
         for result in run(dropconnect_linear, operands, p=1.0, convention=convention):
             assert not result.any()
 
 
-def test_evaluation() -> None:
+def test_evaluation(place: torch.device) -> None:
     input, weight, bias, _ = random_operands((5, 40), 8, torch.float32)
     linear = torch.nn.functional.linear(input, weight, bias)
     assert torch.equal(dropconnect_linear(input, weight, bias, 0.3, False), linear)
@@ -262,7 +266,7 @@ def test_evaluation() -> None:
     assert torch.equal(paper, linear * reference.keep_rate(0.3))
 
 
-def test_mean_over_masks_is_the_linear_layer() -> None:
+def test_mean_over_masks_is_the_linear_layer(place: torch.device) -> None:
     """E[y] is exact. z is standard normal for each of 40 outputs: |z| < 5.6 fails by chance with
     probability 40 x 2.1e-8 < 1e-6."""
     input, weight, bias, _ = random_operands((1, 60), 40, torch.float64)
@@ -278,7 +282,7 @@ def test_mean_over_masks_is_the_linear_layer() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("special", [math.nan, math.inf])
 def test_special_values_stay_with_kept_products(
-    dtype: torch.dtype, special: float, isa: str
+    dtype: torch.dtype, special: float, backend: torch.device
 ) -> None:
     """A dropped product adds 0, never 0 * inf; a kept one propagates."""
     rows, in_features, out_features = 4, 70, 16
@@ -301,7 +305,7 @@ def test_special_values_stay_with_kept_products(
     assert d_input[[0, 1, 3]].isfinite().all()
 
 
-def test_float16_extremes_round_as_torch() -> None:
+def test_float16_extremes_round_as_torch(place: torch.device) -> None:
     """Every fp16 value but NaN survives the way in, and the way out rounds to nearest even."""
     bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     values = bits.view(torch.float16)
@@ -322,7 +326,7 @@ def test_float16_extremes_round_as_torch() -> None:
     assert torch.equal(tiny[kept, 0], exact[kept])
 
 
-def test_saves_no_masks_by_default_at_one_digit() -> None:
+def test_saves_no_masks_by_default_at_one_digit(place: torch.device) -> None:
     """What forward keeps for backward: the operands and 16 bytes of random state."""
     saved: list[Tensor] = []
     operands = random_operands((8, 256), 64, torch.float32)
@@ -334,7 +338,7 @@ def test_saves_no_masks_by_default_at_one_digit() -> None:
 
 
 @pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3)))
-def test_saves_only_what_gradients_need(wanted: tuple[bool, ...]) -> None:
+def test_saves_only_what_gradients_need(wanted: tuple[bool, ...], place: torch.device) -> None:
     """As F.linear: an operand is kept for the other's gradient alone."""
     saved: list[Tensor] = []
     operands = random_operands((8, 256), 64, torch.float32)[:3]
@@ -346,7 +350,7 @@ def test_saves_only_what_gradients_need(wanted: tuple[bool, ...]) -> None:
     assert (leaves[1].data_ptr() in pointers) == wanted[0]
 
 
-def test_packed_masks_take_one_bit_per_connection() -> None:
+def test_packed_masks_take_one_bit_per_connection(place: torch.device) -> None:
     state = fused_dropout.make_rng_state(0)
     bits = torch.ops.fused_dropout.dropconnect_mask_bits(state, 8, 64, 256, 0.1)
     assert bits.numel() * bits.element_size() == 8 * 64 * 256 // 8
@@ -362,7 +366,7 @@ def test_packed_masks_take_one_bit_per_connection() -> None:
     ],
 )
 def test_auto_stores_at_most_16_mib(
-    rows: int, out_features: int, in_features: int, stored: bool
+    rows: int, out_features: int, in_features: int, stored: bool, place: torch.device
 ) -> None:
     """Counted as they are laid out, in_features and out_features rounded up."""
     saved: list[Tensor] = []
@@ -374,7 +378,7 @@ def test_auto_stores_at_most_16_mib(
     assert (bits > 0) == stored
 
 
-def test_functorch_transforms() -> None:
+def test_functorch_transforms(place: torch.device) -> None:
     input, weight, bias, _ = random_operands((6, 40), 7, torch.float64)
 
     def loss(w: Tensor, x: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
 from conftest import GoldenMask, golden_masks, philox_known_answers
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 
 import fused_dropout
 from fused_dropout import _ext, reference
@@ -42,26 +43,30 @@ def test_reference_matches_golden(golden: GoldenMask) -> None:
 
 
 @pytest.mark.parametrize("golden", golden_masks(), ids=str)
-def test_kernels_match_golden(golden: GoldenMask, isa: str) -> None:
+def test_kernels_match_golden(golden: GoldenMask, backend: torch.device) -> None:
     shape = (golden.rows, golden.cols)
     rest = {"offset": golden.offset, "stream": golden.stream, "digits": golden.digits}
     packed = fused_dropout.packed_mask(shape, golden.p, seed=golden.seed, **rest)
     assert packed.dtype == torch.uint32
-    assert packed.numpy().tolist() == golden.words
+    assert packed.device == backend
+    assert packed.cpu().numpy().tolist() == golden.words
     mask = fused_dropout.mask(shape, golden.p, seed=golden.seed, **rest)
     assert torch.equal(mask, reference.mask(shape, golden.p, seed=golden.seed, **rest))
 
 
 @pytest.mark.parametrize("cols", EDGE_COLS)
 @pytest.mark.parametrize("p", [0.0, 1e-9, 0.1, 0.3, 0.5, 0.75, 1 - 2**-16, 1.0])
-def test_kernels_match_reference_at_edge_sizes(cols: int, p: float, isa: str) -> None:
+def test_kernels_match_reference_at_edge_sizes(cols: int, p: float, backend: torch.device) -> None:
     for rows in (0, 1, 3):
         mask = fused_dropout.mask((rows, cols), p, seed=cols)
         assert mask.shape == (rows, cols)
         assert torch.equal(mask, reference.mask((rows, cols), p, seed=cols))
 
 
-@settings(deadline=None, max_examples=150)
+# The fixture changes nothing between examples.
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     shape=st.lists(st.integers(0, 9), max_size=3).map(tuple),
     last=st.integers(0, 700),
@@ -70,7 +75,6 @@ def test_kernels_match_reference_at_edge_sizes(cols: int, p: float, isa: str) ->
     offset=st.integers(-(2**63), 2**64 - 1),
     stream=st.integers(0, 127),
     digits=st.integers(1, 32),
-    isa_index=st.integers(0, 2),
 )
 def test_kernels_match_reference_anywhere(
     shape: tuple[int, ...],
@@ -80,25 +84,23 @@ def test_kernels_match_reference_anywhere(
     offset: int,
     stream: int,
     digits: int,
-    isa_index: int,
+    backend: torch.device,
 ) -> None:
-    isas = _ext.available_isas()
     keys = {"seed": seed, "offset": offset, "stream": stream, "digits": digits}
-    with _ext.use_isa(isas[isa_index % len(isas)]):
-        mask = fused_dropout.mask((*shape, last), p, **keys)
-        packed = fused_dropout.packed_mask((*shape, last), p, **keys)
+    mask = fused_dropout.mask((*shape, last), p, **keys)
+    packed = fused_dropout.packed_mask((*shape, last), p, **keys)
     expected = reference.mask((*shape, last), p, **keys)
     assert torch.equal(mask, expected)
     assert packed.shape == (*shape, -(-last // 32))
     bits = np.unpackbits(
-        packed.numpy().astype("<u4").view(np.uint8), axis=-1, bitorder="little"
+        packed.cpu().numpy().astype("<u4").view(np.uint8), axis=-1, bitorder="little"
     ).astype(bool)
-    assert np.array_equal(bits[..., :last], expected.numpy())
+    assert np.array_equal(bits[..., :last], expected.cpu().numpy())
     assert not bits[..., last:].any()
 
 
-def test_long_row_and_many_rows_match_reference(isa: str) -> None:
-    # Long enough to be cut between threads, in the middle of a row and between rows.
+def test_long_row_and_many_rows_match_reference(backend: torch.device) -> None:
+    # Long enough to be cut between threads or blocks, in the middle of a row and between rows.
     for shape in ((2, 300_001), (5_000, 130)):
         assert torch.equal(
             fused_dropout.mask(shape, 0.3, seed=5), reference.mask(shape, 0.3, seed=5)
@@ -118,16 +120,31 @@ def test_mask_does_not_depend_on_threads() -> None:
     assert torch.equal(masks[0], masks[2])
 
 
-def test_scalar_shapes() -> None:
+def test_scalar_shapes(place: torch.device) -> None:
     assert fused_dropout.mask((), 0.5, seed=0).shape == ()
     assert torch.equal(fused_dropout.mask(40, 0.5, seed=0), fused_dropout.mask((40,), 0.5, seed=0))
     assert fused_dropout.packed_mask((), 0.5, seed=0).shape == (1,)
 
 
-def test_seeds_are_modulo_two_to_the_64() -> None:
+def test_seeds_are_modulo_two_to_the_64(place: torch.device) -> None:
     assert torch.equal(
         fused_dropout.mask(999, 0.5, seed=-1), fused_dropout.mask(999, 0.5, seed=2**64 - 1)
     )
+
+
+def test_tensors_are_made_where_torch_s_factories_make_them(place: torch.device) -> None:
+    makers = (
+        partial(fused_dropout.mask, 5, 0.5, seed=0),
+        partial(fused_dropout.packed_mask, 5, 0.5, seed=0),
+        partial(fused_dropout.make_rng_state, 0),
+    )
+    for make in makers:
+        assert make().device == place
+        assert make(device="cpu").device == torch.device("cpu")
+        assert make(device="meta").is_meta
+        with torch.device("meta"):
+            assert make().is_meta
+            assert make(device=place).device == place
 
 
 # Each z below is a standard normal under the contract; all of them together raise a false alarm
@@ -136,7 +153,7 @@ Z_LIMIT = 5.6
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])
-def test_statistics(p: float) -> None:
+def test_statistics(p: float, place: torch.device) -> None:
     rows, cols = 2_000, 1_000
     q = reference.keep_rate(p)
     kept = fused_dropout.mask((rows, cols), p, seed=2026).double()
@@ -176,13 +193,20 @@ def test_statistics(p: float) -> None:
         ({"shape": 3.0}, TypeError, "shape must be an int or a sequence of ints, got 3.0"),
         ({"shape": None}, TypeError, "got None"),
         ({"shape": (3, 4.5)}, TypeError, r"got \(3, 4.5\)"),
-        ({"device": "cuda"}, RuntimeError, "without CUDA kernels"),
+        ({"device": "xpu"}, RuntimeError, "kernels for cpu and cuda tensors, got xpu"),
     ],
 )
-def test_bad_arguments(kwargs: dict, error: type[Exception], text: str) -> None:
-    if kwargs.get("device") == "cuda" and _ext.build_info()["cuda"]:
-        pytest.skip("this build has CUDA kernels")
+def test_bad_arguments(
+    kwargs: dict, error: type[Exception], text: str, place: torch.device
+) -> None:
     arguments = {"shape": (3, 4), "p": 0.5, "seed": 0, **kwargs}
     for draw in (fused_dropout.mask, fused_dropout.packed_mask):
         with pytest.raises(error, match=text):
             draw(**arguments)
+
+
+@pytest.mark.skipif(bool(_ext.build_info()["cuda"]), reason="this build has CUDA kernels")
+def test_cuda_on_a_build_without_it() -> None:
+    for draw in (fused_dropout.mask, fused_dropout.packed_mask):
+        with pytest.raises(RuntimeError, match="without CUDA kernels"):
+            draw((3, 4), 0.5, seed=0, device="cuda")

@@ -12,12 +12,13 @@ from torch.utils.checkpoint import checkpoint
 from fused_dropout.nn import DropConnectLinear
 
 
-def test_parameters_initialisation_and_state_dict_are_linear_s() -> None:
+def test_parameters_initialisation_and_state_dict_are_linear_s(place: torch.device) -> None:
     torch.manual_seed(3)
     linear = torch.nn.Linear(30, 20)
     torch.manual_seed(3)
     layer = DropConnectLinear(30, 20)
     assert list(layer.state_dict()) == list(linear.state_dict())
+    assert layer.weight.device == place
     for a, b in zip(layer.parameters(), linear.parameters(), strict=True):
         assert torch.equal(a, b)
     layer.load_state_dict(torch.nn.Linear(30, 20).state_dict())
@@ -37,7 +38,7 @@ def test_repr() -> None:
     assert shown.endswith("p=0.1, mask=4, convention='paper', mask_storage='packed')")
 
 
-def test_training_and_evaluation() -> None:
+def test_training_and_evaluation(place: torch.device) -> None:
     layer = DropConnectLinear(30, 20)
     input = torch.randn(4, 30)
     layer.eval()
@@ -48,7 +49,7 @@ def test_training_and_evaluation() -> None:
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_work_alike(clone) -> None:
+def test_copies_work_alike(clone, place: torch.device) -> None:
     layer = DropConnectLinear(30, 20, p=0.1, mask="row", convention="paper")
     other = clone(layer)
     assert repr(other) == repr(layer)
@@ -59,7 +60,7 @@ def test_copies_work_alike(clone) -> None:
     assert torch.equal(other(input), expected)
 
 
-def test_checkpointing_draws_the_same_masks_again() -> None:
+def test_checkpointing_draws_the_same_masks_again(place: torch.device) -> None:
     layer = DropConnectLinear(30, 30)
     input = torch.randn(4, 30, requires_grad=True)
     torch.manual_seed(5)
@@ -71,10 +72,10 @@ def test_checkpointing_draws_the_same_masks_again() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_computes_in_its_dtype(dtype: torch.dtype) -> None:
+def test_autocast_computes_in_its_dtype(dtype: torch.dtype, place: torch.device) -> None:
     layer = DropConnectLinear(30, 20)
     input = torch.randn(4, 30, requires_grad=True)
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(place.type, dtype=dtype):
         output = layer(input)
     assert output.dtype == dtype
     output.float().sum().backward()
@@ -82,7 +83,7 @@ def test_autocast_computes_in_its_dtype(dtype: torch.dtype) -> None:
     assert input.grad.dtype == torch.float32
 
 
-def test_trains() -> None:
+def test_trains(place: torch.device) -> None:
     """A layer that learns a linear map through its masks: the loss falls by far."""
     torch.manual_seed(0)
     target = torch.randn(5, 16)

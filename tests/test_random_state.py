@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import generator_state
 
 import fused_dropout
 from fused_dropout.functional import dropconnect_linear
 from fused_dropout.rng import draw_rng_state
 
-INPUT, WEIGHT = torch.ones(6, 50), torch.ones(9, 50)
+
+def draw(p: float = 0.5, training: bool = True, **kwargs) -> torch.Tensor:
+    return dropconnect_linear(torch.ones(6, 50), torch.ones(9, 50), None, p, training, **kwargs)
 
 
-def draw(**kwargs) -> torch.Tensor:
-    return dropconnect_linear(INPUT, WEIGHT, None, 0.5, **kwargs)
-
-
-def test_manual_seed_repeats_and_each_call_differs() -> None:
+def test_manual_seed_repeats_and_each_call_differs(place: torch.device) -> None:
     torch.manual_seed(1)
     first, second = draw(), draw()
     torch.manual_seed(1)
@@ -25,27 +24,29 @@ def test_manual_seed_repeats_and_each_call_differs() -> None:
     assert not torch.equal(first, second)
 
 
-def test_generator_repeats_and_leaves_the_default_one_alone() -> None:
+def test_generator_repeats_and_leaves_the_default_one_alone(place: torch.device) -> None:
     torch.manual_seed(2)
-    before = torch.get_rng_state()
-    a = draw(generator=torch.Generator().manual_seed(7))
-    b = draw(generator=torch.Generator().manual_seed(7))
+    before = generator_state(place)
+    generator = torch.Generator(place).manual_seed(7)
+    a, after_a = draw(generator=generator), draw(generator=generator)
+    b = draw(generator=torch.Generator(place).manual_seed(7))
     assert torch.equal(a, b)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(a, after_a)
+    assert torch.equal(generator_state(place), before)
 
 
-def test_seed_and_rng_state_are_pure() -> None:
-    before = torch.get_rng_state()
+def test_seed_and_rng_state_are_pure(place: torch.device) -> None:
+    before = generator_state(place)
     assert torch.equal(draw(seed=3), draw(seed=3))
     assert torch.equal(draw(seed=3), draw(rng_state=fused_dropout.make_rng_state(3)))
     assert not torch.equal(draw(seed=3), draw(seed=4))
     assert not torch.equal(draw(seed=3), draw(rng_state=fused_dropout.make_rng_state(3, 1)))
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(generator_state(place), before)
 
 
-def test_backward_uses_the_forward_s_mask() -> None:
+def test_backward_uses_the_forward_s_mask(place: torch.device) -> None:
     """With unit operands, the output counts the kept connections, and so do the gradients."""
-    input, weight = INPUT.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
+    input, weight = torch.ones(6, 50, requires_grad=True), torch.ones(9, 50, requires_grad=True)
     for storage in ("regenerate", "packed"):
         output = dropconnect_linear(input, weight, None, 0.3, mask_storage=storage)
         d_input, d_weight = torch.autograd.grad(output.sum(), (input, weight))
@@ -53,11 +54,27 @@ def test_backward_uses_the_forward_s_mask() -> None:
         torch.testing.assert_close(d_weight.sum(1), output.sum(0))
 
 
-def test_evaluation_and_p_zero_draw_nothing() -> None:
-    before = torch.get_rng_state()
-    dropconnect_linear(INPUT, WEIGHT, None, 0.5, training=False)
-    dropconnect_linear(INPUT, WEIGHT, None, 0.0)
-    assert torch.equal(torch.get_rng_state(), before)
+def test_evaluation_and_p_zero_draw_nothing(place: torch.device) -> None:
+    before = generator_state(place)
+    draw(training=False)
+    draw(p=0.0)
+    assert torch.equal(generator_state(place), before)
+
+
+def test_vmap_obeys_its_randomness(place: torch.device) -> None:
+    inputs = torch.ones(3, 6, 50)
+
+    def over_items(randomness: str) -> torch.Tensor:
+        return torch.func.vmap(layer, randomness=randomness)(inputs)
+
+    def layer(rows: torch.Tensor) -> torch.Tensor:
+        return dropconnect_linear(rows, torch.ones(9, 50))
+
+    with pytest.raises(RuntimeError, match="randomness error mode"):
+        over_items("error")
+    same, different = over_items("same"), over_items("different")
+    assert torch.equal(same[0], same[1])
+    assert not torch.equal(different[0], different[1])
 
 
 def test_states_are_64_bit() -> None:
@@ -69,7 +86,10 @@ def test_states_are_64_bit() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**64 - 1, -(2**63)])
-def test_make_rng_state_takes_manual_seed_s_range(seed: int) -> None:
-    torch.Generator().manual_seed(seed)
+def test_make_rng_state_takes_manual_seed_s_range(seed: int, place: torch.device) -> None:
+    torch.Generator(place).manual_seed(seed)
     state = fused_dropout.make_rng_state(seed, seed)
+    assert (state.dtype, state.shape) == (torch.int64, (2,))
     assert [value % 2**64 for value in state.tolist()] == [seed % 2**64] * 2
+    state = fused_dropout.make_rng_state(seed, 5)
+    assert [value % 2**64 for value in state.tolist()] == [seed % 2**64, 5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,9 +22,15 @@ REAL_MASK = fused_dropout.mask
 REAL_OP = verify_dropconnect.dropconnect_linear
 
 
-def rows(checks_of: ChecksOf, what: str, dtype: str | None = None) -> list[Row]:
-    """Run the quick checks of one kind, on the fastest implementation only."""
-    target = Target(_ext.available_isas()[0], "cpu")
+FASTEST = Target(_ext.available_isas()[0], "cpu")
+# A device of another name, so that it gets the checks of a GPU.
+LIKE_A_GPU = Target("cuda", "cpu:0")
+
+
+def rows(
+    checks_of: ChecksOf, what: str, dtype: str | None = None, target: Target = FASTEST
+) -> list[Row]:
+    """Run the quick checks of one kind, on one implementation only."""
     settings = Settings(quick=True, seed=0, targets=(target,))
     chosen = [
         run_check(check)
@@ -47,6 +54,85 @@ def test_the_installed_package_passes(capsys: pytest.CaptureFixture[str]) -> Non
         assert isa in shown
     if not torch.cuda.is_available():
         assert "not checked" in shown
+
+
+def test_the_cuda_kernels_pass(cuda: torch.device, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--quick", "--device", "cuda"]) == 0
+    shown = capsys.readouterr().out
+    assert "verify ok" in shown and "bits = CPU's" in shown
+    assert not any(isa in shown for isa in _ext.available_isas())
+
+
+def test_device_chooses_what_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "cuda_obstacle", lambda: None)
+    cpu, _ = verify.find_targets("cpu")
+    assert [target.name for target in cpu] == list(_ext.available_isas())
+    assert verify.find_targets("cuda") == ((Target("cuda", "cuda"),), [])
+    assert verify.find_targets() == ((*cpu, Target("cuda", "cuda")), [])
+
+
+@pytest.mark.parametrize(
+    ("built_with", "text"),
+    [("", "no CUDA in this build; rebuild with FUSED_DROPOUT_CUDA=1"), ("13.0", "no GPU; torch")],
+)
+def test_cuda_that_cannot_be_checked_is_a_bad_argument(
+    built_with: str, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_ext, "build_info", lambda: {"cuda": built_with})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["verify", "--device", "cuda"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert f"--device cuda: {text}" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("checks_of", "what"),
+    [
+        (verify_mask.mask_checks, "bits = CPU's, large"),
+        (verify_dropconnect.dropconnect_checks, "masks = CPU's"),
+        (verify_dropconnect.dropconnect_checks, "again = the same"),
+    ],
+)
+def test_a_gpu_s_checks_pass_on_the_cpu_kernels(checks_of: ChecksOf, what: str) -> None:
+    (row,) = rows(checks_of, what, target=LIKE_A_GPU)
+    assert row.ok is True and row.worst == 0 and row.cases > 5
+
+
+def test_another_mask_on_a_gpu_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other_there(shape: tuple[int, ...], p: float, **keywords: Any) -> Tensor:
+        draw = REAL_MASK if keywords["device"] == "cpu" else flip_one_bit
+        return draw(shape, p, **keywords)
+
+    monkeypatch.setattr(fused_dropout, "mask", other_there)
+    (row,) = rows(verify_mask.mask_checks, "bits = CPU's, large", target=LIKE_A_GPU)
+    assert row.ok is False and "shape=" in row.note
+
+
+def test_other_stored_masks_on_a_gpu_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+
+    class Operators:
+        @staticmethod
+        def dropconnect_mask_bits(*arguments: Any) -> Tensor:
+            bits = torch.ops.fused_dropout.dropconnect_mask_bits(*arguments)
+            bits.view(-1)[0] ^= next(calls) % 2  # here, there, here, ...
+            return bits
+
+    monkeypatch.setattr(_ext, "operators", Operators)
+    (row,) = rows(verify_dropconnect.dropconnect_checks, "masks = CPU's", target=LIKE_A_GPU)
+    assert row.ok is False and "sizes=" in row.note
+
+
+def test_a_layer_that_differs_from_run_to_run_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+
+    def drifts(*arguments: Any, **keywords: Any) -> Tensor:
+        return REAL_OP(*arguments, **keywords) * (1 + next(calls))
+
+    monkeypatch.setattr(verify_dropconnect, "dropconnect_linear", drifts)
+    (row,) = rows(verify_dropconnect.dropconnect_checks, "again = the same", target=LIKE_A_GPU)
+    assert row.ok is False and row.note
 
 
 def flip_one_bit(shape: tuple[int, ...], p: float, **keywords: Any) -> Tensor:
@@ -236,9 +322,8 @@ def test_thread_count_is_restored() -> None:
 
 
 def test_no_false_alarm_for_other_seeds() -> None:
-    target = Target(_ext.available_isas()[0], "cpu")
     for seed in range(1, 6):
-        settings = Settings(quick=True, seed=seed, targets=(target,))
+        settings = Settings(quick=True, seed=seed, targets=(FASTEST,))
         for check in verify_mask.mask_checks(settings):
             if "reference" not in check.what:
                 assert run_check(check).ok is True
