@@ -55,20 +55,29 @@ __global__ void __launch_bounds__(kMaskThreads)
   }
 }
 
-// d_bias[o] = scale * sum_n m[n, o] grad[n, o]. One thread an output feature: a warp reads 32
-// neighbours of each row.
+constexpr int kBiasWarps = 8;
+constexpr int kBiasThreads = kBiasWarps * kWarpLanes;
+
+// d_bias[o] = scale * sum_n m[n, o] grad[n, o]. A warp reads 32 neighbours of every kBiasWarps-th
+// row; the sums of the block's warps are added in order.
 template <class T>
-__global__ void __launch_bounds__(kWarpLanes)
+__global__ void __launch_bounds__(kBiasThreads)
     bias_grad_kernel(MatrixView grad, int64_t rows, int64_t out_features, int64_t rows_per_mask,
                      const uint32_t* bits, double scale, T* d_bias) {
-  const int64_t out = thread_in_grid();
-  if (out >= out_features) return;
+  FUSED_DROPOUT_SHARED(Sum<T>, partial, [kBiasWarps][kWarpLanes]);
+  const int lane = threadIdx.x % kWarpLanes;
+  const int warp = threadIdx.x / kWarpLanes;
+  const int64_t out = int64_t{blockIdx.x} * kWarpLanes + lane;
   Sum<T> sum = 0;
-  for (int64_t row = 0; row < rows; ++row) {
+  for (int64_t row = warp; row < rows && out < out_features; row += kBiasWarps) {
     if (bias_kept(bits, quotient(row, rows_per_mask), out, out_features)) {
       sum += element<T>(grad, row, out, rows, out_features);
     }
   }
+  partial[warp][lane] = sum;
+  __syncthreads();
+  if (warp != 0 || out >= out_features) return;
+  for (int other = 1; other < kBiasWarps; ++other) sum += partial[other][lane];
   from_sum(sum * static_cast<Sum<T>>(scale), &d_bias[out]);
 }
 
@@ -175,8 +184,8 @@ cudaError_t launch_bias_grad(const MatrixView& grad, int64_t rows, int64_t out_f
                              cudaStream_t stream) {
   if (out_features == 0) return cudaSuccess;
   return launch_kernel<bias_grad_kernel<T>>(
-      dim3(static_cast<unsigned>(ceil_div(out_features, kWarpLanes))), dim3(kWarpLanes), 0, stream,
-      grad, rows, out_features, rows_per_mask, bits, scale, d_bias);
+      dim3(static_cast<unsigned>(ceil_div(out_features, kWarpLanes))), dim3(kBiasThreads), 0,
+      stream, grad, rows, out_features, rows_per_mask, bits, scale, d_bias);
 }
 
 }  // namespace
