@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kBiasThreads)
   const int warp = threadIdx.x / kWarpLanes;
   const int64_t out = int64_t{blockIdx.x} * kWarpLanes + lane;
   Sum<T> sum = 0;
-  for (int64_t row = warp; row < rows && out < out_features; row += kBiasWarps) {
+  for (int64_t row = warp; row < rows; row += kBiasWarps) {
     if (bias_kept(bits, quotient(row, rows_per_mask), out, out_features)) {
       sum += element<T>(grad, row, out, rows, out_features);
     }

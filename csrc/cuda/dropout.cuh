@@ -50,6 +50,8 @@ struct DropoutOperands {
 namespace {
 
 constexpr int kDropoutThreads = 256;
+constexpr int kDropoutBlocks =
+    4;                         // of a multiprocessor: without a number, ptxas aims at 6 and spills
 constexpr int kTileRows = 32;  // rows that a thread of transposed_kernel walks over
 
 template <class S>
@@ -109,10 +111,10 @@ FUSED_DROPOUT_DEVICE void draw_by_digits(const MaskRule& rule, int64_t first_gro
 }
 
 // Elements in the order of their mask bits; a warp takes `warp_groups` <= 32 groups at a time.
-template <class T, int kCount>
-__global__ void __launch_bounds__(kDropoutThreads)
+template <class T, int kCount, bool kByDigits>
+__global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
     linear_dropout_kernel(MaskRule rule, RngSource rng, AffineSums<Sum<T>> map,
-                          DropoutOperands<T> tensors, int warp_groups, bool by_digits) {
+                          DropoutOperands<T> tensors, int warp_groups) {
   constexpr int kPerGroup = kGroupColumns / kCount;  // accesses
   FUSED_DROPOUT_SHARED(GroupBits, drawn, [kDropoutThreads]);
   const int lane = threadIdx.x % kWarpLanes;
@@ -123,7 +125,7 @@ __global__ void __launch_bounds__(kDropoutThreads)
   for (int64_t first = thread_in_grid() / kWarpLanes * warp_groups; first < groups;
        first += warps * warp_groups) {
     const int mine = static_cast<int>(groups - first < warp_groups ? groups - first : warp_groups);
-    if (by_digits) {
+    if constexpr (kByDigits) {
       draw_by_digits(rule, first, mine, lane, bits);
     } else {
       draw_by_groups(rule, first, mine, lane, bits);
@@ -170,7 +172,7 @@ FUSED_DROPOUT_DEVICE ElementPlace place_of_element(const MaskedDims& dims, int64
 // Elements in any order of their mask bits, which have been drawn. A thread takes kCount
 // neighbours.
 template <class T, int kCount>
-__global__ void __launch_bounds__(kDropoutThreads)
+__global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
     masked_dropout_kernel(const uint32_t* bits, MaskedDims dims, AffineSums<Sum<T>> map,
                           DropoutOperands<T> tensors) {
   const int64_t stride = dims.mask_stride[dims.count - 1];
@@ -204,7 +206,7 @@ FUSED_DROPOUT_DEVICE uint32_t bits_from(const uint32_t* bits, int64_t first, int
 // channels_last. A thread stays in its column: it reads the bits of kTileRows rows at once, and a
 // warp reads 32 neighbours of each row.
 template <class T>
-__global__ void __launch_bounds__(kDropoutThreads)
+__global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
     transposed_dropout_kernel(const uint32_t* bits, MaskedDims dims, Divisor tiles, int64_t columns,
                               AffineSums<Sum<T>> map, DropoutOperands<T> tensors) {
   const int64_t rows = dims.size[dims.count - 2].value;
@@ -246,24 +248,31 @@ bool vectors_fit(const DropoutOperands<T>& tensors) {
          is_aligned(tensors.out, 16);
 }
 
+template <class T, int kCount, bool kByDigits>
+cudaError_t launch_linear_kernel(const MaskRule& rule, const RngSource& rng, const AffineMap& map,
+                                 const DropoutOperands<T>& tensors, int warp_groups,
+                                 cudaStream_t stream) {
+  const int64_t warps = ceil_div(group_count(tensors.count), warp_groups);
+  return launch_kernel<linear_dropout_kernel<T, kCount, kByDigits>>(
+      dropout_blocks(warps * kWarpLanes), dim3(kDropoutThreads), 0, stream, rule, rng,
+      sums_of<T>(map), tensors, warp_groups);
+}
+
 // Elements in the order of their mask bits.
 template <class T>
 cudaError_t launch_linear_dropout(const MaskRule& rule, const RngSource& rng, const AffineMap& map,
                                   const DropoutOperands<T>& tensors, cudaStream_t stream) {
   if (tensors.count == 0) return cudaSuccess;
-  const int64_t groups = group_count(tensors.count);
-  const int warp_groups = groups_per_warp(groups);
+  const int warp_groups = groups_per_warp(group_count(tensors.count));
   const bool by_digits =
       warp_groups <= 2 && rule.digits > 1 && rule.digits <= static_cast<uint32_t>(kDigitLanes);
-  const dim3 blocks = dropout_blocks(ceil_div(groups, warp_groups) * kWarpLanes);
-  if (vectors_fit(tensors)) {
-    return launch_kernel<linear_dropout_kernel<T, kVector<T>>>(blocks, dim3(kDropoutThreads), 0,
-                                                               stream, rule, rng, sums_of<T>(map),
-                                                               tensors, warp_groups, by_digits);
-  }
-  return launch_kernel<linear_dropout_kernel<T, 1>>(blocks, dim3(kDropoutThreads), 0, stream, rule,
-                                                    rng, sums_of<T>(map), tensors, warp_groups,
-                                                    by_digits);
+  constexpr int kWide = kVector<T>;
+  const auto launch =
+      vectors_fit(tensors)
+          ? (by_digits ? launch_linear_kernel<T, kWide, true>
+                       : launch_linear_kernel<T, kWide, false>)
+          : (by_digits ? launch_linear_kernel<T, 1, true> : launch_linear_kernel<T, 1, false>);
+  return launch(rule, rng, map, tensors, warp_groups, stream);
 }
 
 // Elements in any order of their mask bits, which `bits` holds.
