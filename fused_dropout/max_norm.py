@@ -46,8 +46,8 @@ def max_norm_(
             ``[in, out, ...]``, it is 1.
         p: order of the norm, above 0; ``math.inf`` for the largest absolute value.
         eps: a row of norm n > max_norm is multiplied by ``max_norm / (n + eps)``, which leaves it
-            below max_norm by the share eps / n; rows within max_norm are not touched. The default
-            is torch.renorm's; 0 is allowed.
+            below max_norm by the share eps / n, up to rounding; rows within max_norm are not
+            touched. The default is torch.renorm's; 0 is allowed.
         filter: called with the qualified name and the parameter of a module; only those for which
             it returns True are scaled.
 

@@ -119,10 +119,11 @@ def mc_predict(
         types: as for :func:`mc_dropout`.
         enable_grad: keep the graph, of all passes, for gradients.
 
-    ``masks="pass"`` and ``samples_per_pass`` above 1 run the model in :func:`torch.func.vmap`, which
-    batches whatever is drawn from torch's generators. It refuses some models, such as those with an
-    LSTM or with control flow that depends on values; those work with the defaults. Random numbers
-    that a layer takes from elsewhere (NumPy, ``random``) are drawn once per pass.
+    ``masks="pass"`` and ``samples_per_pass`` above 1 run the model in :func:`torch.func.vmap`,
+    which decides for every draw from torch's generators whether items share it. It refuses some
+    models, such as those with an LSTM or with control flow that depends on values; those work with
+    the defaults. Random numbers that a layer takes from elsewhere (NumPy, ``random``) are drawn
+    once per pass.
 
     Returns:
         (mean, variance), each of the output's shape, in float32 for outputs in half precision. Both
@@ -224,8 +225,8 @@ def _check_arguments(
 def _checked_output(output: Any) -> Tensor:
     if not isinstance(output, Tensor):
         raise TypeError(
-            f"the model's output must be a Tensor, got {type(output).__name__}; transform= can pick "
-            "one"
+            f"the model's output must be a Tensor, got {type(output).__name__}; transform= can "
+            "pick one"
         )
     if not output.is_floating_point():
         raise RuntimeError(f"the model's output must be floating point, got {output.dtype}")

@@ -1,12 +1,12 @@
 """Functional forms of the layers."""
 
-from fused_dropout.functional.dropconnect import dropconnect_linear
 from fused_dropout.functional.drop_path import (
     drop_path,
     drop_path_add,
     linear_drop_rates,
     stochastic_depth,
 )
+from fused_dropout.functional.dropconnect import dropconnect_linear
 from fused_dropout.functional.dropout import (
     alpha_dropout,
     dropout,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.fx
 from torch import Tensor
 
 from fused_dropout import _checks
@@ -136,12 +135,6 @@ def drop_path_add(
     return run_dropout(branch, settings, False, generator, seed, rng_state, residual=x)
 
 
-# Traced by torch.fx as one node, as torchvision's is.
-torch.fx.wrap("stochastic_depth")
-torch.fx.wrap("drop_path")
-torch.fx.wrap("drop_path_add")
-
-
 def linear_drop_rates(drop_rate: float, depth: int) -> list[float]:
     """Drop rates of ``depth`` residual blocks, from 0 for the first to ``drop_rate`` for the last.
 
@@ -163,7 +156,7 @@ def linear_drop_rates(drop_rate: float, depth: int) -> list[float]:
 def _settings(branch: Tensor, p: float, mode: str, scale_by_keep: bool) -> DropoutSettings:
     """One mask element for each row of ``branch``, or for all of it."""
     if mode == "row" and branch.dim() == 0:
-        raise IndexError("dropping samples takes an input [N, ...], got a tensor without dimensions")
+        raise IndexError("dropping samples takes [N, ...], got a tensor without dimensions")
     shared_dims = tuple(range(1 if mode == "row" else 0, branch.dim()))
     q = keep_rate(p)
     return DropoutSettings(p, shared_dims, 1.0 / q if scale_by_keep and q > 0 else 1.0)

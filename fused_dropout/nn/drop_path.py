@@ -9,7 +9,7 @@ from torch import Tensor
 from fused_dropout import _checks
 from fused_dropout.functional.drop_path import MODES, drop_path, drop_path_add, stochastic_depth
 
-# torch.fx traces the calls below as single nodes.
+# torch.fx traces the calls below as single nodes, as it does torchvision's.
 torch.fx.wrap("stochastic_depth")
 torch.fx.wrap("drop_path")
 torch.fx.wrap("drop_path_add")
