@@ -99,8 +99,8 @@ def mc_predict(
     does not grow with ``samples`` and a large mean costs no accuracy of a small variance. Random
     numbers come from torch's generators, so ``torch.manual_seed`` repeats the result.
 
-    Source: Gal and Ghahramani, ICML 2016, equations 6 and 7; their variance has the noise of
-    the observations, 1/tau, added and ``correction=0``.
+    Source: Gal and Ghahramani, ICML 2016, section 4. Their variance is that of ``correction=0`` plus
+    the noise of the observations, 1/tau, which is no part of this one.
 
     Args:
         model: run as inside :func:`mc_dropout`.
@@ -246,7 +246,7 @@ def _drops(module: nn.Module, types: tuple[type[nn.Module], ...]) -> bool:
         return True
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return module.dropout > 0
-    if getattr(module, "drops_in_training", False) is True:
+    cls = type(module)
+    if getattr(cls, "drops_in_training", False):
         return True
-    classes = type(module).__mro__
-    return any((cls.__module__.partition(".")[0], cls.__name__) in _PEERS for cls in classes)
+    return any((base.__module__.partition(".")[0], base.__name__) in _PEERS for base in cls.__mro__)
