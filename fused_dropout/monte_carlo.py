@@ -99,8 +99,8 @@ def mc_predict(
     does not grow with ``samples`` and a large mean costs no accuracy of a small variance. Random
     numbers come from torch's generators, so ``torch.manual_seed`` repeats the result.
 
-    Source: Gal and Ghahramani, ICML 2016, section 4. Their variance is that of ``correction=0`` plus
-    the noise of the observations, 1/tau, which is no part of this one.
+    Source: Gal and Ghahramani, ICML 2016, section 4. Their variance is that of ``correction=0``
+    plus the noise of the observations, 1/tau, which is no part of this one.
 
     Args:
         model: run as inside :func:`mc_dropout`.
