@@ -52,19 +52,26 @@ def eager_drop_path(branch: Tensor, p: float) -> Tensor:
 
 def layers(summed: bool) -> dict[tuple[str, float | None], Layer]:
     """What is measured, by name and p."""
-    if summed:
-        ours = {(OURS, p): partial(_fused_sum, p=p) for p in PS}
-        return {**ours, (EAGER, PS[0]): lambda x, branch: x + eager_drop_path(branch, PS[0])}
-    ours = {(OURS, p): partial(_fused, p=p) for p in PS}
-    return {**ours, (EAGER, PS[0]): lambda _, branch: eager_drop_path(branch, PS[0])}
+    fused, eager = (_fused_sum, _eager_sum) if summed else (_fused, _eager)
+    found: dict[tuple[str, float | None], Layer] = {(OURS, p): partial(fused, p=p) for p in PS}
+    found[EAGER, PS[0]] = partial(eager, p=PS[0])
+    return found
 
 
 def _fused(x: Tensor, branch: Tensor, *, p: float) -> Tensor:
     return drop_path(branch, p, True)
 
 
+def _eager(x: Tensor, branch: Tensor, *, p: float) -> Tensor:
+    return eager_drop_path(branch, p)
+
+
 def _fused_sum(x: Tensor, branch: Tensor, *, p: float) -> Tensor:
     return drop_path_add(x, branch, p, True)
+
+
+def _eager_sum(x: Tensor, branch: Tensor, *, p: float) -> Tensor:
+    return x + eager_drop_path(branch, p)
 
 
 def measure(
