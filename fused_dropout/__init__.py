@@ -10,13 +10,19 @@ from fused_dropout import functional, nn, reference
 from fused_dropout._version import __version__
 from fused_dropout.convert import to_dropconnect, to_linear
 from fused_dropout.masks import mask, packed_mask
+from fused_dropout.max_norm import max_norm_
+from fused_dropout.monte_carlo import MCPrediction, mc_dropout, mc_predict
 from fused_dropout.rng import make_rng_state
 
 __all__ = [
+    "MCPrediction",
     "__version__",
     "functional",
     "make_rng_state",
     "mask",
+    "max_norm_",
+    "mc_dropout",
+    "mc_predict",
     "nn",
     "packed_mask",
     "reference",

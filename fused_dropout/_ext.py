@@ -47,9 +47,10 @@ def _load() -> ModuleType:
             extension.set_isa(forced)
         except ValueError as error:
             raise ValueError(f"FUSED_DROPOUT_ISA: {error}") from None
-    from fused_dropout import _fake
+    from fused_dropout import _fake, _vmap
 
     _fake.register()
+    _vmap.register()
     return extension
 
 

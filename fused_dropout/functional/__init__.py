@@ -1,5 +1,11 @@
 """Functional forms of the layers."""
 
+from fused_dropout.functional.drop_path import (
+    drop_path,
+    drop_path_add,
+    linear_drop_rates,
+    stochastic_depth,
+)
 from fused_dropout.functional.dropconnect import dropconnect_linear
 from fused_dropout.functional.dropout import (
     alpha_dropout,
@@ -13,11 +19,15 @@ from fused_dropout.functional.dropout import (
 
 __all__ = [
     "alpha_dropout",
+    "drop_path",
+    "drop_path_add",
     "dropconnect_linear",
     "dropout",
     "dropout1d",
     "dropout2d",
     "dropout3d",
     "feature_alpha_dropout",
+    "linear_drop_rates",
     "locked_dropout",
+    "stochastic_depth",
 ]

@@ -35,6 +35,8 @@ class DropConnectLinear(torch.nn.Linear):
         RuntimeError: as the functional form, when called.
     """
 
+    drops_in_training = True  # for fused_dropout.mc_dropout
+
     def __init__(
         self,
         in_features: int,

@@ -1,0 +1,411 @@
+"""mc_dropout switches dropout layers and nothing else; mc_predict averages over their masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fused_dropout import mc_dropout, mc_predict
+from fused_dropout.nn import DropConnectLinear, DropPath, DropPathAdd, StochasticDepth
+
+
+class Functional(nn.Module):
+    """Drops by its own mode, which cannot be seen from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.norm(x), 0.5, self.training)
+
+
+class FromPeer(nn.Dropout2d):
+    pass
+
+
+def class_of(package: str, name: str) -> type[nn.Module]:
+    return type(name, (nn.Module,), {"__module__": f"{package}.layers"})
+
+
+DROPPING = [
+    nn.Dropout(),
+    nn.Dropout1d(),
+    nn.Dropout2d(),
+    nn.Dropout3d(),
+    nn.AlphaDropout(),
+    nn.FeatureAlphaDropout(),
+    FromPeer(),
+    DropConnectLinear(6, 6),
+    StochasticDepth(0.5, "row"),
+    DropPath(0.5),
+    DropPathAdd(0.5),
+    nn.LSTM(6, 6, 2, dropout=0.5),
+    nn.MultiheadAttention(6, 2, dropout=0.5),
+    nn.TransformerEncoderLayer(6, 2, 8),
+    type("Marked", (nn.Module,), {"drops_in_training": True})(),
+    class_of("timm", "DropPath")(),
+    class_of("torchvision", "StochasticDepth")(),
+    type("Derived", (class_of("torchvision", "DropBlock2d"),), {})(),
+]
+OTHERS = [
+    nn.BatchNorm1d(6),
+    nn.Linear(6, 6),
+    nn.LSTM(6, 6, 2),
+    nn.MultiheadAttention(6, 2),
+    Functional(),
+    class_of("elsewhere", "DropPath")(),
+    type("Marked", (nn.Module,), {"drops_in_training": False})(),
+]
+
+
+def modes_of(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+@pytest.mark.parametrize("layer", DROPPING, ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize("training", [False, True])
+def test_switches_dropout_layers(layer: nn.Module, training: bool) -> None:
+    layer.train(training)
+    before = modes_of(layer)
+    with mc_dropout(layer) as model:
+        assert model is layer
+        assert layer.training
+    assert modes_of(layer) == before
+
+
+@pytest.mark.parametrize("layer", OTHERS, ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize("training", [False, True])
+def test_switches_nothing_else(layer: nn.Module, training: bool) -> None:
+    model = nn.Sequential(nn.Dropout(), layer).train(training)
+    with mc_dropout(model):
+        assert not model.training
+        assert not layer.training
+    with mc_dropout(model, types=type(layer)):
+        assert layer.training
+        assert not any(child.training for child in layer.children())
+    assert all(mode == training for mode in modes_of(model))
+
+
+def test_every_mode_is_put_back() -> None:
+    model = nn.Sequential(*[nn.Dropout() for _ in range(5)], nn.Sequential(nn.Linear(3, 3)))
+    for number, module in enumerate(model.modules()):
+        module.training = number % 3 == 0
+    before = modes_of(model)
+    with mc_dropout(model):
+        with mc_dropout(model, types=[nn.Linear, nn.BatchNorm1d]):
+            assert model[5][0].training and not model[5].training
+        assert not model[5][0].training
+        assert model[0].training
+    assert modes_of(model) == before
+    with pytest.raises(KeyError), mc_dropout(model):
+        raise KeyError
+    assert modes_of(model) == before
+    with pytest.raises(TypeError, match="must be a Tensor, got int"):
+        mc_predict(model, torch.ones(2, 3), 2, transform=len)
+    assert modes_of(model) == before
+
+
+def test_a_shared_layer_is_switched_once() -> None:
+    dropout = nn.Dropout().eval()
+    model = nn.Sequential(dropout, nn.Linear(3, 3), dropout).eval()
+    with mc_dropout(model):
+        assert dropout.training
+    assert not dropout.training
+
+
+def test_batch_norm_stays_in_evaluation(place: torch.device) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(6)
+    model = nn.Sequential(norm, nn.Dropout(0.5)).train()
+    model(torch.randn(50, 6))
+    statistics = {name: value.clone() for name, value in norm.state_dict().items()}
+    x = torch.randn(5, 6) + 3
+    expected = norm.eval()(x)
+    norm.train()
+    prediction = mc_predict(model, x, 500)
+    assert all(torch.equal(value, statistics[name]) for name, value in norm.state_dict().items())
+    # Each is a mean of 500 values 0 or 2y: |z| < 6 fails by chance with probability 6e-8 in all.
+    z = (prediction.mean - expected) / (expected.abs() / math.sqrt(500))
+    assert z.abs().max() < 6
+
+
+def attention() -> nn.Module:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.MultiheadAttention(6, 2, dropout=0.4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x, x, x)[0]
+
+    return Attention()
+
+
+def recurrent() -> nn.Module:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(6, 6, 2, dropout=0.5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)[0]
+
+    return Recurrent()
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(6, 2, 16, batch_first=True)
+    return nn.TransformerEncoder(layer, 2)
+
+
+@pytest.mark.parametrize("build", [attention, recurrent, encoder])
+def test_torch_s_layers_with_dropout_inside(
+    build: Callable[[], nn.Module], place: torch.device
+) -> None:
+    """Without batch normalisation the model drops just as in training, fast paths or not."""
+    torch.manual_seed(1)
+    model = build()
+    x = torch.randn(4, 3, 6)
+    with torch.no_grad():
+        torch.manual_seed(2)
+        expected = torch.stack([model(x), model(x)])
+        assert not torch.equal(*expected)
+        model.eval()
+        torch.manual_seed(2)
+        with mc_dropout(model):
+            outputs = torch.stack([model(x), model(x)])
+    assert not torch.equal(*outputs)
+    if place.type == "cuda" and build is recurrent:
+        return  # cuDNN draws from a state of its own, which manual_seed does not set back
+    assert torch.equal(outputs, expected)
+    torch.manual_seed(2)
+    torch.testing.assert_close(mc_predict(model, x, 2).mean, expected.mean(0))
+
+
+def network() -> nn.Sequential:
+    """All of ours and torch's, for [N, 6] to [N, 2]; every prediction differs."""
+    return nn.Sequential(
+        nn.Linear(6, 40),
+        nn.BatchNorm1d(40),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.3, inplace=True),
+        DropConnectLinear(40, 40),
+        DropPath(0.2),
+        StochasticDepth(0.2, "batch"),
+        nn.AlphaDropout(0.1),
+        nn.Linear(40, 2),
+    )
+
+
+@pytest.mark.parametrize("correction", [0, 1])
+def test_moments_are_those_of_the_predictions(correction: int, place: torch.device) -> None:
+    torch.manual_seed(3)
+    model, x = network(), torch.randn(7, 6)
+    torch.manual_seed(4)
+    with mc_dropout(model), torch.no_grad():
+        outputs = torch.stack([model(x) for _ in range(20)])
+    torch.manual_seed(4)
+    prediction = mc_predict(model, x, 20, correction=correction)
+    variance, mean = torch.var_mean(outputs.double(), 0, correction=correction)
+    torch.testing.assert_close(prediction.mean.double(), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(prediction.variance.double(), variance, rtol=1e-5, atol=1e-6)
+    assert not prediction.mean.requires_grad and not prediction.variance.requires_grad
+
+
+def variance_of_dropout(mean: Tensor, kept_value: Tensor, samples: int) -> Tensor:
+    """Of predictions 0 or kept_value: how many were kept follows from their mean."""
+    kept = (mean / kept_value * samples).round()
+    return kept * (samples - kept) / (samples * (samples - 1)) * kept_value**2
+
+
+@pytest.mark.parametrize("masks", ["sample", "pass"])
+@pytest.mark.parametrize("samples_per_pass", [1, 4, 1000])
+def test_every_prediction_counts_once(
+    masks: str, samples_per_pass: int, place: torch.device
+) -> None:
+    torch.manual_seed(5)
+    x = torch.randn(8, 6)
+    for model in (nn.Dropout(0.5), DropPath(0.5), StochasticDepth(0.5, "batch")):
+        mean, variance = mc_predict(model, x, 50, masks=masks, samples_per_pass=samples_per_pass)
+        kept = mean / (2 * x) * 50
+        torch.testing.assert_close(kept, kept.round(), rtol=0, atol=1e-3)
+        torch.testing.assert_close(variance, variance_of_dropout(mean, 2 * x, 50))
+        # Kept 25 times of 50: |z| < 6 fails by chance with probability 1e-7 for 48 elements.
+        assert ((kept - 25).abs() < 6 * math.sqrt(12.5)).all()
+        assert ((variance > 0) & (kept > 0)).all(), "the predictions are all the same"
+
+
+def test_a_large_mean_does_not_drown_the_variance(place: torch.device) -> None:
+    class Shifted(nn.Dropout):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1e5
+
+    x = torch.ones(200, dtype=torch.float32)
+    for samples_per_pass in (1, 7):
+        mean, variance = mc_predict(Shifted(0.5), x, 100, samples_per_pass=samples_per_pass)
+        expected = variance_of_dropout(mean.double() - 1e5, 2 * x.double(), 100)
+        torch.testing.assert_close(variance.double(), expected, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("samples_per_pass", [1, 3])
+def test_one_mask_per_pass_is_one_network_for_all_items(
+    samples_per_pass: int, place: torch.device
+) -> None:
+    torch.manual_seed(6)
+    model, x = network(), torch.randn(5, 6)
+
+    def predict(batch: Tensor) -> Tensor:
+        torch.manual_seed(7)
+        arguments: dict[str, Any] = {"masks": "pass", "samples_per_pass": samples_per_pass}
+        return torch.stack(mc_predict(model, batch, 6, **arguments))
+
+    together = predict(x)
+    alone = torch.cat([predict(item[None]) for item in x], 1)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert together[1].min() > 0
+
+
+def test_who_shares_masks(place: torch.device) -> None:
+    torch.manual_seed(8)
+    model, x = network(), torch.randn(1, 6).expand(5, 6)
+    shared = mc_predict(model, x, 10, masks="pass")
+    torch.testing.assert_close(shared.mean, shared.mean[:1].expand(5, 2))
+    torch.testing.assert_close(shared.variance, shared.variance[:1].expand(5, 2))
+    own = mc_predict(model, x, 10)
+    assert len(set(own.mean[:, 0].tolist())) == 5
+
+
+def test_manual_seed_repeats_and_each_call_differs(place: torch.device) -> None:
+    torch.manual_seed(9)
+    model, x = network(), torch.randn(5, 6)
+    for arguments in ({}, {"masks": "pass"}, {"samples_per_pass": 3}):
+        torch.manual_seed(10)
+        first, second = (mc_predict(model, x, 4, **arguments).mean for _ in range(2))
+        torch.manual_seed(10)
+        assert torch.equal(mc_predict(model, x, 4, **arguments).mean, first)
+        assert not torch.equal(first, second)
+
+
+def test_a_model_that_writes_to_its_input(place: torch.device) -> None:
+    x = torch.ones(3, 50)
+    for masks in ("sample", "pass"):
+        for samples_per_pass in (1, 4):
+            arguments: dict[str, Any] = {"masks": masks, "samples_per_pass": samples_per_pass}
+            mean, _ = mc_predict(nn.Dropout(0.5, inplace=True), x, 40, **arguments)
+            assert torch.equal(x, torch.ones(3, 50))
+            assert mean.min() > 0, "dropped elements stay dropped"
+
+
+def test_dtypes(place: torch.device) -> None:
+    for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        prediction = mc_predict(nn.Dropout(0.5), torch.ones(3, 4, dtype=dtype), 3)
+        assert {moment.dtype for moment in prediction} == {wide}
+    assert prediction._fields == ("mean", "variance")
+
+
+def test_transform(place: torch.device) -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3))
+    for masks in ("sample", "pass"):
+        mean, _ = mc_predict(
+            model, torch.randn(5, 6), 10, masks=masks, transform=lambda y: y.softmax(-1)
+        )
+        torch.testing.assert_close(mean.sum(-1), torch.ones(5))
+    picked = mc_predict(
+        nn.LSTM(6, 4, 2, dropout=0.5), torch.randn(2, 3, 6), 4, transform=lambda y: y[0]
+    )
+    assert picked.mean.shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize("masks", ["sample", "pass"])
+@pytest.mark.parametrize("samples_per_pass", [1, 2])
+def test_gradients_where_asked_for(masks: str, samples_per_pass: int, place: torch.device) -> None:
+    torch.manual_seed(11)
+    x = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    model = nn.Sequential(nn.Dropout(0.5), DropPath(0.5))
+    mean, variance = mc_predict(
+        model, x, 5, masks=masks, samples_per_pass=samples_per_pass, enable_grad=True
+    )
+    # Every prediction is x times a factor, so the mean and variance are x and x^2 times one.
+    (d_mean,) = torch.autograd.grad(mean.sum(), x, retain_graph=True)
+    (d_variance,) = torch.autograd.grad(variance.sum(), x)
+    torch.testing.assert_close(d_mean, mean / x)
+    torch.testing.assert_close(d_variance, 2 * variance / x)
+    assert d_variance.count_nonzero() > 0
+
+
+def test_a_nan_is_not_hidden(place: torch.device) -> None:
+    x = torch.ones(2, 50)
+    x[1, 3] = math.nan
+    model = nn.Sequential(nn.Linear(50, 1), nn.Dropout(0.5))
+    mean, variance = mc_predict(model, x, 20, transform=lambda y: y + 0 * x[:, 3:4])
+    assert mean[0].isfinite() and variance[0].isfinite()
+    assert mean[1].isnan() and variance[1].isnan()
+
+
+def test_compiled_model(place: torch.device) -> None:
+    torch.manual_seed(12)
+    model = nn.Sequential(nn.Linear(6, 6), DropPath(0.5)).eval()
+    compiled = torch.compile(model, backend="aot_eager")
+    x = torch.randn(5, 6)
+    expected = model(x).detach()
+    compiled(x)  # in evaluation mode
+    mean, variance = mc_predict(compiled, x, 50)
+    torch.testing.assert_close(variance, variance_of_dropout(mean, 2 * expected, 50))
+    assert (variance > 0).any()
+    torch.testing.assert_close(compiled(x), expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (5, 6)])
+def test_shapes(shape: tuple[int, ...], place: torch.device) -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3))
+    for masks in ("sample", "pass"):
+        for moment in mc_predict(model, torch.randn(shape), 3, masks=masks):
+            assert moment.shape == (shape[0], 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"model": nn.Linear(6, 6)}, ValueError, "nothing in this Linear is known to drop.*types="),
+        ({"model": F.dropout}, TypeError, "model must be a torch.nn.Module, got function"),
+        ({"x": [1.0]}, TypeError, "x must be a Tensor, got list"),
+        ({"samples": 1}, ValueError, "samples must be more than correction, which is 1, got 1"),
+        ({"samples": 0, "correction": 0}, ValueError, "samples must be more than correction"),
+        ({"samples": 2.5}, TypeError, "samples must be an int, got float"),
+        ({"correction": -1}, ValueError, "correction must be in"),
+        ({"samples_per_pass": 0}, ValueError, "samples_per_pass must be in"),
+        ({"masks": "batch"}, ValueError, "masks must be one of 'sample', 'pass', got 'batch'"),
+        ({"types": "Dropout"}, TypeError, "types must be a class or a sequence of classes"),
+        ({"types": [nn.Dropout()]}, TypeError, "types must be a class or a sequence of classes"),
+        ({"transform": lambda y: (y, y)}, TypeError, "output must be a Tensor, got tuple"),
+        ({"transform": lambda y: y > 0}, RuntimeError, "must be floating point, got torch.bool"),
+        ({"x": torch.tensor(1.0), "masks": "pass"}, RuntimeError, "without dimensions"),
+        (
+            {"transform": lambda y: y.sum(), "masks": "pass"},
+            RuntimeError,
+            r"a row for each item of x; for one item it has shape \[\]",
+        ),
+        (
+            {"model": recurrent(), "x": torch.ones(2, 3, 6), "masks": "pass"},
+            RuntimeError,
+            r"failed in torch.func.vmap, which masks='pass'",
+        ),
+    ],
+)
+def test_bad_input(change: dict[str, Any], error: type[Exception], text: str) -> None:
+    good: dict[str, Any] = {"model": nn.Dropout(0.5), "x": torch.ones(2, 6), "samples": 3}
+    with pytest.raises(error, match=text):
+        mc_predict(**{**good, **change})
+
+
+@pytest.mark.parametrize("types", [(), (nn.Linear,), [nn.Linear], nn.Linear])
+def test_types_takes_classes(types: type[nn.Module] | Sequence[type[nn.Module]]) -> None:
+    with mc_dropout(nn.Dropout(), types=types):
+        pass
