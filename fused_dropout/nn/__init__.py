@@ -1,5 +1,23 @@
 """Modules with the parameters, defaults and errors of their torch.nn counterparts."""
 
 from fused_dropout.nn.dropconnect import DropConnectLinear
+from fused_dropout.nn.dropout import (
+    AlphaDropout,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    FeatureAlphaDropout,
+    LockedDropout,
+)
 
-__all__ = ["DropConnectLinear"]
+__all__ = [
+    "AlphaDropout",
+    "DropConnectLinear",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "FeatureAlphaDropout",
+    "LockedDropout",
+]
