@@ -44,10 +44,15 @@ def check_int(value: Any, name: str, low: int, high: int) -> int:
     return value
 
 
+def as_ints(values: Any, name: str) -> tuple[int, ...]:
+    """``values``, an int or a sequence of ints, as a tuple."""
+    given = values if isinstance(values, Sequence) and not isinstance(values, str) else (values,)
+    return tuple(as_int(value, f"{name}'s elements") for value in given)
+
+
 def as_dims(dims: Any, name: str, count: int) -> tuple[int, ...]:
     """``dims``, a dimension or several of a tensor that has ``count``, as sorted ints >= 0."""
-    given = dims if isinstance(dims, Sequence) and not isinstance(dims, str) else (dims,)
-    numbers = [as_int(dim, f"{name}'s elements") for dim in given]
+    numbers = as_ints(dims, name)
     for dim in numbers:
         if not -count <= dim < count:
             raise IndexError(f"{name} must be in [{-count}, {count - 1}], got {dim}")
@@ -69,7 +74,8 @@ def check_dense(tensor: Any, name: str) -> None:
 def check_float_tensor(tensor: Tensor, name: str) -> None:
     """``tensor`` has a dtype that the kernels compute in; raises what torch's operators raise."""
     if tensor.dtype not in FLOAT_DTYPES:
-        error = NotImplementedError if tensor.is_complex() else RuntimeError
+        is_number = tensor.is_complex() or tensor.is_floating_point()
+        error = NotImplementedError if is_number else RuntimeError
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
         raise error(f"{name} must have a dtype of {allowed}; got {tensor.dtype}")
 

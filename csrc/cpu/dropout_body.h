@@ -1,14 +1,14 @@
 // Dropout: out = (kept ? scale * in + shift : fill) + residual, in blocks of a group's 128
 // elements.
 //
-// The loops over a block have no branches, so that the compiler turns them into vector code for
-// whatever instruction set the including translation unit has switched on. Floor: the bytes of in
-// and out; drawing costs 0.1 ns per element at 16 digits and 0.006 ns at one (AVX-512, one core).
+// Floor: the bytes of in and out; drawing costs 0.1 ns per element at 16 digits and 0.006 ns at one
+// (AVX-512, one core).
 #pragma once
 
 #include "conversions.h"
 #include "dropout_kernels.h"
 #include "mask_body.h"
+#include "packed_bits.h"
 
 namespace fused_dropout {
 namespace {
@@ -16,72 +16,60 @@ namespace {
 constexpr int64_t kDrawnGroups = 32;  // at a time; their bits stay in level-1 cache
 
 template <class R>
-struct AffineReals {
-  R scale, shift, fill;
-  explicit AffineReals(const AffineMap& map)
-      : scale(static_cast<R>(map.scale)),
-        shift(static_cast<R>(map.shift)),
-        fill(static_cast<R>(map.fill)) {}
+struct AffineVectors {
+  Vec<R> scale, shift, fill;
+  bool is_shifted;  // adding 0 would turn -0 into 0
+  explicit AffineVectors(const AffineMap& map)
+      : scale(broadcast(static_cast<R>(map.scale))),
+        shift(broadcast(static_cast<R>(map.shift))),
+        fill(broadcast(static_cast<R>(map.fill))),
+        is_shifted(map.shift != 0) {}
+  Vec<R> mapped(Vec<R> x) const { return is_shifted ? multiply_add(scale, x, shift) : scale * x; }
 };
 
-// x[k] becomes scale * x[k] + shift where bit k of `words` is set, and fill elsewhere, which
-// whatever stands in x, a NaN too, does not reach.
-template <class R>
-FUSED_DROPOUT_INLINE void map_block(const AffineReals<R>& map, const uint32_t* words, R* x) {
-  static constexpr uint32_t kBit[32] = {
-      1u << 0,  1u << 1,  1u << 2,  1u << 3,  1u << 4,  1u << 5,  1u << 6,  1u << 7,
-      1u << 8,  1u << 9,  1u << 10, 1u << 11, 1u << 12, 1u << 13, 1u << 14, 1u << 15,
-      1u << 16, 1u << 17, 1u << 18, 1u << 19, 1u << 20, 1u << 21, 1u << 22, 1u << 23,
-      1u << 24, 1u << 25, 1u << 26, 1u << 27, 1u << 28, 1u << 29, 1u << 30, 1u << 31};
-  const bool shifted = map.shift != 0;  // adding 0 would turn -0 into 0
-  for (int w = 0; w < kGroupWords; ++w, x += 32) {
-    const uint32_t word = words[w];
-    if (shifted) {
-      for (int k = 0; k < 32; ++k) {
-        x[k] = (word & kBit[k]) != 0 ? map.scale * x[k] + map.shift : map.fill;
-      }
-    } else {
-      for (int k = 0; k < 32; ++k) x[k] = (word & kBit[k]) != 0 ? map.scale * x[k] : map.fill;
-    }
+// One block. Whatever stands in `in`, a NaN too, does not reach the result of a dropped element.
+template <class T>
+FUSED_DROPOUT_INLINE void apply_block(const AffineVectors<Real<T>>& map, const uint32_t* words,
+                                      const T* in, const T* residual, T* out) {
+  constexpr int kLanes = Vec<Real<T>>::kLanes;
+  const uint8_t* const bits = reinterpret_cast<const uint8_t*>(words);
+  for (int chunk = 0; chunk < kGroupColumns / kLanes; ++chunk) {
+    const int64_t k = chunk * kLanes;
+    Vec<Real<T>> x = map.mapped(widen_vector(in + k));
+    x = select_kept(bits, chunk, x, map.fill);
+    if (residual != nullptr) x = x + widen_vector(residual + k);
+    narrow_vector(x, out + k);
   }
 }
 
-// One block, of which `count` elements exist.
+// A block of which only `count` elements exist.
 template <class T>
-FUSED_DROPOUT_INLINE void apply_block(const AffineReals<Real<T>>& map, const uint32_t* words,
-                                      const T* in, const T* residual, T* out, int64_t count) {
-  Real<T> x[kGroupColumns] = {};
-  if (count == kGroupColumns) {
-    widen_row(in, 1, kGroupColumns, x);
-  } else {
-    widen_row(in, 1, count, x);
-  }
-  map_block(map, words, x);
-  if (residual != nullptr) {
-    Real<T> r[kGroupColumns] = {};
-    widen_row(residual, 1, count, r);
-    for (int k = 0; k < kGroupColumns; ++k) x[k] += r[k];
-  }
-  if (count == kGroupColumns) {
-    narrow_row(x, kGroupColumns, out);
-  } else {
-    narrow_row(x, count, out);
-  }
+FUSED_DROPOUT_INLINE void apply_part(const AffineVectors<Real<T>>& map, const uint32_t* words,
+                                     const T* in, const T* residual, T* out, int64_t count) {
+  T block[kGroupColumns] = {};
+  T addend[kGroupColumns] = {};
+  __builtin_memcpy(block, in, count * sizeof(T));
+  if (residual != nullptr) __builtin_memcpy(addend, residual, count * sizeof(T));
+  apply_block<T>(map, words, block, residual != nullptr ? addend : nullptr, block);
+  __builtin_memcpy(out, block, count * sizeof(T));
 }
 
 // Calls words_of(block), the block's four words, for every block of the run.
 template <class T, class WordsOf>
 FUSED_DROPOUT_INLINE void apply_blocks(const AffineMap& map, const DropoutRun& run,
                                        WordsOf words_of) {
-  const AffineReals<Real<T>> reals(map);
-  const T* in = static_cast<const T*>(run.in);
-  const T* residual = static_cast<const T*>(run.residual);
-  T* out = static_cast<T*>(run.out);
-  for (int64_t done = 0; done < run.count; done += kGroupColumns) {
-    const int64_t left = run.count - done;
-    apply_block(reals, words_of(done / kGroupColumns), in + done,
-                residual == nullptr ? nullptr : residual + done, out + done,
-                left < kGroupColumns ? left : kGroupColumns);
+  const AffineVectors<Real<T>> vectors(map);
+  const T* const in = static_cast<const T*>(run.in);
+  const T* const residual = static_cast<const T*>(run.residual);
+  T* const out = static_cast<T*>(run.out);
+  const auto residual_at = [=](int64_t k) { return residual == nullptr ? nullptr : residual + k; };
+  int64_t k = 0;
+  for (; k + kGroupColumns <= run.count; k += kGroupColumns) {
+    apply_block<T>(vectors, words_of(k / kGroupColumns), in + k, residual_at(k), out + k);
+  }
+  if (k < run.count) {
+    apply_part<T>(vectors, words_of(k / kGroupColumns), in + k, residual_at(k), out + k,
+                  run.count - k);
   }
 }
 
@@ -101,73 +89,75 @@ void draw_and_apply(const MaskRule& rule, const AffineMap& map, const DropoutRun
   });
 }
 
-// The 64 bits from bit `first` on.
-FUSED_DROPOUT_INLINE uint64_t bits_from(const uint32_t* bits, int64_t first) {
-  uint64_t low;
-  __builtin_memcpy(&low, bits + first / 32, sizeof low);
-  const int shift = static_cast<int>(first % 32);
-  const uint64_t high = bits[first / 32 + 2];
-  return shift == 0 ? low : low >> shift | high << (64 - shift);
-}
-
 template <class T>
-void apply(const AffineMap& map, const DropoutRun& run, const uint32_t* bits, int64_t first_bit) {
-  uint32_t words[kGroupWords];
-  apply_blocks<T>(map, run, [&](int64_t block) {
-    const int64_t first = first_bit + block * kGroupColumns;
-    const uint64_t halves[2] = {
-        bits_from(bits, first),
-        // A block's second half may lie past the bits.
-        block * kGroupColumns + 64 < run.count ? bits_from(bits, first + 64) : 0};
-    __builtin_memcpy(words, halves, sizeof words);
-    return words;
-  });
+void apply(const AffineMap& map, const DropoutRun& run, const uint32_t* bits) {
+  apply_blocks<T>(map, run, [=](int64_t block) { return bits + block * kGroupWords; });
 }
 
 template <class T>
 void apply_alike(const AffineMap& map, const DropoutRun& run, bool kept) {
+  if (!kept && run.residual == nullptr) {  // `in` need not be read
+    T fill;
+    narrow(static_cast<Real<T>>(map.fill), &fill);
+    T* const out = static_cast<T*>(run.out);
+    for (int64_t k = 0; k < run.count; ++k) out[k] = fill;
+    return;
+  }
   const uint32_t word = kept ? ~0u : 0u;
   const uint32_t words[kGroupWords] = {word, word, word, word};
   apply_blocks<T>(map, run, [&](int64_t) { return words; });
 }
 
-// The 64 x 64 bit matrix `a` mirrored at its diagonal: halves, quarters, ... of the rows swap their
-// off-diagonal squares ("Hacker's Delight", section 7-3).
-FUSED_DROPOUT_INLINE void transpose_64x64(uint64_t* a) {
-  uint64_t mask = 0x00000000FFFFFFFFu;
-  for (int half = 32; half != 0; half >>= 1, mask ^= mask << half) {
-    for (int top = 0; top < 64; top += 2 * half) {
-      for (int k = top; k < top + half; ++k) {
-        const uint64_t swap = ((a[k] >> half) ^ a[k + half]) & mask;
-        a[k + half] ^= swap;
-        a[k] ^= swap << half;
-      }
+// Word r / 32 * cols + c has the bit of row r and column c, as bit r % 32. All at once: the reads,
+// far apart, may have to wait for writes to memory that went before.
+FUSED_DROPOUT_INLINE void gather_columns(const ColumnBits& tile, const uint32_t* bits,
+                                         uint32_t* words) {
+  const int64_t depth = ceil_div(tile.rows, 32);
+  for (int64_t c = 0; c < tile.cols; ++c) {
+    const uint64_t first = static_cast<uint64_t>(tile.first_bit + c * tile.col_bits);
+    for (int64_t d = 0; d < depth; ++d) {
+      words[d * tile.cols + c] = word_from(bits, first + static_cast<uint64_t>(32 * d));
     }
   }
 }
 
-// Bits first, first + 1, ... become those of `value` where they were 0.
-FUSED_DROPOUT_INLINE void put_bits(uint32_t* out, int64_t first, uint64_t value) {
-  uint32_t* const word = out + first / 32;
-  const int shift = static_cast<int>(first % 32);
-  uint64_t low;
-  __builtin_memcpy(&low, word, sizeof low);
-  low |= value << shift;
-  __builtin_memcpy(word, &low, sizeof low);
-  if (shift != 0) word[2] |= static_cast<uint32_t>(value >> (64 - shift));
+// A row of at least one vector, whose bits are `bit` of the words.
+template <class T>
+FUSED_DROPOUT_INLINE void apply_row(const AffineVectors<Real<T>>& map, const DropoutRun& row,
+                                    const uint32_t* words, uint32_t bit) {
+  constexpr int kLanes = Vec<Real<T>>::kLanes;
+  static_assert(kLanes <= kMinColumns, "a row holds a vector");
+  const T* const in = static_cast<const T*>(row.in);
+  const T* const residual = static_cast<const T*>(row.residual);
+  T* const out = static_cast<T*>(row.out);
+  const auto result = [&](int64_t c) {
+    Vec<Real<T>> x = map.mapped(widen_vector(in + c));
+    x = select_words(words + c, bit, x, map.fill);
+    return residual == nullptr ? x : x + widen_vector(residual + c);
+  };
+  const int64_t last = row.count - kLanes;
+  int64_t c = 0;
+  for (; c + kLanes <= last; c += kLanes) narrow_vector(result(c), out + c);
+  // The last two may overlap: both are read before `out`, which may be `in`, is written.
+  const Vec<Real<T>> end = result(last);
+  if (c < last) narrow_vector(result(c), out + c);
+  narrow_vector(end, out + last);
 }
 
-void transpose_bits(const uint32_t* bits, int64_t first_bit, int64_t col_stride, int64_t rows,
-                    int64_t cols, uint32_t* out) {
-  __builtin_memset(out, 0, ceil_div(rows * cols, 32) * sizeof *out);
-  for (int64_t c = 0; c < cols; c += 64) {
-    const int64_t count = cols - c < 64 ? cols - c : 64;
-    uint64_t square[64] = {};
-    for (int64_t k = 0; k < count; ++k) {
-      square[k] = bits_from(bits, first_bit + (c + k) * col_stride);
-    }
-    transpose_64x64(square);
-    for (int64_t r = 0; r < rows; ++r) put_bits(out, r * cols + c, square[r]);
+template <class T>
+void apply_columns(const AffineMap& map, const DropoutRun& run, const ColumnBits& tile,
+                   const uint32_t* bits) {
+  const AffineVectors<Real<T>> vectors(map);
+  uint32_t words[kMaxColumnWords];
+  gather_columns(tile, bits, words);
+  const T* const in = static_cast<const T*>(run.in);
+  const T* const residual = static_cast<const T*>(run.residual);
+  T* const out = static_cast<T*>(run.out);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const int64_t k = r * tile.row_stride;
+    const DropoutRun row = {in + k, residual == nullptr ? nullptr : residual + k, out + k,
+                            tile.cols};
+    apply_row<T>(vectors, row, words + r / 32 * tile.cols, 1u << (r % 32));
   }
 }
 
@@ -176,7 +166,8 @@ DropoutKernels make_dropout_kernels() {
            draw_and_apply<double>},
           {apply<float>, apply<BFloat16>, apply<Float16>, apply<double>},
           {apply_alike<float>, apply_alike<BFloat16>, apply_alike<Float16>, apply_alike<double>},
-          transpose_bits};
+          {apply_columns<float>, apply_columns<BFloat16>, apply_columns<Float16>,
+           apply_columns<double>}};
 }
 
 }  // namespace

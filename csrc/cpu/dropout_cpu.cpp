@@ -2,7 +2,8 @@
 //
 // Where the elements lie in the order of their mask bits, each thread draws the bits of its stretch
 // just before it uses them. Everything else (shared dimensions, channels_last, transposed inputs)
-// draws the packed mask first and then reads it in the order of memory.
+// draws the packed mask first; its bits are then put in the order of memory, some thousand at a
+// time.
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -11,6 +12,7 @@
 #include <tuple>
 
 #include "../dropout_layout.h"
+#include "bits_in_memory_order.h"
 #include "dispatch.h"
 #include "fresh_output.h"
 #include "rng_cpu.h"
@@ -21,7 +23,9 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kGrainGroups = 256;  // a task's 32768 elements take about 10 us
-constexpr int64_t kTileRows = 64;      // rows that transpose_bits makes at a time
+constexpr int64_t kGrainElements = kGrainGroups * kGroupColumns;
+constexpr int64_t kLongRow = 64;  // elements, for which a call of a kernel is worth its price
+constexpr int64_t kTileWords = 1024;
 
 // The elements of one call.
 struct Work {
@@ -50,10 +54,19 @@ void run_linear(const Work& work, const MaskRule& rule) {
   });
 }
 
-// The whole mask, packed, with the spare bytes that the kernels may read.
+// The mask bit of an element, counted in the order of memory.
+int64_t bit_of_element(const DropoutLayout& layout, int64_t element) {
+  int64_t bit = 0;
+  for (size_t d = layout.dims.size(); d-- > 0; element /= layout.dims[d].size) {
+    bit += element % layout.dims[d].size * layout.dims[d].mask_stride;
+  }
+  return bit;
+}
+
+// The whole mask, packed.
 Tensor draw_all_bits(const MaskRule& rule, int64_t mask_numel) {
   const int64_t groups = group_count(mask_numel);
-  Tensor bits = at::empty({(groups + 1) * kGroupWords}, at::kInt);
+  Tensor bits = at::empty({groups * kGroupWords + kSpareWords}, at::kInt);
   uint32_t* out = static_cast<uint32_t*>(bits.mutable_data_ptr());
   at::parallel_for(0, groups, kGrainGroups, [&](int64_t begin, int64_t end) {
     kernels().mask.draw_groups(rule, static_cast<uint64_t>(begin), 1, end - begin,
@@ -62,94 +75,104 @@ Tensor draw_all_bits(const MaskRule& rule, int64_t mask_numel) {
   return bits;
 }
 
-bool bit_at(const uint32_t* bits, int64_t k) { return bits[k / 32] >> (k % 32) & 1; }
-
-// The first mask bit of stretch `index`, counted over all dimensions but the last `inner`.
-int64_t first_bit_of(const DropoutLayout& layout, int64_t index, size_t inner) {
-  int64_t bit = 0;
-  for (size_t d = layout.dims.size() - inner; d-- > 0;) {
-    bit += index % layout.dims[d].size * layout.dims[d].mask_stride;
-    index /= layout.dims[d].size;
-  }
-  return bit;
-}
-
-// Stretches whose elements share a bit, or have consecutive ones.
-void run_stretches(const Work& work, const DropoutLayout& layout, const uint32_t* bits) {
-  const MaskedDim inner = layout.dims.back();
-  const int64_t stretches = layout.numel / inner.size;
-  const int64_t pieces = ceil_div(inner.size, kGrainGroups * kGroupColumns);
-  const int64_t piece = ceil_div(ceil_div(inner.size, pieces), kGroupColumns) * kGroupColumns;
-  const int64_t grain = std::max<int64_t>(1, kGrainGroups * kGroupColumns / inner.size);
-  at::parallel_for(0, stretches * pieces, grain, [&](int64_t begin, int64_t end) {
+// The elements of a row of the last dimension share a bit.
+void run_alike(const Work& work, const DropoutLayout& layout, const uint32_t* bits) {
+  const auto apply = work.table.apply_alike[work.type];
+  const int64_t row = layout.dims.back().size;
+  const int64_t pieces = ceil_div(row, kGrainElements);
+  const int64_t piece = ceil_div(row, pieces);
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / row);
+  at::parallel_for(0, layout.numel / row * pieces, grain, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
-      const int64_t stretch = k / pieces;
-      const int64_t first = k % pieces * piece;
-      const int64_t count = std::min(piece, inner.size - first);
-      if (count <= 0) continue;
-      const DropoutRun run = work.run(stretch * inner.size + first, count);
-      const int64_t bit = first_bit_of(layout, stretch, 1);
-      if (inner.mask_stride == 0) {
-        work.table.apply_alike[work.type](work.map, run, bit_at(bits, bit));
-      } else {
-        work.table.apply[work.type](work.map, run, bits, bit + first);
+      const int64_t first = k / pieces * row + k % pieces * piece;
+      const int64_t count = std::min(piece, row - k % pieces * piece);
+      if (count > 0) {
+        apply(work.map, work.run(first, count), bit_at(bits, bit_of_element(layout, first)));
       }
     }
   });
 }
 
-// The last dimension's bits are far apart, those of the one before it consecutive: channels_last,
-// or a transposed matrix.
-void run_transposed(const Work& work, const DropoutLayout& layout, const uint32_t* bits) {
-  const MaskedDim rows = layout.dims[layout.dims.size() - 2];
-  const MaskedDim cols = layout.dims.back();
-  const int64_t tiles = ceil_div(rows.size, kTileRows);
-  const int64_t planes = layout.numel / (rows.size * cols.size);
-  const int64_t tile_groups = group_count(kTileRows * cols.size);
-  const int64_t grain = std::max<int64_t>(1, kGrainGroups / tile_groups);
-  at::parallel_for(0, planes * tiles, grain, [&](int64_t begin, int64_t end) {
-    Tensor scratch = at::empty({(tile_groups + 1) * kGroupWords}, at::kInt);
-    uint32_t* const tile_bits = static_cast<uint32_t*>(scratch.mutable_data_ptr());
-    for (int64_t k = begin; k < end; ++k) {
-      const int64_t plane = k / tiles;
-      const int64_t row = k % tiles * kTileRows;
-      const int64_t count = std::min(kTileRows, rows.size - row);
-      work.table.transpose_bits(bits, first_bit_of(layout, plane, 2) + row, cols.mask_stride, count,
-                                cols.size, tile_bits);
-      const int64_t element = (plane * rows.size + row) * cols.size;
-      work.table.apply[work.type](work.map, work.run(element, count * cols.size), tile_bits, 0);
-    }
-  });
-}
-
-// What remains, such as a tensor with three dimensions in reverse: the bits are put in the order of
-// memory one by one.
+// Any layout: a chunk's bits are put in the order of memory first.
 void run_gathered(const Work& work, const DropoutLayout& layout, const uint32_t* bits) {
-  const int64_t groups = group_count(layout.numel);
-  at::parallel_for(0, groups, kGrainGroups, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) {
-      uint32_t words[2 * kGroupWords] = {};
-      const int64_t first = g * kGroupColumns;
-      const int64_t count = std::min<int64_t>(kGroupColumns, layout.numel - first);
-      for (int64_t k = 0; k < count; ++k) {
-        const bool kept = bit_at(bits, first_bit_of(layout, first + k, 0));
-        words[k / 32] |= static_cast<uint32_t>(kept) << (k % 32);
-      }
-      work.table.apply[work.type](work.map, work.run(first, count), words, 0);
+  constexpr int64_t kChunk = 32 * kGroupColumns;
+  at::parallel_for(0, layout.numel, kGrainElements, [&](int64_t begin, int64_t end) {
+    BitsInMemoryOrder order(layout, bits, begin);
+    for (int64_t first = begin; first < end; first += kChunk) {
+      uint32_t chunk[kChunk / 32];
+      const int64_t count = std::min(kChunk, end - first);
+      BitWriter writer(chunk);
+      order.write(count, writer);
+      writer.finish();
+      work.table.apply[work.type](work.map, work.run(first, count), chunk);
+    }
+  });
+}
+
+// A layout as matrices, whose rows are its last dimension and whose columns have consecutive bits.
+struct Matrices {
+  int64_t rows;
+  int64_t cols;
+  int64_t row_stride;  // in memory, counted in elements
+  size_t row_dim;      // of the layout
+
+  explicit Matrices(const DropoutLayout& layout) {
+    cols = row_stride = layout.dims.back().size;
+    // The innermost dimension, in logical order, of those that do not share their bits.
+    for (row_dim = layout.dims.size() - 2; layout.dims[row_dim].mask_stride != 1; --row_dim) {
+      row_stride *= layout.dims[row_dim].size;
+    }
+    rows = layout.dims[row_dim].size;
+  }
+
+  // The first element of matrix `number`, counted in the order of memory.
+  int64_t first_element(const DropoutLayout& layout, int64_t number) const {
+    int64_t element = 0;
+    int64_t stride = cols;
+    for (size_t d = layout.dims.size() - 1; d-- > 0; stride *= layout.dims[d].size) {
+      if (d == row_dim) continue;
+      element += number % layout.dims[d].size * stride;
+      number /= layout.dims[d].size;
+    }
+    return element;
+  }
+};
+
+// Elements of the last dimension have bits far apart, those of a dimension before it consecutive
+// ones: channels_last, or a transposed matrix.
+void run_columns(const Work& work, const DropoutLayout& layout, const uint32_t* bits) {
+  const Matrices matrices(layout);
+  const auto apply = work.table.apply_columns[work.type];
+  const int64_t col_tiles = ceil_div(matrices.cols, kMaxColumnWords);
+  const auto first_col = [&](int64_t tile) { return matrices.cols * tile / col_tiles; };
+  const int64_t tile_cols = ceil_div(matrices.cols, col_tiles);  // or one less
+  const int64_t tile_rows = 32 * std::max<int64_t>(1, kTileWords / tile_cols);
+  const int64_t row_tiles = ceil_div(matrices.rows, tile_rows);
+  const int64_t count = layout.numel / (matrices.rows * matrices.cols);
+  const int64_t tile_elements = std::min(tile_rows, matrices.rows) * tile_cols;
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / tile_elements);
+  at::parallel_for(0, count * row_tiles * col_tiles, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t row = k / col_tiles % row_tiles * tile_rows;
+      const int64_t col = first_col(k % col_tiles);
+      const int64_t element = matrices.first_element(layout, k / col_tiles / row_tiles) +
+                              row * matrices.row_stride + col;
+      const ColumnBits tile = {std::min(tile_rows, matrices.rows - row),
+                               first_col(k % col_tiles + 1) - col, matrices.row_stride,
+                               bit_of_element(layout, element), layout.dims.back().mask_stride};
+      apply(work.map, work.run(element, 0), tile, bits);
     }
   });
 }
 
 void run_dropout(const Work& work, const DropoutLayout& layout, const MaskRule& rule) {
   if (layout.is_linear()) return run_linear(work, rule);
-  const Tensor bits = draw_all_bits(rule, layout.mask_numel);
-  const uint32_t* const words = static_cast<const uint32_t*>(bits.const_data_ptr());
-  const size_t count = layout.dims.size();
-  if (layout.dims.back().mask_stride <= 1) return run_stretches(work, layout, words);
-  if (count > 1 && layout.dims[count - 2].mask_stride == 1) {
-    return run_transposed(work, layout, words);
-  }
-  run_gathered(work, layout, words);
+  const Tensor all_bits = draw_all_bits(rule, layout.mask_numel);
+  const uint32_t* const bits = static_cast<const uint32_t*>(all_bits.const_data_ptr());
+  const MaskedDim inner = layout.dims.back();
+  if (inner.mask_stride == 0 && inner.size >= kLongRow) return run_alike(work, layout, bits);
+  if (inner.mask_stride > 1 && inner.size >= kMinColumns) return run_columns(work, layout, bits);
+  run_gathered(work, layout, bits);
 }
 
 // `out` has the strides of `input`, which has no gaps.

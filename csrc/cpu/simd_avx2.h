@@ -105,24 +105,64 @@ FUSED_DROPOUT_INLINE Vec<double> operator+(Vec<double> a, Vec<double> b) {
   return {_mm256_add_pd(a.v, b.v)};
 }
 
+FUSED_DROPOUT_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) {
+  return {_mm256_mul_ps(a.v, b.v)};
+}
+FUSED_DROPOUT_INLINE Vec<double> operator*(Vec<double> a, Vec<double> b) {
+  return {_mm256_mul_pd(a.v, b.v)};
+}
+
+FUSED_DROPOUT_INLINE Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+}
+FUSED_DROPOUT_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm256_fmadd_pd(a.v, b.v, c.v)};
+}
+
+// `a` in the lanes whose bit is set, `b` in the others. Shifting lane k's bit into its sign bit is
+// all that a blend looks at.
+FUSED_DROPOUT_INLINE Vec<float> select_kept(const uint8_t* bits, int chunk, Vec<float> a,
+                                            Vec<float> b) {
+  int32_t word;
+  __builtin_memcpy(&word, bits + chunk / 4 * 4, sizeof word);
+  const __m256i to_sign = _mm256_sub_epi32(_mm256_set1_epi32(31 - chunk % 4 * 8),
+                                           _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const __m256i lanes = _mm256_sllv_epi32(_mm256_set1_epi32(word), to_sign);
+  return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(lanes))};
+}
+FUSED_DROPOUT_INLINE Vec<double> select_kept(const uint8_t* bits, int chunk, Vec<double> a,
+                                             Vec<double> b) {
+  const __m256i to_sign =
+      _mm256_sub_epi64(_mm256_set1_epi64x(63 - chunk % 2 * 4), _mm256_setr_epi64x(0, 1, 2, 3));
+  const __m256i lanes = _mm256_sllv_epi64(_mm256_set1_epi64x(bits[chunk / 2]), to_sign);
+  return {_mm256_blendv_pd(b.v, a.v, _mm256_castsi256_pd(lanes))};
+}
+
+// `a` in the lanes whose word contains `bit`, `b` in the others.
+FUSED_DROPOUT_INLINE Vec<float> select_words(const uint32_t* words, uint32_t bit, Vec<float> a,
+                                             Vec<float> b) {
+  const __m256i tested = _mm256_set1_epi32(static_cast<int>(bit));
+  const __m256i eight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+  const __m256i lanes = _mm256_cmpeq_epi32(_mm256_and_si256(eight, tested), tested);
+  return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(lanes))};
+}
+FUSED_DROPOUT_INLINE Vec<double> select_words(const uint32_t* words, uint32_t bit, Vec<double> a,
+                                              Vec<double> b) {
+  const __m128i tested = _mm_set1_epi32(static_cast<int>(bit));
+  const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(words));
+  const __m128i lanes = _mm_cmpeq_epi32(_mm_and_si128(four, tested), tested);
+  return {_mm256_blendv_pd(b.v, a.v, _mm256_castsi256_pd(_mm256_cvtepi32_epi64(lanes)))};
+}
+
 // sum + a * b in the lanes whose bit is set. Blending the result, not an operand, keeps an infinite
 // operand of a dropped product from becoming a NaN.
 FUSED_DROPOUT_INLINE Vec<float> fma_kept(const uint8_t* bits, int chunk, Vec<float> a, Vec<float> b,
                                          Vec<float> sum) {
-  int32_t word;
-  __builtin_memcpy(&word, bits + chunk / 4 * 4, sizeof word);
-  // Shifting lane k's bit into its sign bit is all that a blend looks at.
-  const __m256i to_sign = _mm256_sub_epi32(_mm256_set1_epi32(31 - chunk % 4 * 8),
-                                           _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-  const __m256i lanes = _mm256_sllv_epi32(_mm256_set1_epi32(word), to_sign);
-  return {_mm256_blendv_ps(sum.v, _mm256_fmadd_ps(a.v, b.v, sum.v), _mm256_castsi256_ps(lanes))};
+  return select_kept(bits, chunk, multiply_add(a, b, sum), sum);
 }
 FUSED_DROPOUT_INLINE Vec<double> fma_kept(const uint8_t* bits, int chunk, Vec<double> a,
                                           Vec<double> b, Vec<double> sum) {
-  const __m256i to_sign =
-      _mm256_sub_epi64(_mm256_set1_epi64x(63 - chunk % 2 * 4), _mm256_setr_epi64x(0, 1, 2, 3));
-  const __m256i lanes = _mm256_sllv_epi64(_mm256_set1_epi64x(bits[chunk / 2]), to_sign);
-  return {_mm256_blendv_pd(sum.v, _mm256_fmadd_pd(a.v, b.v, sum.v), _mm256_castsi256_pd(lanes))};
+  return select_kept(bits, chunk, multiply_add(a, b, sum), sum);
 }
 
 // out[k] += the sum of a[k]'s lanes.
@@ -143,6 +183,23 @@ FUSED_DROPOUT_INLINE Vec<float> load_half(const uint16_t* p) {
 FUSED_DROPOUT_INLINE void store_half(uint16_t* p, Vec<float> a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+FUSED_DROPOUT_INLINE Vec<float> load_bfloat(const uint16_t* p) {
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
+}
+
+// As float_to_bfloat in scalar_types.h rounds.
+FUSED_DROPOUT_INLINE void store_bfloat(uint16_t* p, Vec<float> a) {
+  const __m256i bits = _mm256_castps_si256(a.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+  const __m256i nans = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+  const __m256i words = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nans), 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
 }
 
 // Register tiles for 16 registers.

@@ -106,14 +106,59 @@ FUSED_DROPOUT_INLINE Vec<double> operator+(Vec<double> a, Vec<double> b) {
   return {_mm512_add_pd(a.v, b.v)};
 }
 
+FUSED_DROPOUT_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) {
+  return {_mm512_mul_ps(a.v, b.v)};
+}
+FUSED_DROPOUT_INLINE Vec<double> operator*(Vec<double> a, Vec<double> b) {
+  return {_mm512_mul_pd(a.v, b.v)};
+}
+
+// a * b + c.
+FUSED_DROPOUT_INLINE Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+FUSED_DROPOUT_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm512_fmadd_pd(a.v, b.v, c.v)};
+}
+
+// The 16 bits of vector `chunk`, straight from memory: through a general register it would take a
+// second instruction.
+FUSED_DROPOUT_INLINE __mmask16 lanes_of(const uint8_t* bits, int chunk) {
+  typedef __mmask16 __attribute__((may_alias)) AnyMask;
+  __mmask16 lanes;
+  asm("kmovw %1, %0" : "=k"(lanes) : "m"(reinterpret_cast<const AnyMask*>(bits)[chunk]));
+  return lanes;
+}
+
+// `a` in the lanes whose bit is set, `b` in the others. `bits` and `chunk` as for fma_kept.
+FUSED_DROPOUT_INLINE Vec<float> select_kept(const uint8_t* bits, int chunk, Vec<float> a,
+                                            Vec<float> b) {
+  return {_mm512_mask_blend_ps(lanes_of(bits, chunk), b.v, a.v)};
+}
+FUSED_DROPOUT_INLINE Vec<double> select_kept(const uint8_t* bits, int chunk, Vec<double> a,
+                                             Vec<double> b) {
+  return {_mm512_mask_blend_pd(bits[chunk], b.v, a.v)};
+}
+
+// `a` in the lanes whose word contains `bit`, `b` in the others.
+FUSED_DROPOUT_INLINE Vec<float> select_words(const uint32_t* words, uint32_t bit, Vec<float> a,
+                                             Vec<float> b) {
+  const __m512i tested = _mm512_set1_epi32(static_cast<int>(bit));
+  const __mmask16 lanes = _mm512_test_epi32_mask(_mm512_loadu_si512(words), tested);
+  return {_mm512_mask_blend_ps(lanes, b.v, a.v)};
+}
+FUSED_DROPOUT_INLINE Vec<double> select_words(const uint32_t* words, uint32_t bit, Vec<double> a,
+                                              Vec<double> b) {
+  const __m256i eight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+  const __mmask8 lanes = _mm256_test_epi32_mask(eight, _mm256_set1_epi32(static_cast<int>(bit)));
+  return {_mm512_mask_blend_pd(lanes, b.v, a.v)};
+}
+
 // sum + a * b in the lanes whose bit is set; the others keep `sum`. `bits` is the group's 16 bytes
 // and `chunk` counts vectors from its start.
 FUSED_DROPOUT_INLINE Vec<float> fma_kept(const uint8_t* bits, int chunk, Vec<float> a, Vec<float> b,
                                          Vec<float> sum) {
-  // Straight from memory: through a general register it would take a second instruction.
-  __mmask16 lanes;
-  asm("kmovw %1, %0" : "=k"(lanes) : "m"(reinterpret_cast<const __mmask16*>(bits)[chunk]));
-  return {_mm512_mask3_fmadd_ps(a.v, b.v, sum.v, lanes)};
+  return {_mm512_mask3_fmadd_ps(a.v, b.v, sum.v, lanes_of(bits, chunk))};
 }
 FUSED_DROPOUT_INLINE Vec<double> fma_kept(const uint8_t* bits, int chunk, Vec<double> a,
                                           Vec<double> b, Vec<double> sum) {
@@ -143,6 +188,22 @@ FUSED_DROPOUT_INLINE Vec<float> load_half(const uint16_t* p) {
 FUSED_DROPOUT_INLINE void store_half(uint16_t* p, Vec<float> a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+FUSED_DROPOUT_INLINE Vec<float> load_bfloat(const uint16_t* p) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+}
+
+// As float_to_bfloat in scalar_types.h rounds.
+FUSED_DROPOUT_INLINE void store_bfloat(uint16_t* p, Vec<float> a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+  const __mmask16 nans = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i all = _mm512_mask_or_epi32(rounded, nans, bits, _mm512_set1_epi32(0x00400000));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(all, 16)));
 }
 
 // Register tiles: accumulators, operands and a temporary fit 32 registers.

@@ -115,6 +115,17 @@ FUSED_DROPOUT_INLINE Vec<Real> operator+(Vec<Real> a, Vec<Real> b) {
   return a;
 }
 
+template <class Real>
+FUSED_DROPOUT_INLINE Vec<Real> operator*(Vec<Real> a, Vec<Real> b) {
+  for (int k = 0; k < Vec<Real>::kLanes; ++k) a.v[k] *= b.v[k];
+  return a;
+}
+
+template <class Real>
+FUSED_DROPOUT_INLINE Vec<Real> multiply_add(Vec<Real> a, Vec<Real> b, Vec<Real> c) {
+  return a * b + c;
+}
+
 // The unsigned integer that holds a Real's bits.
 template <class Real>
 struct BitsOf {
@@ -125,24 +136,42 @@ struct BitsOf<double> {
   using type = uint64_t;
 };
 
-// sum + a * b in the lanes whose bit is set; without branches, which random bits would mispredict.
+// a[k] where is_kept(k), else b[k]; without branches, which random bits would mispredict.
+template <class Real, class IsKept>
+FUSED_DROPOUT_INLINE Vec<Real> select(Vec<Real> a, Vec<Real> b, IsKept is_kept) {
+  using Word = typename BitsOf<Real>::type;
+  constexpr int kLanes = Vec<Real>::kLanes;
+  Word a_words[kLanes], b_words[kLanes];
+  __builtin_memcpy(a_words, a.v, sizeof a_words);
+  __builtin_memcpy(b_words, b.v, sizeof b_words);
+  for (int k = 0; k < kLanes; ++k) {
+    const Word kept = is_kept(k) ? ~Word{0} : Word{0};
+    a_words[k] = (a_words[k] & kept) | (b_words[k] & ~kept);
+  }
+  __builtin_memcpy(a.v, a_words, sizeof a_words);
+  return a;
+}
+
+// `a` in the lanes whose bit is set, `b` in the others.
+template <class Real>
+FUSED_DROPOUT_INLINE Vec<Real> select_kept(const uint8_t* bits, int chunk, Vec<Real> a,
+                                           Vec<Real> b) {
+  const typename BitsOf<Real>::type lanes = bits[chunk];
+  return select(a, b, [=](int k) { return (lanes & 1u << k) != 0; });
+}
+
+// `a` in the lanes whose word contains `bit`, `b` in the others.
+template <class Real>
+FUSED_DROPOUT_INLINE Vec<Real> select_words(const uint32_t* words, uint32_t bit, Vec<Real> a,
+                                            Vec<Real> b) {
+  return select(a, b, [=](int k) { return (words[k] & bit) != 0; });
+}
+
+// sum + a * b in the lanes whose bit is set.
 template <class Real>
 FUSED_DROPOUT_INLINE Vec<Real> fma_kept(const uint8_t* bits, int chunk, Vec<Real> a, Vec<Real> b,
                                         Vec<Real> sum) {
-  using Word = typename BitsOf<Real>::type;
-  constexpr int kLanes = Vec<Real>::kLanes;
-  Vec<Real> total;
-  for (int k = 0; k < kLanes; ++k) total.v[k] = sum.v[k] + a.v[k] * b.v[k];
-  Word old_words[kLanes], new_words[kLanes];
-  __builtin_memcpy(old_words, sum.v, sizeof old_words);
-  __builtin_memcpy(new_words, total.v, sizeof new_words);
-  const Word lanes = bits[chunk];
-  for (int k = 0; k < kLanes; ++k) {
-    const Word kept = (lanes & Word{1} << k) != 0 ? ~Word{0} : Word{0};
-    new_words[k] = (new_words[k] & kept) | (old_words[k] & ~kept);
-  }
-  __builtin_memcpy(sum.v, new_words, sizeof new_words);
-  return sum;
+  return select_kept(bits, chunk, multiply_add(a, b, sum), sum);
 }
 
 // out[k] += the sum of a[k]'s lanes.
@@ -162,6 +191,16 @@ FUSED_DROPOUT_INLINE Vec<float> load_half(const uint16_t* p) {
 
 FUSED_DROPOUT_INLINE void store_half(uint16_t* p, Vec<float> a) {
   for (int k = 0; k < Vec<float>::kLanes; ++k) p[k] = float_to_half(a.v[k]);
+}
+
+FUSED_DROPOUT_INLINE Vec<float> load_bfloat(const uint16_t* p) {
+  Vec<float> a;
+  for (int k = 0; k < Vec<float>::kLanes; ++k) a.v[k] = widen(BFloat16{p[k]});
+  return a;
+}
+
+FUSED_DROPOUT_INLINE void store_bfloat(uint16_t* p, Vec<float> a) {
+  for (int k = 0; k < Vec<float>::kLanes; ++k) p[k] = float_to_bfloat(a.v[k]);
 }
 
 constexpr int kForwardRows = 1;

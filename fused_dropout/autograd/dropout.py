@@ -40,37 +40,77 @@ class Dropout(torch.autograd.Function):
         scale: float,
         shift: float,
         fill: float,
-        inplace: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        ops = _ext.operators()
-        op = ops.dropout_ if inplace else ops.dropout
-        settings = (p, shared_dims, scale, shift, fill)
+        op, settings = _ext.operators().dropout, (p, shared_dims, scale, shift, fill)
         if rng_state is not None:
-            result, drawn = op(input, residual, rng_state, *settings), None
-        elif inplace:
-            result, drawn = None, op.generator(input, residual, generator, *settings)
-        else:
-            result, drawn = op.generator(input, residual, generator, *settings)
-        return (input if inplace else result), drawn
+            return op(input, residual, rng_state, *settings), None
+        output, drawn = op.generator(input, residual, generator, *settings)
+        return output, drawn
 
     @staticmethod
     def setup_context(
         ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor | None]
     ) -> None:
-        input, _, _, rng_state, p, shared_dims, scale, _, _, inplace = inputs
+        rng_state, p, shared_dims, scale = inputs[3:7]
         drawn = outputs[1]
         if drawn is not None:
             ctx.mark_non_differentiable(drawn)
-        if inplace:
-            ctx.mark_dirty(input)
-        ctx.save_for_backward(rng_state if drawn is None else drawn)
+            rng_state = drawn
+        ctx.save_for_backward(rng_state)
+        ctx.save_for_forward(rng_state)
         ctx.settings = DropoutSettings(p, shared_dims, scale)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        return (*_gradients(ctx, grad_output), *[None] * 7)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, residual_tangent: Tensor | None, *_: None) -> Any:
         (rng_state,) = ctx.saved_tensors
-        to_input, to_residual = ctx.needs_input_grad[:2]
-        grad_input = None
-        if to_input:
-            grad_input = Dropout.apply(grad_output, None, None, rng_state, *ctx.settings, False)[0]
-        return (grad_input, grad_output if to_residual else None, *[None] * 8)
+        result = Dropout.apply(tangent, residual_tangent, None, rng_state, *ctx.settings)[0]
+        return result, None
+
+
+class DropoutInPlace(torch.autograd.Function):
+    """`input`, which now holds the result.
+
+    For views of other tensors autograd wants a Function with a single result, and so the drawn
+    rng_state cannot be one; torch's transforms (vmap, grad) take no Function of this form.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        residual: Tensor | None,
+        generator: torch.Generator | None,
+        rng_state: Tensor | None,
+        p: float,
+        shared_dims: tuple[int, ...],
+        scale: float,
+        shift: float,
+        fill: float,
+    ) -> Tensor:
+        op, settings = _ext.operators().dropout_, (p, shared_dims, scale, shift, fill)
+        if rng_state is not None:
+            op(input, residual, rng_state, *settings)
+        else:
+            rng_state = op.generator(input, residual, generator, *settings)
+        ctx.mark_dirty(input)
+        ctx.save_for_backward(rng_state)
+        ctx.settings = DropoutSettings(p, shared_dims, scale)
+        return input
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_gradients(ctx, grad_output), *[None] * 7)
+
+
+def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Those of input and residual."""
+    (rng_state,) = ctx.saved_tensors
+    to_input, to_residual = ctx.needs_input_grad[:2]
+    grad_input = None
+    if to_input:
+        grad_input = Dropout.apply(grad_output, None, None, rng_state, *ctx.settings)[0]
+    return grad_input, grad_output if to_residual else None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fused_dropout import _checks, _ext
-from fused_dropout.autograd.dropout import Dropout, DropoutSettings
+from fused_dropout.autograd.dropout import Dropout, DropoutInPlace, DropoutSettings
 from fused_dropout.reference import keep_rate
 from fused_dropout.rng import check_single_source, make_rng_state, resolve_rng_state
 
@@ -63,10 +64,9 @@ def dropout(
         RuntimeError: a dtype that is not floating point; no kernels for the device.
         TypeError: an argument of the wrong type.
     """
-    p = _checks.check_probability(p)
+    p = _check(input, p)
     _checks.check_choice(convention, "convention", CONVENTIONS)
     check_single_source(generator, seed, rng_state)
-    _checks.check_dense(input, "input")
     shared_dims = _checks.as_dims(broadcast_dims, "broadcast_dims", input.dim())
     q = keep_rate(p)
     if not training:
@@ -91,12 +91,13 @@ def dropout1d(
     Source: Tompson et al., "Efficient Object Localization Using Convolutional Networks", CVPR 2015.
     Arguments and errors as :func:`dropout`; RuntimeError for another number of dimensions.
     """
+    p = _check(input, p)
     if input.dim() not in (2, 3):
         raise RuntimeError(
             f"dropout1d: input must have shape [N, C, L] or [C, L], got {input.dim()} dimensions"
         )
-    first = input.dim() - 3  # the dimension of N, -1 where there is none
-    return _drop_channels(input, first, p, training, inplace, generator, seed, rng_state)
+    first_shared = input.dim() - 1
+    return _drop_channels(input, first_shared, p, training, inplace, generator, seed, rng_state)
 
 
 def dropout2d(
@@ -115,6 +116,7 @@ def dropout2d(
     2 on.
     Source, arguments and errors as :func:`dropout1d`.
     """
+    p = _check(input, p)
     if input.dim() == 3:
         warnings.warn(
             "dropout2d: a 3-D input is read as [N, C, L], as torch's dropout2d does; dropout1d "
@@ -123,7 +125,7 @@ def dropout2d(
         )
     elif input.dim() != 4:
         _warn_of_dimensions("dropout2d", input.dim(), "[N, C, H, W]")
-    return _drop_channels(input, 0, p, training, inplace, generator, seed, rng_state)
+    return _drop_channels(input, 2, p, training, inplace, generator, seed, rng_state)
 
 
 def dropout3d(
@@ -141,10 +143,11 @@ def dropout3d(
     Like torch's, it takes fewer dimensions with a warning, the first of them for C. Source,
     arguments and errors as :func:`dropout1d`.
     """
+    p = _check(input, p)
     if input.dim() not in (4, 5):
         _warn_of_dimensions("dropout3d", input.dim(), "[N, C, D, H, W] or [C, D, H, W]")
-    first = 0 if input.dim() == 5 else -1
-    return _drop_channels(input, first, p, training, inplace, generator, seed, rng_state)
+    first_shared = 2 if input.dim() == 5 else 1
+    return _drop_channels(input, first_shared, p, training, inplace, generator, seed, rng_state)
 
 
 def alpha_dropout(
@@ -237,22 +240,51 @@ def run_dropout(
     if q == 1.0 and residual is None:
         return input
     if q == 0.0 and settings.fill == 0.0 and residual is None and not input.is_floating_point():
-        return input.mul_(0) if inplace else input * 0  # torch takes any dtype here
+        zero = input.new_zeros(())  # torch takes any dtype here
+        return input.mul_(zero) if inplace else input * zero
     _checks.check_float_tensor(input, "input")
     _ext.require_backend(input.device)
     if q in (0.0, 1.0):  # nothing is drawn, so the generator stays where it is
         state: Tensor | None = make_rng_state(0, 0, input.device)
     else:
         state = resolve_rng_state(input.device, generator, seed, rng_state)
-    # torch.compile cannot trace a Function that writes to its input.
-    writes = inplace and not torch.compiler.is_compiling()
-    output: Tensor = Dropout.apply(input, residual, generator, state, *settings, writes)[0]
-    return input.copy_(output) if inplace and not writes else output
+    arguments = (input, residual, generator, state, *settings)
+    if not inplace:
+        return _output_of(*arguments)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return input.copy_(_output_of(*arguments))
+    _check_writable(input)
+    changed: Tensor = DropoutInPlace.apply(*arguments)
+    return changed
+
+
+def _output_of(*arguments: Any) -> Tensor:
+    output: Tensor = Dropout.apply(*arguments)[0]
+    return output
+
+
+def _check_writable(input: Tensor) -> None:
+    """Raises torch's error for leaves before anything is written; autograd would do so after."""
+    if not (torch.is_grad_enabled() and input.requires_grad):
+        return
+    base = input._base if input._is_view() else input
+    if base is not None and base.is_leaf and base.requires_grad:
+        kind = "a view of a leaf" if input._is_view() else "a leaf"
+        raise RuntimeError(
+            f"{kind} Variable that requires grad is being used in an in-place operation."
+        )
+
+
+def _check(input: Tensor, p: float) -> float:
+    """``p`` as a float; in torch's order, so that the same mistake is reported first."""
+    p = _checks.check_probability(p)
+    _checks.check_dense(input, "input")
+    return p
 
 
 def _drop_channels(
     input: Tensor,
-    batch_dim: int,
+    first_shared: int,
     p: float,
     training: bool,
     inplace: bool,
@@ -260,23 +292,27 @@ def _drop_channels(
     seed: int | None,
     rng_state: Tensor | None,
 ) -> Tensor:
-    """Dropout with one mask element for each item of the dimensions up to batch_dim + 1."""
-    first_shared = batch_dim + 2
-    if input.dim() < first_shared:
-        raise RuntimeError(
-            f"dropping channels takes an input of at least {first_shared} dimensions, got "
-            f"{list(input.shape)}"
-        )
+    """Dropout with a mask that is shared along all dimensions from ``first_shared`` on."""
+    if training and 0 < p < 1 and input.numel() > 0:  # what torch checks
+        _check_channels(input, first_shared)
     return dropout(
         input,
         p,
         training,
         inplace,
-        broadcast_dims=tuple(range(first_shared, input.dim())),
+        broadcast_dims=range(first_shared, input.dim()),
         generator=generator,
         seed=seed,
         rng_state=rng_state,
     )
+
+
+def _check_channels(input: Tensor, dimensions: int) -> None:
+    if input.dim() < dimensions:
+        raise RuntimeError(
+            f"dropping channels takes an input of at least {dimensions} dimensions, got "
+            f"{list(input.shape)}"
+        )
 
 
 def _warn_of_dimensions(name: str, dimensions: int, wanted: str) -> None:
@@ -297,15 +333,12 @@ def _alpha_dropout(
     seed: int | None,
     rng_state: Tensor | None,
 ) -> Tensor:
-    p = _checks.check_probability(p)
+    p = _check(input, p)
     check_single_source(generator, seed, rng_state)
-    _checks.check_dense(input, "input")
     if not training or p == 0 or input.numel() == 0:
         return input
-    if of_channels and input.dim() < 2:
-        raise RuntimeError(
-            f"dropping channels takes an input [N, C, ...], got shape {list(input.shape)}"
-        )
+    if of_channels and p < 1:
+        _check_channels(input, 2)
     q = keep_rate(p)
     shared_dims = tuple(range(2, input.dim())) if of_channels else ()
     a, b = alpha_affine(q) if q > 0 else (0.0, 0.0)  # at p = 1 torch gives zeros

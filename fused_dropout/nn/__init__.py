@@ -2,5 +2,26 @@
 
 from fused_dropout.nn.drop_path import DropPath, DropPathAdd, StochasticDepth
 from fused_dropout.nn.dropconnect import DropConnectLinear
+from fused_dropout.nn.dropout import (
+    AlphaDropout,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    FeatureAlphaDropout,
+    LockedDropout,
+)
 
-__all__ = ["DropConnectLinear", "DropPath", "DropPathAdd", "StochasticDepth"]
+__all__ = [
+    "AlphaDropout",
+    "DropConnectLinear",
+    "DropPath",
+    "DropPathAdd",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "FeatureAlphaDropout",
+    "LockedDropout",
+    "StochasticDepth",
+]

@@ -4,6 +4,15 @@ Nothing here is fast, and nothing here calls the compiled extension.
 """
 
 from fused_dropout.reference.dropconnect import dropconnect_linear, rows_per_mask
+from fused_dropout.reference.dropout import (
+    alpha_dropout,
+    dropout,
+    dropout1d,
+    dropout2d,
+    dropout3d,
+    feature_alpha_dropout,
+    locked_dropout,
+)
 from fused_dropout.reference.masks import (
     fraction_digit,
     keep_rate,
@@ -14,9 +23,16 @@ from fused_dropout.reference.masks import (
 )
 
 __all__ = [
+    "alpha_dropout",
     "dropconnect_linear",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "feature_alpha_dropout",
     "fraction_digit",
     "keep_rate",
+    "locked_dropout",
     "mask",
     "mask_matrix",
     "philox4x32_10",

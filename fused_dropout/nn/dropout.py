@@ -1,0 +1,152 @@
+"""Dropout modules: those of torch.nn under the same names, and locked dropout for sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
+
+from fused_dropout import _checks, functional
+from fused_dropout.functional.dropout import CONVENTIONS
+
+
+class Dropout(torch.nn.Dropout):
+    """:class:`torch.nn.Dropout` on this package's mask.
+
+    In training every element is dropped with probability ``p`` and the others are divided by the
+    keep rate; in evaluation the input is returned as it is. See
+    :func:`fused_dropout.functional.dropout`.
+
+    Args:
+        p: drop probability in [0, 1].
+        inplace: write the result into the input.
+        broadcast_dims: dimensions along which the mask is shared (flax's name).
+        convention: ``"inverted"`` as described, or ``"paper"`` (Srivastava et al. 2014): unscaled
+            in training, multiplied by the keep rate in evaluation.
+
+    Shape:
+        input and output of any shape, the output in the input's memory format.
+
+    Raises:
+        ValueError: p or convention out of range.
+        TypeError: an argument of the wrong type.
+    """
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        inplace: bool = False,
+        *,
+        broadcast_dims: Sequence[int] = (),
+        convention: str = "inverted",
+    ) -> None:
+        _checks.check_probability(p)
+        _checks.check_choice(convention, "convention", CONVENTIONS)
+        super().__init__(p, inplace)
+        self.broadcast_dims = _checks.as_ints(broadcast_dims, "broadcast_dims")
+        self.convention = convention
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.dropout(
+            input,
+            self.p,
+            self.training,
+            self.inplace,
+            broadcast_dims=self.broadcast_dims,
+            convention=self.convention,
+        )
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        if self.broadcast_dims:
+            shown += f", broadcast_dims={self.broadcast_dims}"
+        if self.convention != "inverted":
+            shown += f", convention={self.convention!r}"
+        return shown
+
+
+class Dropout1d(torch.nn.Dropout1d):
+    """:class:`torch.nn.Dropout1d`: drops whole channels of ``[N, C, L]`` or ``[C, L]``.
+
+    See :func:`fused_dropout.functional.dropout1d`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.dropout1d(input, self.p, self.training, self.inplace)
+
+
+class Dropout2d(torch.nn.Dropout2d):
+    """:class:`torch.nn.Dropout2d`: drops whole channels of ``[N, C, H, W]``.
+
+    See :func:`fused_dropout.functional.dropout2d`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.dropout2d(input, self.p, self.training, self.inplace)
+
+
+class Dropout3d(torch.nn.Dropout3d):
+    """:class:`torch.nn.Dropout3d`: drops whole channels of ``[N, C, D, H, W]``.
+
+    See :func:`fused_dropout.functional.dropout3d`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.dropout3d(input, self.p, self.training, self.inplace)
+
+
+class AlphaDropout(torch.nn.AlphaDropout):
+    """:class:`torch.nn.AlphaDropout`: keeps mean 0 and variance 1 of what follows a SELU.
+
+    Like torch's it takes ``inplace`` and does not use it (SELU needs its result for backward);
+    :func:`fused_dropout.functional.alpha_dropout` does.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.alpha_dropout(input, self.p, self.training)
+
+
+class FeatureAlphaDropout(torch.nn.FeatureAlphaDropout):
+    """:class:`torch.nn.FeatureAlphaDropout`: :class:`AlphaDropout` of whole channels.
+
+    See :func:`fused_dropout.functional.feature_alpha_dropout`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.feature_alpha_dropout(input, self.p, self.training)
+
+
+class LockedDropout(_DropoutNd):
+    """Dropout of a sequence with one mask for all its steps, drawn anew in every call.
+
+    Also called variational dropout: the ``VariationalDropout`` or ``LockedDropout`` of AWD-LSTM
+    and of other packages for sequences (not the variational dropout of Kingma et al., which learns
+    its rate). See :func:`fused_dropout.functional.locked_dropout` for the source.
+
+    Args:
+        p: drop probability in [0, 1].
+        inplace: write the result into the input.
+        batch_first: the input is ``[N, T, ...]``, not ``[T, N, ...]``.
+
+    Shape:
+        input and output ``[T, N, ...]``, or ``[N, T, ...]`` with ``batch_first``.
+
+    Raises:
+        ValueError: p out of range.
+        RuntimeError: an input of fewer than 2 dimensions, when called.
+    """
+
+    def __init__(self, p: float = 0.5, inplace: bool = False, batch_first: bool = False) -> None:
+        _checks.check_probability(p)
+        super().__init__(p, inplace)
+        self.batch_first = batch_first
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.locked_dropout(
+            input, self.p, self.training, self.inplace, batch_first=self.batch_first
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, batch_first={self.batch_first}"

@@ -1,0 +1,325 @@
+"""Dropout: which elements are kept and what becomes of them, for every layout, dtype and size.
+
+An element is one multiplication by 1/q, rounded once to the dtype; with a residual, one addition
+more. So results must equal the reference's in every bit. Only alpha dropout, whose multiplication
+and addition may be fused, is held to a bound.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from importlib import import_module
+
+import pytest
+import torch
+from test_dropconnect_linear import threads
+from torch import Tensor
+
+import fused_dropout
+from fused_dropout import _ext, functional, memory, reference
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+Shape = tuple[int, ...]
+
+
+# The package's attribute of this name is the function.
+written_out = import_module("fused_dropout.reference.dropout")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def masks_are_written_out_once() -> Iterator[None]:
+    """The reference takes most of the time, for the same masks again and again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(written_out, "mask", functools.lru_cache(maxsize=512)(reference.mask))
+        yield
+
+
+def random_input(shape: Shape, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """The same numbers on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    numbers = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return numbers.to(torch.get_default_device(), dtype)
+
+
+def computing_type(dtype: torch.dtype) -> torch.dtype:
+    """What a dtype is multiplied in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def expected_of(function: Callable[..., Tensor], input: Tensor, *args: object, **kwargs: object):
+    """The reference's result, computed in float32 (float64) and rounded once."""
+    return function(input.to(computing_type(input.dtype)), *args, **kwargs).to(input.dtype)
+
+
+def permuted(input: Tensor, *order: int) -> Tensor:
+    """`input` with its dimensions in memory in this order, outermost first."""
+    back = [order.index(dim) for dim in range(input.dim())]
+    return input.permute(order).contiguous().permute(back)
+
+
+def with_gaps(input: Tensor) -> Tensor:
+    """`input` as every other element, in every dimension, of a tensor of NaNs."""
+    spread = torch.full([2 * size for size in input.shape], math.nan, dtype=input.dtype)
+    return spread[tuple(slice(1, None, 2) for _ in input.shape)].copy_(input)
+
+
+def layouts(input: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The same numbers in other places."""
+    yield "contiguous", input
+    yield "gaps", with_gaps(input)
+    if input.dim() == 2:
+        yield "transposed", permuted(input, 1, 0)
+    if input.dim() == 4:
+        yield "channels_last", input.contiguous(memory_format=torch.channels_last)
+        yield "heads", permuted(input, 0, 2, 1, 3)
+        yield "reversed", permuted(input, 3, 2, 1, 0)
+        yield "channels_last with gaps", with_gaps(permuted(input, 0, 2, 3, 1))
+    if input.dim() == 5:
+        yield "channels_last_3d", input.contiguous(memory_format=torch.channels_last_3d)
+        yield "permuted", permuted(input, 3, 0, 4, 2, 1)
+
+
+def assert_same_bits(actual: Tensor, expected: Tensor, what: object = "") -> None:
+    """Equal in every bit, the sign of 0 included; NaNs count as equal."""
+    assert (actual.dtype, actual.shape, actual.device) == (
+        expected.dtype,
+        expected.shape,
+        expected.device,
+    ), what
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[actual.element_size()]
+    nans = actual.isnan()
+    assert torch.equal(nans, expected.isnan()), what
+    a, b = (tensor.contiguous().view(integers) for tensor in (actual, expected))
+    assert torch.equal(a[~nans], b[~nans]), what
+
+
+def check(input: Tensor, p: float, what: object = "", **kwargs: object) -> None:
+    """Out of place and in place, against the reference."""
+    expected = expected_of(written_out.dropout, input, p, seed=3, **kwargs)
+    before = input.clone()
+    output = functional.dropout(input, p, seed=3, **kwargs)
+    assert_same_bits(output, expected, what)
+    assert_same_bits(input, before, "the input has changed")
+    assert output.stride() == torch.empty_like(input).stride(), what
+    returned = functional.dropout(input, p, inplace=True, seed=3, **kwargs)
+    assert returned is input
+    assert_same_bits(input, expected, ("in place", what))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [0.5, 0.1])
+def test_sizes(p: float, dtype: torch.dtype, backend: torch.device) -> None:
+    for size in (0, 1, 2, 15, 16, 17, 31, 33, 127, 128, 129, 4095, 4096, 4097, 32769, 100_003):
+        check(random_input((size,), dtype), p, size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (1, 1), (3, 0, 5), (40, 50), (2, 40, 9, 7), (3, 5, 1, 130), (2, 3, 4, 5, 6)]
+)
+def test_layouts(shape: Shape, dtype: torch.dtype, backend: torch.device) -> None:
+    for name, input in layouts(random_input(shape, dtype)):
+        for p in (0.5, 0.3):
+            check(input, p, name)
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 5, 33), (2, 70, 4, 3), (1, 17, 1, 40)])
+def test_every_choice_of_shared_dimensions(shape: Shape, backend: torch.device) -> None:
+    input = random_input(shape)
+    for count in range(5):
+        for dims in itertools.combinations(range(-4, 0), count):
+            for name, view in layouts(input):
+                check(view.clone(), 0.3, (dims, name), broadcast_dims=dims)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("columns", [2, 15, 16, 17, 24, 100, 1024, 4099])
+def test_transposed_matrices(columns: int, dtype: torch.dtype, backend: torch.device) -> None:
+    """Edges of vectors and tiles: a matrix whose columns lie in memory, and batches of them."""
+    for rows in (2, 31, 32, 33, 130):
+        check(random_input((columns, rows), dtype).t(), 0.3, rows)
+    check(permuted(random_input((3, 40, columns), dtype), 2, 1, 0), 0.5)
+    check(permuted(random_input((3, columns, 40), dtype), 2, 0, 1), 0.5)
+
+
+def test_expanded_input(backend: torch.device) -> None:
+    row = random_input((3, 1, 50))
+    expected = written_out.dropout(row.expand(3, 20, 50), 0.3, seed=3)
+    assert_same_bits(functional.dropout(row.expand(3, 20, 50), 0.3, seed=3), expected)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        functional.dropout(row.expand(3, 20, 50), 0.3, inplace=True, seed=3)
+
+
+def test_a_misaligned_view(backend: torch.device) -> None:
+    for dtype in DTYPES:
+        for first in (1, 3, 5):
+            check(random_input((1000,), dtype)[first:], 0.3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_residual_is_added_after_the_mask(dtype: torch.dtype, backend: torch.device) -> None:
+    """out = (kept ? scale * input : fill) + residual: two roundings in the computing type."""
+    q = reference.keep_rate(0.3)
+    wide = computing_type(dtype)
+    state = fused_dropout.make_rng_state(3)
+    for shape, dims in (((1000,), []), ((2, 40, 9, 7), []), ((2, 40, 9, 7), [2, 3]), ((9, 3), [1])):
+        residual = random_input(shape, dtype, seed=1)
+        for name, input in layouts(random_input(shape, dtype)):
+            kept = written_out.shared_mask(input, 0.3, dims, 3, 0)
+            scaled = torch.where(kept, input.to(wide) * (1 / q), -0.5)
+            expected = (scaled + residual.to(wide)).to(dtype)
+            arguments = (residual, state, 0.3, dims, 1 / q, 0.0, -0.5)
+            output = _ext.operators().dropout(input, *arguments)
+            assert_same_bits(output, expected, name)
+            _ext.operators().dropout_(input, *arguments)
+            assert_same_bits(input, expected, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_16_bit_number(dtype: torch.dtype, backend: torch.device) -> None:
+    """Subnormals, both zeros, the largest, infinities and NaNs; results round to nearest even."""
+    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    for p in (0.5, 0.3, 0.9):
+        check(numbers.clone(), p)
+        check(permuted(numbers.clone().view(256, 256), 1, 0), p)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_and_infinity_stay_with_kept_elements(
+    dtype: torch.dtype, backend: torch.device
+) -> None:
+    for special in (math.nan, math.inf, -math.inf):
+        for function in (functional.dropout, functional.alpha_dropout):
+            input = torch.full((777,), special, dtype=dtype)
+            kept = fused_dropout.mask(777, 0.4, seed=3)
+            output = function(input, 0.4, True, seed=3)
+            assert torch.equal(output.isfinite(), ~kept)
+            assert torch.equal(output.isnan(), kept if math.isnan(special) else kept & False)
+    zeros = functional.dropout(torch.full((777,), math.nan, dtype=dtype), 1.0)
+    assert torch.equal(zeros, torch.zeros_like(zeros))
+
+
+def test_gradients_of_nan_and_infinity_stay_with_kept_elements(backend: torch.device) -> None:
+    input = torch.ones(500, requires_grad=True)
+    output = functional.dropout(input, 0.4, seed=3)
+    (gradient,) = torch.autograd.grad(output, input, torch.full((500,), math.nan))
+    assert torch.equal(gradient.isnan(), fused_dropout.mask(500, 0.4, seed=3))
+    assert not gradient.nan_to_num().any()
+
+
+# ---- channels, sequences, alpha dropout, the paper's convention
+
+CHANNELS = {
+    "dropout1d": ((4, 9, 33), (9, 33)),
+    "dropout2d": ((4, 9, 8, 33), (2, 20, 40, 40)),
+    "dropout3d": ((2, 9, 4, 8, 5), (9, 4, 8, 5)),
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_channels(name: str, backend: torch.device) -> None:
+    for shape, dtype in itertools.product(CHANNELS[name], DTYPES):
+        for layout, input in layouts(random_input(shape, dtype)):
+            expected = expected_of(getattr(written_out, name), input, 0.3, seed=3)
+            output = getattr(functional, name)(input, 0.3, seed=3)
+            assert_same_bits(output, expected, (shape, layout))
+            getattr(functional, name)(input, 0.3, inplace=True, seed=3)
+            assert_same_bits(input, expected, ("in place", shape, layout))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_locked_dropout_keeps_its_mask_over_time(batch_first: bool, backend: torch.device) -> None:
+    for shape in ((35, 20), (35, 20, 50), (35, 4, 3, 6)):
+        for layout, input in layouts(random_input(shape)):
+            keys = {"batch_first": batch_first, "seed": 3}
+            expected = written_out.locked_dropout(input, 0.3, **keys)
+            assert_same_bits(functional.locked_dropout(input, 0.3, **keys), expected, layout)
+    ones = functional.locked_dropout(torch.ones(35, 20, 50), 0.3, batch_first=batch_first)
+    time = 1 if batch_first else 0
+    assert torch.equal(ones, ones.narrow(time, 0, 1).expand_as(ones))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["alpha_dropout", "feature_alpha_dropout"])
+def test_alpha_dropout(name: str, dtype: torch.dtype, backend: torch.device) -> None:
+    """Within one rounding of each term, and of the result, of the reference in float64."""
+    for p in (0.5, 0.1, 0.9):
+        for layout, input in layouts(random_input((3, 20, 6, 7), dtype)):
+            truth = getattr(written_out, name)(input.double(), p, seed=3)
+            output = getattr(functional, name)(input, p, True, seed=3)
+            a, b = functional_alpha(p)
+            terms = torch.finfo(computing_type(dtype)).eps * ((a * input.double()).abs() + abs(b))
+            bound = 2 * terms + torch.finfo(dtype).eps * truth.abs() + torch.finfo(dtype).tiny
+            assert ((output.double() - truth).abs() <= bound).all(), layout
+            assert output.stride() == torch.empty_like(input).stride()
+
+
+def functional_alpha(p: float) -> tuple[float, float]:
+    """a and b of alpha dropout, by the formulas of its paper."""
+    q, floor = reference.keep_rate(p), written_out.SELU_FLOOR
+    a = (q + floor**2 * (1 - q) * q) ** -0.5
+    return a, -a * (1 - q) * floor
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_paper_convention(dtype: torch.dtype, backend: torch.device) -> None:
+    """Unscaled in training, times q in evaluation."""
+    input = random_input((7, 300), dtype)
+    keys = {"convention": "paper"}
+    kept = fused_dropout.mask(2100, 0.3, seed=3).view(7, 300)
+    output = functional.dropout(input, 0.3, seed=3, **keys)
+    assert_same_bits(output, torch.where(kept, input, torch.zeros_like(input)))
+    evaluated = functional.dropout(input, 0.3, False, **keys)
+    assert_same_bits(evaluated, input * reference.keep_rate(0.3))
+    assert functional.dropout(input, 0.3, False, True, **keys) is input
+    assert_same_bits(input, evaluated)
+
+
+# ---- the mask
+
+
+def test_masks_are_the_contract_s(backend: torch.device) -> None:
+    """rows = 1, cols = the elements of the mask, counted in logical order."""
+    for p in (0.5, 0.25, 0.1, 0.999):
+        kept = fused_dropout.mask(6000, p, seed=-9).view(20, 300)
+        input = permuted(torch.ones(20, 300), 1, 0)
+        assert torch.equal(functional.dropout(input, p, seed=-9) != 0, kept)
+        image = torch.ones(20, 300, 2, 4).contiguous(memory_format=torch.channels_last)
+        channels = functional.dropout2d(image, p, seed=-9)
+        assert torch.equal(channels[:, :, 1, 2] != 0, kept)
+
+
+def test_results_do_not_depend_on_threads(isa: str) -> None:
+    for shape, dims in (((300_001,), ()), ((3, 70, 50, 60), ()), ((3, 70, 50, 60), (2, 3))):
+        for name, input in layouts(random_input(shape)):
+            with threads(1):
+                alone = functional.dropout(input, 0.1, broadcast_dims=dims, seed=9)
+            for count in (2, 3, 7):
+                with threads(count):
+                    together = functional.dropout(input, 0.1, broadcast_dims=dims, seed=9)
+                assert torch.equal(alone, together), name
+
+
+LARGE = 2**31 + 1000  # elements, more than 32 bits count
+
+
+def test_more_than_2_31_elements() -> None:
+    """4 GiB of bf16 in place; skipped where less than 10 GiB are free."""
+    free = memory.available_bytes()
+    if free is None or free < 10 * 2**30:
+        pytest.skip(f"needs 10 GiB of free memory, has {(free or 0) / 2**30:.1f}")
+    input = torch.ones(LARGE, dtype=torch.bfloat16)
+    functional.dropout(input, 0.5, inplace=True, seed=5)
+    # The groups at the end, each a row of the contract's matrix.
+    groups = torch.arange((LARGE - 2000) // 128, -(-LARGE // 128)).numpy().astype("uint64")
+    digit = reference.fraction_digit(0, groups, 5, 0, 0)
+    tail = input[int(groups[0]) * 128 :]
+    assert torch.equal(tail != 0, torch.from_numpy(digit.reshape(-1)[: len(tail)] == 0))
+    # Transposed, so that the packed bits are read; every other element is dropped or kept alike.
+    matrix = input.fill_(1)[: 2**31].view(2**17, 2**14).t()
+    functional.dropout(matrix, 0.5, inplace=True, seed=5)
+    last = reference.fraction_digit(0, groups[:1] * 0 + (2**31 // 128 - 1), 5, 0, 0)
+    assert torch.equal(matrix[-1, -128:] != 0, torch.from_numpy(last[0] == 0))
