@@ -1,0 +1,237 @@
+"""Checks of the ops that act element by element: values, gradients, strides.
+
+The truth is the reference in float64 on the same, already rounded, operands. Our largest error may
+be twice that of the reference run in the dtype under test, plus a few units in the last place of
+the largest value.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_dropout import functional, reference
+from fused_dropout.verify import Check, Outcome, Settings, Target
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_FLOOR_ULPS = 4
+# Where no wider dtype holds the truth, it is as far off as what is judged.
+_FLOOR_ULPS_FLOAT64 = 64
+_PS = (0.5, 0.1, 0.3)
+_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+
+Function = Callable[..., Tensor]  # operands, settings and seed= in; one tensor out
+Shape = tuple[int, ...]
+SHAPES: tuple[Shape, ...] = ((1,), (129,), (3, 5, 31), (2, 7, 9, 11), (4, 40_000))
+MAPS: tuple[Shape, ...] = ((1, 1, 1, 1), (2, 3, 5, 7), (3, 16, 14, 9))
+
+
+@dataclass(frozen=True)
+class Op:
+    """A function, its reference, and what to call both with.
+
+    `operands` draws the operands for a shape; all of them get gradients.
+    """
+
+    name: str
+    fused: Function
+    written_out: Function
+    settings: tuple[dict[str, Any], ...]
+    shapes: tuple[Shape, ...] = SHAPES
+    operands: Callable[[Shape, torch.Generator], list[Tensor]] = lambda shape, draw: [
+        normal(shape, draw)
+    ]
+
+
+def normal(shape: Shape, draw: torch.Generator) -> Tensor:
+    """Standard normals in float64."""
+    return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+
+def ops() -> tuple[Op, ...]:
+    """Everything that is checked here."""
+    f, r = functional, reference
+    rates = tuple({"p": p} for p in _PS)
+    with_batch = tuple(shape for shape in SHAPES if len(shape) > 1)
+    return (
+        Op("dropout", f.dropout, r.dropout, rates),
+        Op("dropout, shared", f.dropout, r.dropout, _shared_settings(), (*MAPS, (3, 5, 8, 40))),
+        Op("dropout1d", f.dropout1d, r.dropout1d, rates, ((5, 7), (3, 5, 31))),
+        Op("dropout2d", f.dropout2d, r.dropout2d, rates, MAPS),
+        Op("dropout3d", f.dropout3d, r.dropout3d, rates, ((2, 5, 3, 4, 5), (5, 3, 4, 5))),
+        Op("alpha_dropout", _training(f.alpha_dropout), r.alpha_dropout, rates),
+        Op(
+            "feature_alpha_dropout", _training(f.feature_alpha_dropout), r.feature_alpha_dropout,
+            rates, with_batch,
+        ),
+        Op("locked_dropout", f.locked_dropout, r.locked_dropout, rates, with_batch),
+        Op("drop_path", _drop_path, _drop_path_written_out, rates),
+        Op("drop_path_add", _drop_path_add, _drop_path_add_written_out, rates, operands=_two),
+        Op("gaussian_dropout", f.gaussian_dropout, r.gaussian_dropout, rates),
+        Op("gaussian_noise", f.gaussian_noise, r.gaussian_noise, ({},), operands=_mean_variance),
+        Op(
+            "concrete_dropout", f.concrete_dropout, r.concrete_dropout,
+            ({"temperature": 0.1}, {"temperature": 0.7}), operands=_with_logit,
+        ),
+        Op(
+            "bias_act_dropout_add", f.bias_act_dropout_add, r.bias_act_dropout_add,
+            tuple({"activation": name, "p": 0.1} for name in _ACTIVATIONS), with_batch,
+            operands=_with_bias,
+        ),
+        Op("drop_block2d", f.drop_block2d, r.drop_block, _block_settings(), MAPS),
+        Op("drop_block1d", f.drop_block1d, r.drop_block, _block_settings(), ((3, 4, 50),)),
+        Op("drop_block3d", f.drop_block3d, r.drop_block, _block_settings(), ((2, 3, 5, 6, 7),)),
+    )  # fmt: skip
+
+
+def elementwise_checks(settings: Settings) -> Iterator[Check]:
+    """Every check of these ops."""
+    for op, target, dtype in itertools.product(ops(), settings.targets, _DTYPES):
+        name = str(dtype).removeprefix("torch.")
+        run = partial(_errors, op, target, dtype, settings)
+        yield Check(op.name, "output, gradients", target.name, name, run)
+    for op, target in itertools.product(ops(), settings.targets):
+        run = partial(_strides_agree, op, target, settings)
+        yield Check(op.name, "strided = contiguous", target.name, "float32", run)
+
+
+def _errors(op: Op, target: Target, dtype: torch.dtype, settings: Settings) -> Outcome:
+    outcome = Outcome()
+    for shape, keywords in _cases(op, settings):
+        case = {"seed": settings.seed, **keywords}
+        operands = [operand.to(dtype) for operand in _operands(op, shape, settings.seed)]
+        key = tuple(sorted(case.items(), key=str))
+        truth, own = _expected(op, shape, settings.seed, dtype, key)
+        with target.active():
+            ours = _results(op.fused, [operand.to(target.device) for operand in operands], case)
+        for ours_one, truth_one, own_one in zip(ours, truth, own, strict=True):
+            outcome.add(_ratio(ours_one, truth_one, own_one, dtype), f"{shape}, {case}")
+    return outcome
+
+
+@cache
+def _expected(
+    op: Op, shape: Shape, seed: int, dtype: torch.dtype, case: tuple[tuple[str, Any], ...]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Results of the reference in float64 and in `dtype`."""
+    operands = [operand.to(dtype) for operand in _operands(op, shape, seed)]
+    truth = _results(op.written_out, [operand.double() for operand in operands], dict(case))
+    return truth, _results(op.written_out, operands, dict(case))
+
+
+def _strides_agree(op: Op, target: Target, settings: Settings) -> Outcome:
+    outcome = Outcome()
+    for shape, keywords in _cases(op, settings):
+        case = {"seed": settings.seed, **keywords}
+        operands = [
+            operand.float().to(target.device) for operand in _operands(op, shape, settings.seed)
+        ]
+        with target.active():
+            dense = _results(op.fused, operands, case)
+            reverse = _results(op.fused, [_reversed(operand) for operand in operands], case)
+        same = all(torch.equal(a, b) for a, b in zip(dense[:1], reverse[:1], strict=True))
+        outcome.add_exact(same, f"{shape}, {case}")
+    return outcome
+
+
+def _cases(op: Op, settings: Settings) -> Iterator[tuple[Shape, dict[str, Any]]]:
+    """All shapes and settings, or in a quick run as few as show each of them once."""
+    pairs = list(itertools.product(op.shapes, op.settings))
+    if not settings.quick:
+        return iter(pairs)
+    count = max(len(op.shapes), len(op.settings))
+    return (
+        (op.shapes[k % len(op.shapes)], op.settings[k % len(op.settings)]) for k in range(count)
+    )
+
+
+def _operands(op: Op, shape: Shape, seed: int) -> list[Tensor]:
+    return op.operands(shape, torch.Generator().manual_seed(seed))
+
+
+def _results(function: Function, operands: list[Tensor], case: dict[str, Any]) -> list[Tensor]:
+    """The output and the gradients of its product with fixed numbers, on the CPU."""
+    leaves = [operand.detach().requires_grad_() for operand in operands]
+    output = function(*leaves, **case)
+    draw = torch.Generator().manual_seed(1)
+    direction = torch.randn(output.shape, generator=draw, dtype=torch.float64)
+    gradients = torch.autograd.grad(output, leaves, direction.to(output.device, output.dtype))
+    return [result.detach().cpu() for result in (output, *gradients)]
+
+
+def _ratio(ours: Tensor, truth: Tensor, own: Tensor, dtype: torch.dtype) -> float:
+    if ours.dtype != dtype or ours.shape != truth.shape:
+        return float("inf")
+    ulps = _FLOOR_ULPS_FLOAT64 if dtype == torch.float64 else _FLOOR_ULPS
+    floor = ulps * torch.finfo(dtype).eps * _largest(truth)
+    bound = 2 * _largest(own.double() - truth) + floor
+    error = _largest(ours.double() - truth)
+    return error / bound if bound > 0 else (0.0 if error == 0 else float("inf"))
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
+
+
+def _reversed(tensor: Tensor) -> Tensor:
+    """The same values with the dimensions laid out in reverse."""
+    order = tuple(reversed(range(tensor.dim())))
+    return tensor.permute(order).contiguous().permute(order)
+
+
+# ---- what the ops are called with -----------------------------------------------------------------
+
+
+def _training(function: Function) -> Function:
+    """torch's alpha dropouts take training=False for granted."""
+    return partial(function, training=True)
+
+
+def _shared_settings() -> tuple[dict[str, Any], ...]:
+    return tuple({"p": 0.3, "broadcast_dims": dims} for dims in ((0,), (1,), (0, 2), (1, 2, 3)))
+
+
+def _block_settings() -> tuple[dict[str, Any], ...]:
+    return (
+        {"p": 0.1, "block_size": 3},
+        {"p": 0.2, "block_size": 2, "normalize": "sample"},
+        {"p": 0.1, "block_size": 3, "gamma": "exact", "share_channels": True},
+    )
+
+
+def _drop_path(x: Tensor, p: float, seed: int) -> Tensor:
+    return functional.drop_path(x, p, True, seed=seed)
+
+
+def _drop_path_written_out(x: Tensor, p: float, seed: int) -> Tensor:
+    return reference.dropout(x, p, broadcast_dims=tuple(range(1, x.dim())), seed=seed)
+
+
+def _drop_path_add(x: Tensor, branch: Tensor, p: float, seed: int) -> Tensor:
+    return functional.drop_path_add(x, branch, p, True, seed=seed)
+
+
+def _drop_path_add_written_out(x: Tensor, branch: Tensor, p: float, seed: int) -> Tensor:
+    return x + _drop_path_written_out(branch, p, seed)
+
+
+def _two(shape: Shape, draw: torch.Generator) -> list[Tensor]:
+    return [normal(shape, draw), normal(shape, draw)]
+
+
+def _mean_variance(shape: Shape, draw: torch.Generator) -> list[Tensor]:
+    return [normal(shape, draw), 0.1 + normal(shape, draw).square()]
+
+
+def _with_logit(shape: Shape, draw: torch.Generator) -> list[Tensor]:
+    return [normal(shape, draw), torch.tensor(-1.0, dtype=torch.float64)]
+
+
+def _with_bias(shape: Shape, draw: torch.Generator) -> list[Tensor]:
+    return [normal(shape, draw), normal(shape[-1:], draw), normal(shape, draw)]
