@@ -10,6 +10,7 @@ from fused_dropout import functional, nn, reference
 from fused_dropout._version import __version__
 from fused_dropout.convert import to_dropconnect, to_linear
 from fused_dropout.masks import mask, packed_mask
+from fused_dropout.noise import normal_noise, uniform_noise
 from fused_dropout.rng import make_rng_state
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "make_rng_state",
     "mask",
     "nn",
+    "normal_noise",
     "packed_mask",
     "reference",
     "to_dropconnect",
     "to_linear",
+    "uniform_noise",
 ]

@@ -1,5 +1,6 @@
 """Functional forms of the layers."""
 
+from fused_dropout.functional.concrete_dropout import concrete_dropout
 from fused_dropout.functional.dropconnect import dropconnect_linear
 from fused_dropout.functional.dropout import (
     alpha_dropout,
@@ -10,14 +11,19 @@ from fused_dropout.functional.dropout import (
     feature_alpha_dropout,
     locked_dropout,
 )
+from fused_dropout.functional.gaussian_dropout import gaussian_dropout
+from fused_dropout.functional.gaussian_noise import gaussian_noise
 
 __all__ = [
     "alpha_dropout",
+    "concrete_dropout",
     "dropconnect_linear",
     "dropout",
     "dropout1d",
     "dropout2d",
     "dropout3d",
     "feature_alpha_dropout",
+    "gaussian_dropout",
+    "gaussian_noise",
     "locked_dropout",
 ]
