@@ -83,9 +83,13 @@ def gaussian_noise(
 def concrete_dropout(
     input: Tensor, logit_p: Tensor, temperature: float = 0.1, *, seed: int, offset: int = 0
 ) -> Tensor:
-    """input (1 - z) / (1 - p), z = sigmoid((log p - log(1 - p) + log u - log(1 - u)) / t)."""
+    """input (1 - z) / (1 - p), z = sigmoid((log p - log(1 - p) + log u - log(1 - u)) / t).
+
+    log p - log(1 - p) is the logit itself, and 1 - sigmoid(x) = sigmoid(-x).
+    """
     u = uniform_noise(input.shape, seed=seed, offset=offset, device=input.device)
     logit_u = (u.log() - (1 - u).log()).to(input.dtype)
-    p = logit_p.to(input.dtype).reshape(()).sigmoid()
-    z = ((p.log() - (1 - p).log() + logit_u) / temperature).sigmoid()
-    return input * (1 - z) / (1 - p)
+    logit = logit_p.to(input.dtype).reshape(())
+    one_less_z = torch.sigmoid(-(logit + logit_u) / temperature)
+    one_less_p = torch.sigmoid(-logit)
+    return input * one_less_z / one_less_p

@@ -76,9 +76,7 @@ class ConcreteDropoutGradients(torch.autograd.Function):
         return d_input, d_logit
 
     @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]
-    ) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
         *tensors, ctx.temperature = inputs
         ctx.save_for_backward(*tensors)
 

@@ -32,8 +32,8 @@ class VariationalDropoutLinear(torch.nn.Linear):
     the loss plus :meth:`kl` times its weight, 1 / (number of examples) for a mean loss.
 
     Sources: Kingma, Salimans and Welling, "Variational Dropout and the Local Reparameterization
-    Trick", NeurIPS 2015, section 2.2; Molchanov, Ashukha and Vetrov, "Variational Dropout Sparsifies
-    Deep Neural Networks", ICML 2017, sections 4.1 (additive noise) and 4.2 (equation 14).
+    Trick", NeurIPS 2015, section 2.2; Molchanov, Ashukha and Vetrov, "Variational Dropout
+    Sparsifies Deep Neural Networks", ICML 2017, section 4 (additive noise, and equation 14).
 
     Args:
         in_features, out_features, bias, device, dtype: as :class:`torch.nn.Linear`.
