@@ -25,13 +25,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from fused_dropout.benchmark_devices import CPU, DEVICES, Device, cpu_model, find_device
 from fused_dropout.cli import mask_mode, output_file, positive_int, probability, report_console
-from fused_dropout.memory import peak_extra_bytes
+from fused_dropout.verify import thread_count
 
+OURS = "fused_dropout"  # the name of the rows that are not a peer's
 Samples = list[float | None]  # one per round; None where it was not timed
 Spread = dict[str, float]  # median, p20, p80
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
-_BLOCK_SECONDS = 0.03  # one timing repeats the call for about this long
 _SLOW_SECONDS = 0.3  # calls that take longer are timed in a few rounds only
 _SLOW_ROUNDS = 3
 _BUSY_CORES = 0.25
@@ -48,9 +49,12 @@ class Subject:
 
 @dataclass
 class Measured:
-    """Figures of one subject; a phase has one entry per round, None where it was not timed."""
+    """Figures of one subject."""
 
+    # By phase, the median of each round; None where it was not timed.
     seconds: dict[str, Samples] = field(default_factory=dict)
+    # By phase, every timing of all rounds.
+    timings: dict[str, list[float]] = field(default_factory=dict)
     peak_extra_bytes: int | None = None
     note: str = ""
 
@@ -68,29 +72,38 @@ def measure_interleaved(
     phases: Sequence[str],
     *,
     rounds: int,
-    threads: int,
     memory_phase: str,
+    threads: int | None = None,
+    device: Device = CPU,
     progress: Callable[[str], object] = lambda text: None,
 ) -> Measurements:
     """Time each phase of each subject, interleaved; peak memory is taken in `memory_phase`.
 
     Slow subjects run in the first rounds only. Everything prepared for a phase is released before
-    the next phase.
+    the next phase. `threads` of the CPU run torch's operations (default: as many as are set).
     """
     results = {subject.name: Measured() for subject in subjects}
     load = _OtherLoad()
-    for phase in phases:
-        timers = dict(_prepared(subjects, phase, threads, results, progress))
-        with load:
-            for number in range(rounds):
-                for name, timer in timers.items():
-                    progress(f"{phase}, round {number + 1} of {rounds}: {name}")
-                    seconds = timer.seconds() if number < timer.rounds else None
-                    results[name].seconds.setdefault(phase, []).append(seconds)
-        if phase == memory_phase:
-            for name, timer in timers.items():
-                results[name].peak_extra_bytes = peak_extra_bytes(timer.call)
+    with thread_count(threads), device.measuring():
+        for phase in phases:
+            prepared = dict(_prepared(subjects, phase, device, results, progress))
+            with load:
+                for number in range(rounds):
+                    for name, (call, expected) in prepared.items():
+                        progress(f"{phase}, round {number + 1} of {rounds}: {name}")
+                        runs = number < _SLOW_ROUNDS or expected <= _SLOW_SECONDS
+                        timings = device.timings(call, expected) if runs else []
+                        _add_round(results[name], phase, timings)
+            if phase == memory_phase:
+                for name, (call, _) in prepared.items():
+                    results[name].peak_extra_bytes = device.peak_extra_bytes(call)
     return Measurements(results, load.busy_cores())
+
+
+def _add_round(measured: Measured, phase: str, timings: Sequence[float]) -> None:
+    median = statistics.median(timings) if timings else None
+    measured.seconds.setdefault(phase, []).append(median)
+    measured.timings.setdefault(phase, []).extend(timings)
 
 
 class _OtherLoad:
@@ -133,51 +146,28 @@ def load_warning(other_busy_cores: float) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Timer:
-    call: Callable[[], object]
-    repeats: int
-    rounds: int
-    threads: int
-
-    def seconds(self) -> float:
-        from torch.utils.benchmark import Timer
-
-        timer = Timer("call()", globals={"call": self.call}, num_threads=self.threads)
-        return float(timer.timeit(self.repeats).mean)
-
-
 def _prepared(
     subjects: Sequence[Subject],
     phase: str,
-    threads: int,
+    device: Device,
     results: Mapping[str, Measured],
     progress: Callable[[str], object],
-) -> Iterator[tuple[str, _Timer]]:
+) -> Iterator[tuple[str, tuple[Callable[[], object], float]]]:
+    """Each subject's call, warmed up, and the seconds that it takes."""
     for subject in subjects:
         if results[subject.name].note:
             continue
         progress(f"{phase}, warm-up: {subject.name}")
         try:
             call = subject.prepare(phase)
-            seconds = _warm_seconds(call)
+            seconds = device.warm_up(call)
         except Exception as error:
             if not subject.may_fail:
                 raise
             reason = str(error).strip().splitlines() or [""]
             results[subject.name].note = f"failed: {type(error).__name__}: {reason[0]}"
             continue
-        repeats = max(1, round(_BLOCK_SECONDS / seconds))
-        rounds = _SLOW_ROUNDS if seconds > _SLOW_SECONDS else sys.maxsize
-        yield subject.name, _Timer(call, repeats, rounds, threads)
-
-
-def _warm_seconds(call: Callable[[], object]) -> float:
-    """Call once to warm up, then return the seconds of another call."""
-    call()
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+        yield subject.name, (call, seconds)
 
 
 def ratio(numerator: Samples, denominator: Samples) -> Samples:
@@ -186,7 +176,7 @@ def ratio(numerator: Samples, denominator: Samples) -> Samples:
     return [above / below if above and below else None for above, below in pairs]
 
 
-def spread(samples: Samples) -> Spread | None:
+def spread(samples: Sequence[float | None]) -> Spread | None:
     """Median, 20th and 80th percentile; None without samples."""
     present = [sample for sample in samples if sample is not None]
     if not present:
@@ -197,7 +187,7 @@ def spread(samples: Samples) -> Spread | None:
     return {"median": statistics.median(present), "p20": fifths[0], "p80": fifths[-1]}
 
 
-def environment() -> dict[str, Any]:
+def environment(device: Device) -> dict[str, Any]:
     """What a figure depends on: command, date, commit, versions, device."""
     import torch
 
@@ -214,12 +204,14 @@ def environment() -> dict[str, Any]:
             "torch": torch.__version__,
             "python": platform.python_version(),
             "compiler": build.get("compiler", ""),
+            **device.versions(),
         },
         "device": {
             "cpu": cpu_model(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "isa": _ext.current_isa(),
+            **device.facts(),
         },
     }
 
@@ -230,25 +222,16 @@ def _command() -> str:
     return shlex.join([shown, *sys.argv[1:]])
 
 
-def cpu_model() -> str:
-    """The processor's name as the operating system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def json_document(results: Sequence[Mapping[str, Any]]) -> bytes:
+def json_document(results: Sequence[Mapping[str, Any]], device: Device = CPU) -> bytes:
     """The environment and the results as JSON; see the module's docstring for the keys."""
-    document = {**environment(), "results": list(results)}
+    document = {**environment(device), "results": list(results)}
     return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `bench`."""
     add = parser.add_argument
+    add("--device", choices=DEVICES, default="cpu", help="where to measure (default cpu)")
     add(
         "--shape", type=_shape, action="append", metavar="B,O,I",
         help="batch, out_features, in_features; may be repeated (default 128,1024,1024)",
@@ -272,19 +255,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print one table per shape, write the JSON.
 
-    Raises ArgumentError, before anything is measured, where the JSON cannot be written or a shape
-    does not fit in memory.
+    Raises ArgumentError, before anything is measured, where the JSON cannot be written, the device
+    cannot be used, or a shape does not fit in its memory.
     """
-    from fused_dropout.benchmark_dropconnect import Problem, check_memory, measure, print_result
-    from fused_dropout.verify import thread_count
+    from fused_dropout.benchmark_dropconnect import Problem, check_memory, measure
+    from fused_dropout.benchmark_dropconnect_table import print_result
 
+    device = find_device(args.device)
     ps = tuple(args.p or (0.5, 0.1))
     problems = [
         Problem(batch, outs, ins, ps, DTYPES[args.dtype], args.mask)
         for batch, outs, ins in args.shape or [(128, 1024, 1024)]
     ]
     for problem in problems:
-        check_memory(problem)
+        check_memory(problem, device)
     console = report_console()
     results = []
     with _json_file(args.json) as write, thread_count(args.threads):
@@ -292,12 +276,13 @@ def run(args: argparse.Namespace) -> int:
             with report_console(stderr=True).status("measuring") as status:
                 result = measure(
                     problem, rounds=args.repeats, naive=not args.no_naive,
-                    compiled=not (args.no_naive or args.no_compile), progress=status.update,
+                    compiled=not (args.no_naive or args.no_compile), device=device,
+                    progress=status.update,
                 )  # fmt: skip
             print_result(result, console)
             results.append(result)
         if write is not None:
-            write(json_document(results))
+            write(json_document(results, device))
             console.print(f"wrote {args.json}", markup=False)
     return 0
 

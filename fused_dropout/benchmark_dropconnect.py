@@ -1,4 +1,7 @@
-"""The benchmark of `dropconnect_linear`: the fused op, naive PyTorch, torch.compile, dense."""
+"""The benchmark of `dropconnect_linear`: the fused op, naive PyTorch, torch.compile, dense.
+
+On a GPU also the paper's lower bound: the dense layer, and reading the masks it did without.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,31 @@ from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch._functorch import config as functorch_config
 from torch.nn import functional as F
 
 from fused_dropout.baselines import naive_dropconnect_linear
 from fused_dropout.benchmark import (
+    OURS,
     Measured,
     Samples,
     Spread,
     Subject,
-    load_warning,
     measure_interleaved,
     ratio,
     spread,
 )
+from fused_dropout.benchmark_devices import CPU, Device, MultiplyAddRate
+from fused_dropout.benchmark_lower_bound import DenseReadingMasks
 from fused_dropout.cli import ArgumentError
 from fused_dropout.functional import dropconnect_linear
-from fused_dropout.memory import available_bytes
 
-PHASES = ("forward", "d_input", "d_weight", "total")
-OURS, NAIVE, COMPILED, DENSE = "fused_dropout", "naive PyTorch", "compiled naive", "dense"
+# How many times a phase passes over all connections, a multiply-add for each.
+PASSES = {"forward": 1, "d_input": 1, "d_weight": 1, "total": 3}
+PHASES = tuple(PASSES)
+NAIVE, COMPILED, DENSE = "naive PyTorch", "compiled naive", "dense"
+LOWER_BOUND = "paper's lower bound"
 # Mask, masked weights and their two gradients, each [B, O, I].
 _NAIVE_TENSORS = 4
 _NAIVE_SHARE_OF_MEMORY = 0.4
@@ -55,18 +60,21 @@ class Problem:
         batch, outs, ins = self.batch, self.out_features, self.in_features
         return 2 * self._element_bytes() * (batch * ins + outs * ins + outs + batch * outs)
 
+    def connections(self) -> int:
+        """Mask bits and multiply-adds of one pass."""
+        return self.batch * self.out_features * self.in_features
+
     def naive_bytes(self) -> int:
         """Memory that the naive layer needs for one forward and backward pass."""
-        connections = self.batch * self.out_features * self.in_features
-        return _NAIVE_TENSORS * self._element_bytes() * connections
+        return _NAIVE_TENSORS * self._element_bytes() * self.connections()
 
     def _element_bytes(self) -> int:
         return torch.empty((), dtype=getattr(torch, self.dtype)).element_size()
 
 
-def check_memory(problem: Problem) -> None:
+def check_memory(problem: Problem, device: Device = CPU) -> None:
     """Raise ArgumentError where not even the operands fit in the memory that is free."""
-    free, needed = available_bytes(), problem.operand_bytes()
+    free, needed = device.available_bytes(), problem.operand_bytes()
     if free is not None and needed > free:
         shape = f"{problem.batch},{problem.out_features},{problem.in_features}"
         raise ArgumentError(
@@ -81,53 +89,75 @@ def measure(
     rounds: int,
     naive: bool = True,
     compiled: bool = True,
+    device: Device = CPU,
     progress: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
     """Measure one shape; the result is ready for JSON.
 
-    Returns a dictionary with the fields of `problem`, `rounds`, `other_busy_cores` (kept busy by
-    other processes), `dense_multiply_adds_per_second` (in "total") and `rows`. Each row has `name`,
-    `p`, `note`, `peak_extra_bytes` (of "total") and four tables per phase ("forward", "d_input",
-    "d_weight", "total"), each entry with median, p20 and p80: `seconds`, `speedup_over_naive`,
-    `speedup_over_compiled`, `times_dense`. "total" is the forward pass and the gradients of input,
-    weight and bias in one backward pass; "d_input" and "d_weight" are a backward pass alone, with
-    only that gradient asked for.
+    Returns a dictionary with the fields of `problem`, `device` ("cpu" or "cuda"), `rounds`,
+    `other_busy_cores` (kept busy by other processes), `dense_multiply_adds_per_second` (in
+    "total"), `multiply_add_rate` (what the FFMA floor assumes; None on a CPU) and `rows`. Each row
+    has `name`, `p`, `note`, `peak_extra_bytes` (of "total") and tables per phase ("forward",
+    "d_input", "d_weight", "total"), each entry with median, p20 and p80: `seconds`,
+    `speedup_over_naive`, `speedup_over_compiled`, `times_dense`, `times_lower_bound`,
+    `share_of_ffma_floor`; None in place of a table whose peer was not measured. "total" is the
+    forward pass and the gradients of input, weight and bias in one backward pass; "d_input" and
+    "d_weight" are a backward pass alone, with only that gradient asked for.
     """
-    first_p = problem.ps[0]
-    naive_fits = naive and _naive_fits(problem)
-    ops = [_Op(OURS, p, partial(_fused, p=p, mask=problem.mask)) for p in problem.ps]
-    ops.append(_Op(DENSE, None, F.linear))
-    if naive_fits:
-        ops.append(_Op(NAIVE, first_p, partial(naive_dropconnect_linear, p=first_p)))
-    if naive_fits and compiled:
-        torch.compiler.reset()
-        compiled_naive = torch.compile(naive_dropconnect_linear, dynamic=False)
-        ops.append(_Op(COMPILED, first_p, partial(compiled_naive, p=first_p)))
-
-    make_call = Calls(problem)
+    naive_fits = naive and _naive_fits(problem, device)
+    ops = _ops(problem, device, naive_fits, naive_fits and compiled)
+    make_call = Calls(problem, device.kind)
     subjects = [
-        Subject(op.label, partial(make_call, op.call), may_fail=op.name == COMPILED) for op in ops
+        Subject(op.label, partial(make_call, op.call), may_fail=op.name in (COMPILED, LOWER_BOUND))
+        for op in ops
     ]
     # torch.compile otherwise frees buffers that repeated backward passes over one graph need.
     with functorch_config.patch(donated_buffer=False):
         measured = measure_interleaved(
-            subjects, PHASES, rounds=rounds, threads=torch.get_num_threads(),
-            memory_phase="total", progress=progress,
-        )  # fmt: skip
+            subjects, PHASES, rounds=rounds, memory_phase="total", device=device, progress=progress
+        )
+    # The floor of fp64 is another one.
+    rate = device.multiply_add_rate() if problem.dtype != "float64" else None
+    floor = _floor_seconds(problem, rate)
     by_name = {op.name: measured.subjects[op.label] for op in ops if op.name != OURS}
-    rows = [_row(op, measured.subjects[op.label], by_name) for op in ops]
+    rows = [_row(op, measured.subjects[op.label], by_name, floor) for op in ops]
     if naive and not naive_fits:
-        rows.append({"name": NAIVE, "p": first_p, "note": _too_large(problem)})
+        rows.append({"name": NAIVE, "p": problem.ps[0], "note": _too_large(problem, device)})
     dense = spread(by_name[DENSE].seconds["total"])
     assert dense is not None
-    multiply_adds = 3 * problem.batch * problem.out_features * problem.in_features
     return {
         **asdict(problem),
+        "device": device.kind,
         "rounds": rounds,
         "other_busy_cores": round(measured.other_busy_cores, 2),
-        "dense_multiply_adds_per_second": multiply_adds / dense["median"],
+        "dense_multiply_adds_per_second": 3 * problem.connections() / dense["median"],
+        "multiply_add_rate": None if rate is None else rate.figures(),
         "rows": rows,
     }
+
+
+def _ops(problem: Problem, device: Device, naive: bool, compiled: bool) -> list[_Op]:
+    """What is measured, as rows of the table."""
+    p = problem.ps[0]
+    ops = [_Op(OURS, p, partial(_fused, p=p, mask=problem.mask)) for p in problem.ps]
+    ops.append(_Op(DENSE, None, F.linear))
+    if device.kind == "cuda":
+        ops.append(_Op(LOWER_BOUND, None, DenseReadingMasks(problem.connections())))
+    if naive:
+        ops.append(_Op(NAIVE, p, partial(naive_dropconnect_linear, p=p)))
+    if compiled:
+        torch.compiler.reset()
+        compiled_naive = torch.compile(naive_dropconnect_linear, dynamic=False)
+        ops.append(_Op(COMPILED, p, partial(compiled_naive, p=p)))
+    return ops
+
+
+def _floor_seconds(problem: Problem, rate: MultiplyAddRate | None) -> dict[str, float] | None:
+    """The time of every phase's multiply-adds at the device's rate."""
+    if rate is None:
+        return None
+    seconds = problem.connections() / rate.per_second
+    return {phase: passes * seconds for phase, passes in PASSES.items()}
 
 
 @dataclass(frozen=True)
@@ -138,10 +168,11 @@ class _Op:
 
     @property
     def label(self) -> str:
-        return _label(self.name, self.p)
+        return row_label(self.name, self.p)
 
 
-def _label(name: str, p: float | None) -> str:
+def row_label(name: str, p: float | None) -> str:
+    """How tables call a row."""
     return name if p is None else f"{name} p={p:g}"
 
 
@@ -149,13 +180,13 @@ def _fused(input: Tensor, weight: Tensor, bias: Tensor, *, p: float, mask: str |
     return dropconnect_linear(input, weight, bias, p, mask=mask)
 
 
-def _naive_fits(problem: Problem) -> bool:
-    free = available_bytes()
+def _naive_fits(problem: Problem, device: Device) -> bool:
+    free = device.available_bytes()
     return free is None or problem.naive_bytes() <= _NAIVE_SHARE_OF_MEMORY * free
 
 
-def _too_large(problem: Problem) -> str:
-    free = (available_bytes() or 0) / _GIB
+def _too_large(problem: Problem, device: Device) -> str:
+    free = (device.available_bytes() or 0) / _GIB
     need = problem.naive_bytes() / _GIB
     return f"skipped: it would need about {need:.1f} GiB, {free:.1f} GiB are available"
 
@@ -163,12 +194,12 @@ def _too_large(problem: Problem) -> str:
 class Calls:
     """The same inputs for every subject; called with an op and a phase, returns what to time."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, device: str = "cpu") -> None:
         draw = torch.Generator().manual_seed(0)
         batch, outs, ins = problem.batch, problem.out_features, problem.in_features
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=draw).to(getattr(torch, problem.dtype))
+            return torch.randn(*shape, generator=draw).to(device, getattr(torch, problem.dtype))
 
         self.input = normal(batch, ins)
         self.weight = normal(outs, ins) / ins**0.5
@@ -190,7 +221,9 @@ class Calls:
         return lambda: torch.autograd.grad(output, wanted, self.d_output, retain_graph=True)
 
 
-def _row(op: _Op, own: Measured, by_name: Mapping[str, Measured]) -> dict[str, Any]:
+def _row(
+    op: _Op, own: Measured, by_name: Mapping[str, Measured], floor: Mapping[str, float] | None
+) -> dict[str, Any]:
     def per_phase(
         peer: str, relation: Callable[[Samples, Samples], Samples]
     ) -> dict[str, Spread | None] | None:
@@ -203,78 +236,21 @@ def _row(op: _Op, own: Measured, by_name: Mapping[str, Measured]) -> dict[str, A
     def speedup(own: Samples, theirs: Samples) -> Samples:
         return ratio(theirs, own)
 
+    share = None
+    if floor is not None:
+        share = {
+            phase: spread([floor[phase] / seconds for seconds in timings])
+            for phase, timings in own.timings.items()
+        }
     return {
         "name": op.name,
         "p": op.p,
         "note": own.note,
         "peak_extra_bytes": own.peak_extra_bytes,
-        "seconds": {phase: spread(samples) for phase, samples in own.seconds.items()},
+        "seconds": {phase: spread(timings) for phase, timings in own.timings.items()},
         "speedup_over_naive": per_phase(NAIVE, speedup),
         "speedup_over_compiled": per_phase(COMPILED, speedup),
         "times_dense": per_phase(DENSE, ratio),
+        "times_lower_bound": per_phase(LOWER_BOUND, ratio),
+        "share_of_ffma_floor": share,
     }
-
-
-def print_result(result: Mapping[str, Any], console: Console) -> None:
-    """Print one shape as a table, with how to read it below."""
-    shape = "{batch} x {out_features} x {in_features}".format_map(result)
-    title = f"DropConnect linear, B x O x I = {shape}, {result['dtype']}, mask={result['mask']}"
-    table = Table(title=title)
-    table.add_column("layer", no_wrap=True)
-    headings = [f"{phase}\nms" for phase in PHASES]
-    headings += [
-        "peak\nextra MiB",
-        "faster\nthan naive",
-        "faster than\ncompiled",
-        "times dense\n= floor",
-    ]
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in result["rows"]:
-        table.add_row(*_cells(row))
-    console.print(table)
-    rate = result["dense_multiply_adds_per_second"] / 1e9
-    console.print(
-        "Ratios are of 'total' (forward + all gradients): median of the rounds (p20-p80). The "
-        "floor is three passes of B*O*I multiply-adds at the rate that the dense layer reaches "
-        f"here, {rate:.3g} G/s; so the ratio to dense is the ratio to the floor."
-    )
-    if result["mask"] not in ("example", "row", 1):
-        console.print("The naive layer draws a mask per example all the same.")
-    if warning := load_warning(result["other_busy_cores"]):
-        console.print(warning, style="yellow")
-    for row in result["rows"]:
-        if row["note"]:
-            console.print(f"{row['name']}: {row['note']}", markup=False)
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    name = _label(row["name"], row["p"])
-    if row["note"]:
-        return [name]
-    peak = row["peak_extra_bytes"]
-    return [
-        name,
-        *(_milliseconds(row["seconds"][phase]["median"]) for phase in PHASES),
-        "?" if peak is None else f"{peak / 2**20:.1f}",
-        _total(row["speedup_over_naive"]),
-        _total(row["speedup_over_compiled"]),
-        _total(row["times_dense"]),
-    ]
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:.2f}" if seconds < 0.1 else f"{1e3 * seconds:.0f}"
-
-
-def _total(ratios: Mapping[str, Spread] | None) -> str:
-    found = None if ratios is None else ratios.get("total")
-    if found is None:
-        return "-"
-    median, low, high = (_three_digits(found[key]) for key in ("median", "p20", "p80"))
-    return f"{median}x\n({low}-{high})"
-
-
-def _three_digits(value: float) -> str:
-    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:.{decimals}f}"

@@ -1,22 +1,24 @@
-"""The benchmark: figures have the documented keys, rounds interleave, what fails becomes a note."""
+"""The benchmark on a CPU: figures have the documented keys, rounds interleave, failures are noted.
+
+`test_benchmark_cuda.py` is about the GPU, `test_benchmark_report.py` about goals and saved results.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from test_benchmark_report import script
 
-from fused_dropout import benchmark, benchmark_dropconnect
+from fused_dropout import benchmark, benchmark_devices, benchmark_dropconnect, memory
 from fused_dropout.benchmark import Subject, measure_interleaved, ratio, spread
+from fused_dropout.benchmark_devices import CpuDevice
 from fused_dropout.benchmark_dropconnect import COMPILED, DENSE, NAIVE, OURS, PHASES, Problem
 from fused_dropout.cli import main
 
@@ -25,18 +27,7 @@ TINY = ["bench", "--shape", "4,6,10", "--repeats", "2"]
 
 @pytest.fixture(autouse=True)
 def short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "_BLOCK_SECONDS", 0.001)
-
-
-def script(name: str) -> ModuleType:
-    """Import a script of bench/."""
-    path = Path(__file__).parent.parent / "bench" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    monkeypatch.setattr(benchmark_devices, "_BLOCK_SECONDS", 0.001)
 
 
 def row(document: dict[str, Any], name: str, p: float | None) -> dict[str, Any]:
@@ -60,12 +51,14 @@ def test_json_has_the_documented_keys(
     assert [result[key] for key in ("batch", "out_features", "in_features")] == [4, 6, 10]
     assert result["dtype"] == benchmark.DTYPES[dtype]
     assert result["mask"] == 2
+    assert result["device"] == "cpu" and result["multiply_add_rate"] is None
     assert result["dense_multiply_adds_per_second"] > 0
     assert [(r["name"], r["p"]) for r in result["rows"]] == [
         (OURS, 0.5), (OURS, 0.1), (DENSE, None), (NAIVE, 0.5),
     ]  # fmt: skip
     ours = row(result, OURS, 0.5)
     assert ours["speedup_over_compiled"] is None
+    assert ours["times_lower_bound"] is None and ours["share_of_ffma_floor"] is None
     for table in ("seconds", "speedup_over_naive", "times_dense"):
         assert set(ours[table]) == set(PHASES)
         for figures in ours[table].values():
@@ -84,7 +77,7 @@ def test_naive_and_compiled_can_be_left_out(tmp_path: Path) -> None:
 def test_naive_is_skipped_where_memory_is_short(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(benchmark_dropconnect, "available_bytes", lambda: 2**20)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2**20)
     result = benchmark_dropconnect.measure(Problem(128, 64, 64, ps=(0.5,)), rounds=1)
     assert "would need about 0.0 GiB" in row(result, NAIVE, 0.5)["note"]
     assert COMPILED not in [r["name"] for r in result["rows"]]
@@ -98,9 +91,9 @@ def test_memory_is_checked_for_every_shape_before_the_first_is_measured(
     problem = Problem(128, 64, 32, dtype="float16")
     needed = 2 * 2 * (128 * 32 + 64 * 32 + 64 + 128 * 64)
     assert problem.operand_bytes() == needed
-    monkeypatch.setattr(benchmark_dropconnect, "available_bytes", lambda: needed)
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed)
     benchmark_dropconnect.check_memory(problem)
-    monkeypatch.setattr(benchmark_dropconnect, "available_bytes", lambda: needed - 1)
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
     monkeypatch.setattr(benchmark_dropconnect, "measure", None)
     path = tmp_path / "figures.json"
     arguments = ["--shape", "128,64,32", "--dtype", "fp16", "--json", str(path)]
@@ -109,7 +102,7 @@ def test_memory_is_checked_for_every_shape_before_the_first_is_measured(
     assert captured.out == "" and captured.err.count("\n") == 1
     assert "bench: error: --shape 128,64,32: operands and gradients need about" in captured.err
     assert not path.exists()
-    monkeypatch.setattr(benchmark_dropconnect, "available_bytes", lambda: None)
+    monkeypatch.setattr(memory, "available_bytes", lambda: None)
     benchmark_dropconnect.check_memory(Problem(1, 10**9, 10**9))
 
 
@@ -129,26 +122,46 @@ def test_a_failing_compiler_becomes_a_note(
     assert "long trace" not in shown
 
 
-def test_rounds_interleave_and_slow_subjects_run_in_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "_BLOCK_SECONDS", 0.0)
-    timed: list[object] = []
+class FakeDevice(CpuDevice):
+    """Calls return the seconds that they take; a timing is three of them."""
 
-    def seconds(timer: benchmark._Timer) -> object:
-        timed.append(timer.call())
-        return timed[-1]
+    def __init__(self) -> None:
+        self.timed: list[float] = []
 
-    monkeypatch.setattr(benchmark, "_warm_seconds", lambda call: call())
-    monkeypatch.setattr(benchmark._Timer, "seconds", seconds)
+    def warm_up(self, call: Callable[[], object]) -> float:
+        return float(call())  # type: ignore[arg-type]
+
+    def timings(self, call: Callable[[], object], seconds: float) -> list[float]:
+        self.timed.append(seconds)
+        return [seconds, 2 * seconds, 9 * seconds]
+
+
+def test_rounds_interleave_and_slow_subjects_run_in_fewer() -> None:
     subjects = [
         Subject("fast", lambda phase: lambda: 0.1),
-        Subject("slow", lambda phase: lambda: 5),
+        Subject("slow", lambda phase: lambda: 5.0),
     ]
+    device = FakeDevice()
     measured = measure_interleaved(
-        subjects, ["total"], rounds=4, threads=1, memory_phase="none"
+        subjects, ["total"], rounds=4, memory_phase="none", device=device
     ).subjects
-    assert timed == [0.1, 5, 0.1, 5, 0.1, 5, 0.1]
-    assert measured["slow"].seconds["total"] == [5, 5, 5, None]
+    assert device.timed == [0.1, 5, 0.1, 5, 0.1, 5, 0.1]
+    assert measured["fast"].timings["total"] == pytest.approx([0.1, 0.2, 0.9] * 4)
+    assert measured["slow"].seconds["total"] == [10, 10, 10, None]
     assert measured["slow"].peak_extra_bytes is None
+
+
+def test_threads_hold_while_subjects_run_and_no_longer() -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+
+    def call() -> None:
+        seen.append(torch.get_num_threads())
+
+    subject = Subject("x", lambda phase: call)
+    measure_interleaved([subject], ["total"], rounds=1, threads=before + 2, memory_phase="none")
+    assert set(seen) == {before + 2}
+    assert torch.get_num_threads() == before
 
 
 def test_an_unexpected_exception_is_raised() -> None:
@@ -156,7 +169,7 @@ def test_an_unexpected_exception_is_raised() -> None:
         raise RuntimeError("kernel failed")
 
     with pytest.raises(RuntimeError, match="kernel failed"):
-        measure_interleaved([Subject("x", fail)], PHASES, rounds=1, threads=1, memory_phase="total")
+        measure_interleaved([Subject("x", fail)], PHASES, rounds=1, memory_phase="total")
 
 
 def test_phases_time_what_they_say() -> None:
@@ -208,105 +221,6 @@ def test_ratio_and_spread() -> None:
     assert spread([None]) is None
     assert spread([4.0, None]) == {"median": 4.0, "p20": 4.0, "p80": 4.0}
     assert spread([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == {"median": 3.5, "p20": 2.0, "p80": 5.0}
-
-
-def figures(speedup: float, dense: float, mib: float, p: float) -> dict[str, Any]:
-    milliseconds = {phase: {"median": 0.01} for phase in PHASES}
-    return {
-        "name": OURS, "p": p, "note": "", "seconds": milliseconds,
-        "speedup_over_naive": {"total": {"median": speedup}},
-        "times_dense": {"total": {"median": dense}},
-        "peak_extra_bytes": mib * 2**20,
-    }  # fmt: skip
-
-
-def results_with(
-    speedup: float = 500.0, dense: float = 2.0, mib: float = 20.0
-) -> list[dict[str, Any]]:
-    shape = {"batch": 128, "out_features": 1024, "in_features": 1024, "dtype": "float32"}
-    rows = [figures(speedup, dense, mib, 0.5), figures(speedup, dense, mib, 0.1)]
-    return [{**shape, "rows": rows}, {**shape, "rows": rows[:1]}]
-
-
-@pytest.mark.parametrize(
-    ("results", "missed"),
-    [
-        (results_with(), 0),
-        (results_with(speedup=100.0), 1),
-        (results_with(speedup=59.0), 2),
-        (results_with(dense=3.1), 2),
-        (results_with(dense=10.1), 3),
-        (results_with(mib=41.0), 2),
-    ],
-)
-def test_goals_are_judged(results: list[dict[str, Any]], missed: int) -> None:
-    bench = script("dropconnect_linear")
-    met = [goal.met(bench.measured(goal, results)) for goal in bench.GOALS]
-    assert met.count(False) == missed
-    assert bench.goal_table(results).row_count == len(bench.GOALS)
-
-
-def test_a_goal_that_was_not_measured_is_missed() -> None:
-    bench = script("dropconnect_linear")
-    results = results_with()
-    results[0]["rows"][0]["speedup_over_naive"] = None
-    assert not bench.GOALS[0].met(bench.measured(bench.GOALS[0], results))
-
-
-def test_save_writes_json_and_plot_named_by_the_threads_measured_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("matplotlib")
-    bench = script("dropconnect_linear")
-    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(bench, "print_result", lambda result, console: None)
-    results = results_with()
-    measured = iter(results)
-    monkeypatch.setattr(bench, "measure", lambda *arguments, **options: next(measured))
-    assert bench.main(["--save", "--threads", "3"]) == 0
-    figures, plot = sorted((tmp_path / "results").iterdir())
-    assert "-3t-" in figures.name and figures.suffix == ".json"
-    document = json.loads(figures.read_text())
-    assert document["results"] == results and document["device"]["threads"] == 3
-    assert plot.read_bytes().startswith(b"\x89PNG") and plot.stem == figures.stem
-
-
-@pytest.mark.parametrize("folder", ["a file", "/proc/nowhere"])
-def test_save_checks_its_files_before_it_measures(
-    folder: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    pytest.importorskip("matplotlib")
-    bench = script("dropconnect_linear")
-    (tmp_path / "a file").touch()
-    monkeypatch.setattr(bench, "RESULTS", tmp_path / folder)
-    monkeypatch.setattr(bench, "measure", None)
-    with pytest.raises(SystemExit) as stop:
-        bench.main(["--save"])
-    assert stop.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert f"cannot write --save {tmp_path / folder}/dropconnect-" in captured.err
-
-
-def test_a_failed_measurement_leaves_no_saved_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("matplotlib")
-    bench = script("dropconnect_linear")
-    monkeypatch.setattr(bench, "RESULTS", tmp_path)
-
-    def fail(*arguments: object, **options: object) -> object:
-        assert len(list(tmp_path.iterdir())) == 2
-        raise RuntimeError("kernel failed")
-
-    monkeypatch.setattr(bench, "measure", fail)
-    with pytest.raises(RuntimeError, match="kernel failed"):
-        bench.main(["--save"])
-    assert not list(tmp_path.iterdir())
 
 
 def test_mask_storage_script(

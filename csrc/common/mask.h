@@ -1,6 +1,6 @@
 // THE mask: which elements are kept, as a function of (seed, offset, stream, row, column, p) alone.
-// Every backend includes this header; fused_dropout/reference.py restates it in readable Python,
-// and tests/golden_masks.txt binds both.
+// Every backend includes this header; fused_dropout/reference/masks.py restates it in readable
+// Python, and tests/golden_masks.txt binds both.
 //
 //   * A mask is a bit matrix [rows, cols]. Each row is cut into groups of 128 columns, starting
 //     afresh in every row: group = row * ceil(cols / 128) + col / 128.

@@ -33,7 +33,7 @@ KERNEL_FLAGS = ("-fno-strict-aliasing", "-ffp-contract=off")
 
 @dataclass(frozen=True)
 class Variant:
-    """Flags that tell one build from another."""
+    """Flags that tell one build from another; `kernel` alone for the GPU, where nvcc builds."""
 
     kernel: tuple[str, ...]  # for the kernels
     runtime: tuple[str, ...] = ()  # for the emulator
@@ -50,7 +50,7 @@ VARIANTS = {
         (ASAN,),
     ),
     "tsan": Variant(("-O1", TSAN), ("-DEMULATOR_TSAN=1",), (TSAN,)),
-    "gpu": Variant(("-O2", "-std=c++17", "-arch=native", "-diag-suppress=1675")),  # for nvcc
+    "gpu": Variant(("-std=c++17", "-O2", "-lineinfo", "-diag-suppress=1675")),
 }
 
 
@@ -71,6 +71,34 @@ def compiler() -> str:
     return found
 
 
+def cuda_tool(name: str) -> str | None:
+    """A program of the CUDA toolkit: on PATH, or where toolkits are installed."""
+    homes = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_PATH", ""), "/usr/local/cuda"]
+    folders = [Path(home) / "bin" for home in homes if home]
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(map(str, folders)))
+
+
+@functools.cache
+def gpu_architectures() -> tuple[str, ...]:
+    """The compute capabilities of this machine's GPUs, such as "90"; none where there is no GPU."""
+    nvidia_smi = shutil.which("nvidia-smi")
+    if not nvidia_smi:
+        return ()
+    command = [nvidia_smi, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    found = re.findall(r"^(\d+)\.(\d+)$", result.stdout, re.MULTILINE)
+    return tuple(sorted({major + minor for major, minor in found}))
+
+
+def gpu_obstacle() -> str | None:
+    """Why no kernel can be compiled for and run on a GPU here; None if one can."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides all GPUs"
+    if not gpu_architectures():
+        return "no GPU: nvidia-smi is not there or shows none"
+    return None if cuda_tool("nvcc") else "no nvcc, neither on PATH nor in CUDA_HOME"
+
+
 def sources() -> list[Path]:
     """All files that a worker depends on."""
     files = [path for path in HERE.iterdir() if path.suffix in (".h", ".cpp", ".cu", ".cuh")]
@@ -89,8 +117,8 @@ def run(command: list[str]) -> str:
     raise BuildError(f"{' '.join(command)}\n{result.stderr}")
 
 
-def compile_commands(variant: Variant, folder: Path) -> list[list[str]]:
-    """One command per object file, slowest first."""
+def emulator_commands(variant: Variant) -> list[list[str]]:
+    """What compiles each source file, slowest first."""
     commands = []
     for source in [*sorted(HERE.glob("*.cu")), HERE / "worker.cpp"]:
         flags = ["-x", "c++", *COMMON_FLAGS, *KERNEL_FLAGS, *variant.kernel]
@@ -98,29 +126,38 @@ def compile_commands(variant: Variant, folder: Path) -> list[list[str]]:
     for name in RUNTIME:
         flags = [*COMMON_FLAGS, *RUNTIME_FLAGS, *variant.runtime]
         commands.append([compiler(), *flags, "-c", str(HERE / name)])
-    return [[*command, "-o", str(folder / f"{Path(command[-1]).stem}.o")] for command in commands]
+    return commands
 
 
-def build_for_gpu(variant: Variant, folder: Path) -> None:
-    """The same worker for a GPU, to compare the emulator with."""
-    files = [*map(str, sorted(HERE.glob("*.cu"))), str(HERE / "worker.cpp")]
-    run(["nvcc", *variant.kernel, "-x", "cu", *files, "-o", str(folder / "worker")])
+def gpu_commands(variant: Variant) -> list[list[str]]:
+    """The same for a GPU, to compare the emulator with."""
+    nvcc = cuda_tool("nvcc")
+    assert nvcc
+    images = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in gpu_architectures()]
+    files = [*sorted(HERE.glob("*.cu")), HERE / "worker.cpp"]
+    return [[nvcc, *variant.kernel, *images, "-x", "cu", "-c", str(file)] for file in files]
 
 
-def build(variant: Variant, folder: Path) -> None:
+def build(name: str, folder: Path) -> None:
     """Compiles and links `folder`/worker."""
+    variant = VARIANTS[name]
+    commands = gpu_commands(variant) if name == "gpu" else emulator_commands(variant)
+    with_output = [[*c, "-o", str(folder / f"{Path(c[-1]).stem}.o")] for c in commands]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(run, compile_commands(variant, folder)))
+        list(pool.map(run, with_output))
     objects = [str(path) for path in sorted(folder.glob("*.o"))]
-    run([compiler(), *variant.link, *objects, "-o", str(folder / "worker")])
+    run([commands[0][0], *variant.link, *objects, "-o", str(folder / "worker")])
     for path in folder.glob("*.o"):
         path.unlink()
 
 
 def fingerprint(name: str) -> str:
     """Changes whenever the worker has to be built again."""
-    state = hashlib.sha256(repr((VARIANTS[name], COMMON_FLAGS, KERNEL_FLAGS)).encode())
-    state.update(run([compiler(), "--version"]).encode())
+    variant = VARIANTS[name]
+    tool = cuda_tool("nvcc") if name == "gpu" else compiler()
+    architectures = gpu_architectures() if name == "gpu" else ()
+    state = hashlib.sha256(repr((variant, architectures, COMMON_FLAGS, KERNEL_FLAGS)).encode())
+    state.update(run([str(tool), "--version"]).encode())
     for path in [*sources(), Path(__file__)]:
         state.update(path.name.encode() + b"\0" + path.read_bytes())
     return state.hexdigest()[:16]
@@ -136,13 +173,16 @@ def remove_old_builds(name: str) -> None:
 @functools.cache
 def worker(name: str) -> Path:
     """The program of a variant, built unless it is there already."""
+    obstacle = gpu_obstacle() if name == "gpu" else None
+    if obstacle:
+        raise BuildError(obstacle)
     target = FOLDER / f"{name}-{fingerprint(name)}"
     if not (target / "worker").exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
             folder = Path(scratch) / "worker"
             folder.mkdir()
-            (build_for_gpu if name == "gpu" else build)(VARIANTS[name], folder)
+            build(name, folder)
             # In one step, so that nobody finds half a build; another process may have been faster.
             if not target.exists():
                 folder.rename(target)

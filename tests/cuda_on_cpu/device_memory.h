@@ -16,21 +16,21 @@ constexpr size_t kDeviceAlignment = 256;  // cudaMalloc's
 
 inline void check(cudaError_t error) {
   if (error == cudaSuccess) return;
-  std::fprintf(stderr, "CUDA: %s\n", cudaGetErrorString(error));
+  std::fprintf(stderr, "CUDA: %s: %s\n", cudaGetErrorName(error), cudaGetErrorString(error));
   std::exit(EXIT_FAILURE);
 }
 
 inline uint8_t* device_allocate(size_t bytes) {
   void* memory = nullptr;
-  check(cudaMalloc(&memory, bytes));
+  check(cudaMalloc(&memory, bytes ? bytes : 1));
   return static_cast<uint8_t*>(memory);
 }
 inline void device_free(void* memory) { check(cudaFree(memory)); }
 inline void copy_to_device(void* to, const void* from, size_t bytes) {
-  check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice));
+  if (bytes) check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice));
 }
 inline void copy_to_host(void* to, const void* from, size_t bytes) {
-  check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost));
+  if (bytes) check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost));
 }
 inline void device_synchronize() { check(cudaDeviceSynchronize()); }
 

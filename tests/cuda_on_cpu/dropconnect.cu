@@ -1,65 +1,103 @@
-// Entries of the DropConnect kernels, one for each product and dtype. Matrices are dense; `layer`
-// is rows, in_features, out_features, rows_per_mask and the number of blocks to aim at.
+// Entries of the DropConnect kernels, one for each product and dtype. Matrices are dense; `sizes`
+// is a Layer, and like every array in device memory, where only kernels can read it.
 #include <vector>
 
 #include "../../csrc/cuda/dropconnect.cuh"
+#include "device_memory.h"
 #include "entries.h"
 
 namespace {
 
 using namespace fused_dropout;
 
-enum Layer { kRows, kInFeatures, kOutFeatures, kRowsPerMask, kBlocks };
+struct Layer {
+  int64_t rows;
+  int64_t in_features;
+  int64_t out_features;
+  int64_t rows_per_mask;
+  int64_t blocks;  // to aim at
+};
 
 // `mask_bits` are stored masks, or one word that says that there are none.
 constexpr uint32_t kNoMaskBits = 0xFFFFFFFF;
 
-DropConnectProblem problem_of(const int64_t* layer, double p, double scale,
+template <class T>
+T on_host(const T* device_memory) {
+  T value;
+  copy_to_host(&value, device_memory, sizeof value);
+  return value;
+}
+
+DropConnectProblem problem_of(const Layer& layer, double p, double scale,
                               const uint32_t* mask_bits) {
   const MaskRule rule = make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits);
-  const uint32_t* stored = *mask_bits == kNoMaskBits ? nullptr : mask_bits;
-  return {rule,  layer[kRows], layer[kInFeatures], layer[kOutFeatures], layer[kRowsPerMask],
-          scale, stored};
+  return {rule,  layer.rows, layer.in_features, layer.out_features, layer.rows_per_mask,
+          scale, mask_bits};
 }
+
+const uint32_t* stored_masks(const uint32_t* mask_bits) {
+  return on_host(mask_bits) == kNoMaskBits ? nullptr : mask_bits;
+}
+
+// Device memory that is full of NaNs, for a kernel's partial sums.
+template <class T>
+class Workspace {
+ public:
+  explicit Workspace(int64_t count) {
+    const std::vector<uint8_t> nans(static_cast<size_t>(count) * sizeof(T), 0xFF);
+    memory_ = device_allocate(nans.size());
+    copy_to_device(memory_, nans.data(), nans.size());
+  }
+  ~Workspace() { device_free(memory_); }  // waits for the kernels
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  T* data() const { return reinterpret_cast<T*>(memory_); }
+
+ private:
+  uint8_t* memory_;
+};
 
 MatrixView dense(const void* data, int64_t cols) { return {data, cols, 1}; }
 
 template <class T>
-int forward(const int64_t* rng_state, const int64_t* layer, double p, double scale,
+int forward(const int64_t* rng_state, const Layer* sizes, double p, double scale,
             const uint32_t* mask_bits, const T* input, const T* weight, const T* bias,
             const uint32_t* bias_bits, T* output) {
-  const DropConnectProblem problem = problem_of(layer, p, scale, mask_bits);
-  std::vector<Sum<T>> workspace(forward_slices(problem, layer[kBlocks]) * problem.rows *
-                                problem.out_features);
+  const Layer layer = on_host(sizes);
+  const DropConnectProblem problem = problem_of(layer, p, scale, stored_masks(mask_bits));
+  const Workspace<Sum<T>> workspace(forward_slices(problem, layer.blocks) * problem.rows *
+                                    problem.out_features);
   return launch_forward<T>(problem, rng_from_state(rng_state), dense(input, problem.in_features),
                            dense(weight, problem.in_features),
                            {bias, 1, bias_bits, problem.rows_per_mask}, workspace.data(), output,
-                           nullptr, layer[kBlocks]);
+                           nullptr, layer.blocks);
 }
 
 template <class T, bool kOutsAreResults>
-int outer(const int64_t* rng_state, const int64_t* layer, double p, double scale,
+int outer(const int64_t* rng_state, const Layer* sizes, double p, double scale,
           const uint32_t* mask_bits, const T* panel, const T* grad, T* result) {
-  const DropConnectProblem problem = problem_of(layer, p, scale, mask_bits);
+  const Layer layer = on_host(sizes);
+  const DropConnectProblem problem = problem_of(layer, p, scale, stored_masks(mask_bits));
   const int64_t results = kOutsAreResults ? problem.out_features : problem.rows;
-  std::vector<Sum<T>> workspace(outer_slices<kOutsAreResults>(problem, layer[kBlocks]) * results *
-                                problem.in_features);
+  const Workspace<Sum<T>> workspace(outer_slices<kOutsAreResults>(problem, layer.blocks) * results *
+                                    problem.in_features);
   return launch_outer<T, kOutsAreResults>(
       problem, rng_from_state(rng_state), dense(panel, problem.in_features),
-      dense(grad, problem.out_features), workspace.data(), result, nullptr, layer[kBlocks]);
+      dense(grad, problem.out_features), workspace.data(), result, nullptr, layer.blocks);
 }
 
 template <class T>
-int bias_grad(const int64_t* layer, double scale, const uint32_t* bias_bits, const T* grad,
+int bias_grad(const Layer* sizes, double scale, const uint32_t* bias_bits, const T* grad,
               T* d_bias) {
-  return launch_bias_grad<T>(dense(grad, layer[kOutFeatures]), layer[kRows], layer[kOutFeatures],
-                             layer[kRowsPerMask], bias_bits, scale, d_bias, nullptr);
+  const Layer layer = on_host(sizes);
+  return launch_bias_grad<T>(dense(grad, layer.out_features), layer.rows, layer.out_features,
+                             layer.rows_per_mask, bias_bits, scale, d_bias, nullptr);
 }
 
-int store_masks(const int64_t* rng_state, const int64_t* layer, double p, uint32_t* bits) {
-  const uint32_t none = kNoMaskBits;
-  return launch_store_masks(problem_of(layer, p, 1, &none), rng_from_state(rng_state), bits,
-                            nullptr);
+int store_masks(const int64_t* rng_state, const Layer* sizes, double p, uint32_t* bits) {
+  return launch_store_masks(problem_of(on_host(sizes), p, 1, nullptr), rng_from_state(rng_state),
+                            bits, nullptr);
 }
 
 CUDA_ON_CPU_ENTRY(store_masks);

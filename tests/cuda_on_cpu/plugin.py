@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import functools
-import shutil
-import subprocess
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from .runner import EMULATED, Unavailable, Worker, launches
+from . import build
+from .runner import EMULATED, MODES, CheckedWorker, Unavailable, Worker, calls, launches
 
+# Set where a GPU must be there: tests that need one then fail without it.
+GPU_REQUIRED = bool(os.environ.get("FUSED_DROPOUT_REQUIRE_CUDA"))
+ON_GPU = [mode for mode in MODES if mode not in EMULATED]
 tests_run: set[str] = set()
-
-
-@functools.cache
-def gpu_is_here() -> bool:
-    """Whether kernels can be compiled and run on a GPU."""
-    if not shutil.which("nvcc") or not shutil.which("nvidia-smi"):
-        return False
-    return subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
 
 
 def start_worker(mode: str) -> Iterator[Worker]:
     try:
         worker = Worker(mode)
     except Unavailable as error:
+        if mode in ON_GPU:
+            pytest.fail(str(error))
         pytest.skip(str(error))
     yield worker
     worker.close()
+
+
+def device_modes() -> list[str]:
+    gpu_is_here = build.gpu_obstacle() is None
+    return [*EMULATED, "gpu"] if gpu_is_here or GPU_REQUIRED else [*EMULATED]
 
 
 @pytest.fixture(params=EMULATED, scope="session")
@@ -37,22 +39,39 @@ def emulator(request: pytest.FixtureRequest) -> Iterator[Worker]:
     yield from start_worker(request.param)
 
 
-@pytest.fixture(params=[*EMULATED, "gpu"] if gpu_is_here() else EMULATED, scope="session")
+@pytest.fixture(params=device_modes(), scope="session")
 def device(request: pytest.FixtureRequest) -> Iterator[Worker]:
     """The same, and once on a GPU where there is one."""
     yield from start_worker(request.param)
 
 
+@pytest.fixture
+def checked(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CheckedWorker]:
+    """A GPU under the tool of compute-sanitizer that the test's parameter names."""
+    obstacle = build.gpu_obstacle()
+    if not obstacle and not build.cuda_tool("compute-sanitizer"):
+        obstacle = "no compute-sanitizer, neither on PATH nor in CUDA_HOME"
+    if obstacle and GPU_REQUIRED:
+        pytest.fail(f"FUSED_DROPOUT_REQUIRE_CUDA is set, but: {obstacle}")
+    if obstacle:
+        pytest.skip(f"compute-sanitizer cannot run here: {obstacle}")
+    worker = CheckedWorker(request.param, tmp_path)
+    yield worker
+    worker.close()
+
+
 def pytest_runtest_call(item: pytest.Item) -> None:
-    if {"emulator", "device"} & set(getattr(item, "fixturenames", ())):
+    if {"emulator", "device", "checked"} & set(getattr(item, "fixturenames", ())):
         tests_run.add(item.nodeid)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not tests_run:
         return
-    modes = ", ".join(f"{mode} {count}" for mode, count in launches.items() if count)
+    emulated = ", ".join(f"{mode} {count}" for mode, count in launches.items() if count)
+    on_gpu = ", ".join(f"{mode} {calls[mode]}" for mode in ON_GPU if calls[mode])
     terminalreporter.section("CUDA kernels run on the CPU")
     terminalreporter.line(
-        f"{len(tests_run)} kernel tests, {sum(launches.values())} kernel launches ({modes})"
+        f"{len(tests_run)} kernel tests, {sum(launches.values())} kernel launches ({emulated})"
     )
+    terminalreporter.line(f"calls on a GPU: {on_gpu or 'none'}")

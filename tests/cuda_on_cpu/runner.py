@@ -1,4 +1,8 @@
-"""Calls CUDA kernels in a worker process (worker.cpp): emulated in five modes, or on a GPU."""
+"""Calls CUDA kernels in a worker process (worker.cpp): emulated in five modes, or on a GPU.
+
+On a GPU the process can run under a tool of NVIDIA's compute-sanitizer, which watches what the
+kernels do (CheckedWorker).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ import subprocess
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -34,8 +40,10 @@ MODES = {
     "asan": Mode("asan", FORWARD),
     "tsan": Mode("tsan", FORWARD),
     "gpu": Mode("gpu", FORWARD),
+    "memcheck": Mode("gpu", FORWARD),
+    "racecheck": Mode("gpu", FORWARD),
 }
-EMULATED = tuple(mode for mode in MODES if mode != "gpu")
+EMULATED = tuple(name for name, mode in MODES.items() if mode.variant != "gpu")
 SEED = 1  # of the random schedule
 TIMEOUT_S = 120.0  # of one call
 
@@ -45,7 +53,8 @@ SANITIZER_OPTIONS = {
     "TSAN_OPTIONS": "halt_on_error=1:exitcode=66:report_thread_leaks=0:atexit_sleep_ms=0",
 }
 
-launches: Counter[str] = Counter()  # kernels run so far, by mode
+launches: Counter[str] = Counter()  # kernels run so far, by mode; a GPU does not count them
+calls: Counter[str] = Counter()  # entries called so far, by mode
 
 
 class KernelFault(Exception):
@@ -89,6 +98,8 @@ def pack(argument: Argument) -> bytes:
 class Worker:
     """A mode's worker process. A fault ends the process; the next call starts another."""
 
+    own_session = False  # of processes that are killed together
+
     def __init__(self, mode: str) -> None:
         self.mode = mode
         self.variant, self.order = MODES[mode]
@@ -111,14 +122,12 @@ class Worker:
         request += struct.pack("<iQI", self.order, SEED, len(arguments))
         request += b"".join(map(pack, arguments))
         process = self.process or self._start()
-        watchdog = threading.Timer(TIMEOUT_S, process.kill)
-        watchdog.start()
-        try:
-            status = self._exchange(process, request, arguments)
-        except (EOFError, BrokenPipeError):
-            raise KernelFault(self._post_mortem()) from None
-        finally:
-            watchdog.cancel()
+        with self._time_limit(process):
+            try:
+                status = self._exchange(process, request, arguments)
+            except (EOFError, BrokenPipeError):
+                raise KernelFault(self._post_mortem()) from None
+        calls[self.mode] += 1
         return status
 
     def close(self) -> None:
@@ -131,6 +140,21 @@ class Worker:
         if self.stderr:
             self.stderr.close()
         self.process = self.stderr = None
+
+    @contextlib.contextmanager
+    def _time_limit(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        watchdog = threading.Timer(TIMEOUT_S, self._kill, [process])
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.cancel()
+
+    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+        process.kill()
+
+    def _command(self) -> list[str]:
+        return [*self.prefix, str(self.program)]
 
     def _exchange(
         self, process: subprocess.Popen[bytes], request: bytes, arguments: tuple[Argument, ...]
@@ -161,11 +185,12 @@ class Worker:
     def _start(self) -> subprocess.Popen[bytes]:
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self.process = subprocess.Popen(
-            [*self.prefix, str(self.program)],
+            self._command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.stderr,
             env={**os.environ, **SANITIZER_OPTIONS},
+            start_new_session=self.own_session,
         )
         self.seen_launches = 0
         return self.process
@@ -193,3 +218,54 @@ class Worker:
             except KernelFault as fault:
                 report = str(fault)
         raise Unavailable(f"the {self.variant} build does not start here: {report}")
+
+
+TOOL_ERROR_STATUS = 67  # what the tool makes of a process that it has found errors in
+
+
+class CheckedWorker(Worker):
+    """A worker on a GPU under compute-sanitizer; its mode is the tool, memcheck or racecheck.
+
+    What the tool notices while a call runs may end the process (KernelFault), or stand only in the
+    report that `finish` returns.
+    """
+
+    own_session = True
+
+    def __init__(self, tool: str, folder: Path) -> None:
+        self.log = folder / f"{tool}.txt"
+        super().__init__(tool)
+
+    def finish(self) -> str:
+        """Ends the process; returns the tool's report, standard error and exit status, in lines."""
+        process = self.process
+        assert process and process.stdin, "nothing has been called"
+        with self._time_limit(process):
+            process.stdin.close()
+            return self._post_mortem()
+
+    def close(self) -> None:
+        super().close()
+        self.log.unlink(missing_ok=True)
+
+    def _command(self) -> list[str]:
+        sanitizer = build.cuda_tool("compute-sanitizer")
+        assert sanitizer
+        # Not on standard output, where the answers go.
+        options = ["--log-file", str(self.log), "--error-exitcode", str(TOOL_ERROR_STATUS)]
+        return [sanitizer, "--tool", self.mode, *options, str(self.program)]
+
+    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+        """The tool and the worker, which is the tool's child and would hold the pipes open."""
+        with contextlib.suppress(ProcessLookupError):  # already gone
+            os.killpg(process.pid, signal.SIGKILL)
+
+    def _post_mortem(self) -> str:
+        assert self.process
+        self.process.wait()
+        log = self.log.read_text(errors="replace") if self.log.exists() else "no report\n"
+        return log + super()._post_mortem()
+
+    def _make_sure_it_starts(self) -> None:
+        """Where the tool refuses the device, its message is the fault."""
+        self.call("nothing")
