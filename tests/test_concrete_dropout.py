@@ -24,9 +24,9 @@ from torch import Tensor
 
 import fused_dropout
 from fused_dropout import _ext
-from fused_dropout import _reference_noise as reference
 from fused_dropout.functional import concrete_dropout
 from fused_dropout.nn import ConcreteDropout
+from fused_dropout.reference import noise as reference
 
 LARGE = 1 << 18
 LARGEST_LOGIT = 17  # of a uniform number, log(2^24)

@@ -15,7 +15,7 @@ from cuda_on_cpu.runner import Misaligned, Worker
 from noise_checks import DTYPES, assert_rounded, random_tensor, ulps_from
 from torch import Tensor
 
-from fused_dropout import _reference_noise as reference
+from fused_dropout.reference import noise as reference
 
 SEED, OFFSET = -77, 2**40 + 3
 POISON = 0xA5

@@ -26,9 +26,9 @@ from torch.utils.checkpoint import checkpoint
 
 import fused_dropout
 from fused_dropout import _ext
-from fused_dropout import _reference_noise as reference
 from fused_dropout.functional import gaussian_dropout
 from fused_dropout.nn import GaussianDropout
+from fused_dropout.reference import noise as reference
 
 LARGE = 1 << 18
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 import fused_dropout
 from fused_dropout import _ext
-from fused_dropout import _reference_noise as reference
 from fused_dropout.functional import gaussian_noise
+from fused_dropout.reference import noise as reference
 
 EPS = 1e-8
 LARGE = 1 << 18

@@ -23,7 +23,7 @@ from noise_checks import (
 
 import fused_dropout
 from fused_dropout import _ext
-from fused_dropout import _reference_noise as reference
+from fused_dropout.reference import noise as reference
 
 STATES = ((0, 0), (2**32 + 1, 2**40 + 3), (-1, 2**64 - 1))
 LARGE = 1 << 19

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from noise_checks import check_compiles, check_mean, random_tensor
 
-from fused_dropout import _reference_noise as reference
 from fused_dropout.nn import VariationalDropoutLinear
+from fused_dropout.reference import noise as reference
 
 
 def noisy_layer(**kwargs) -> VariationalDropoutLinear:

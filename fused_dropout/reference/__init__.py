@@ -12,14 +12,26 @@ from fused_dropout.reference.masks import (
     philox4x32_10,
     threshold,
 )
+from fused_dropout.reference.noise import (
+    concrete_dropout,
+    gaussian_dropout,
+    gaussian_noise,
+    normal_noise,
+    uniform_noise,
+)
 
 __all__ = [
+    "concrete_dropout",
     "dropconnect_linear",
     "fraction_digit",
+    "gaussian_dropout",
+    "gaussian_noise",
     "keep_rate",
     "mask",
     "mask_matrix",
+    "normal_noise",
     "philox4x32_10",
     "rows_per_mask",
     "threshold",
+    "uniform_noise",
 ]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fused_dropout.reference import philox4x32_10
+from fused_dropout.reference.masks import philox4x32_10
 
 STREAM = 2  # of the masks' streams; noise uses its digit slot 0
 
