@@ -43,15 +43,14 @@ def test_parameters(place: torch.device) -> None:
     assert VariationalDropoutLinear(3, 2, device="meta").log_sigma2.is_meta
 
 
-def test_training_is_the_local_reparameterisation(place: torch.device) -> None:
+def test_training_is_the_local_reparameterisation() -> None:
+    """On the CPU, where the random state is what torch.randint draws."""
     layer = noisy_layer().double()
     input = random_tensor(2, 5, 30, dtype=torch.float64)
     torch.manual_seed(4)
     output = layer(input)
     torch.manual_seed(4)
     seed, offset = torch.randint(-(2**63), 2**63 - 1, (2,)).tolist()
-    if place.type == "cuda":
-        pytest.skip("CUDA's generators hand out another state")
     mean = F.linear(input, layer.weight, layer.bias)
     variance = F.linear(input**2, layer.log_sigma2.exp())
     expected = reference.gaussian_noise(mean, variance, eps=1e-8, seed=seed, offset=offset)
