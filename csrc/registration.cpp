@@ -35,6 +35,43 @@ TORCH_LIBRARY(fused_dropout, m) {
       " int[] shared_dims, float scale, float shift, float fill) -> Tensor",
       random);
 
+  // The noise itself, float32 or float64, in row-major order; see common/noise.h.
+  m.def("uniform_noise(Tensor rng_state, SymInt[] size, ScalarType dtype) -> Tensor");
+  m.def("normal_noise(Tensor rng_state, SymInt[] size, ScalarType dtype) -> Tensor");
+
+  // out = input * (1 + sigma * z)
+  m.def("gaussian_dropout(Tensor input, Tensor rng_state, float sigma) -> Tensor");
+  m.def(
+      "gaussian_dropout.generator(Tensor input, Generator? generator, float sigma)"
+      " -> (Tensor, Tensor)",
+      random);
+  m.def("gaussian_dropout_(Tensor(a!) input, Tensor rng_state, float sigma) -> ()");
+  m.def(
+      "gaussian_dropout_.generator(Tensor(a!) input, Generator? generator, float sigma) -> Tensor",
+      random);
+
+  // out = mean + sqrt(variance + eps) * z; d_variance = grad_output * z / (2 sqrt(variance + eps))
+  m.def("gaussian_noise(Tensor mean, Tensor variance, Tensor rng_state, float eps) -> Tensor");
+  m.def(
+      "gaussian_noise.generator(Tensor mean, Tensor variance, Generator? generator, float eps)"
+      " -> (Tensor, Tensor)",
+      random);
+  m.def(
+      "gaussian_noise_d_variance(Tensor grad_output, Tensor variance, Tensor rng_state, float eps)"
+      " -> Tensor");
+
+  // The gradients are those of input and of logit_p, one element of float32 (float64 for float64).
+  m.def(
+      "concrete_dropout(Tensor input, Tensor logit_p, Tensor rng_state, float temperature)"
+      " -> Tensor");
+  m.def(
+      "concrete_dropout.generator(Tensor input, Tensor logit_p, Generator? generator,"
+      " float temperature) -> (Tensor, Tensor)",
+      random);
+  m.def(
+      "concrete_dropout_backward(Tensor grad_output, Tensor input, Tensor logit_p,"
+      " Tensor rng_state, float temperature) -> (Tensor, Tensor)");
+
   // Matrices: input [rows, in], weight [out, in], grad_output [rows, out]. Row n uses mask
   // n / rows_per_mask. mask_bits are the stored masks, or None to draw them again.
   m.def(

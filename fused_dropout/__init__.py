@@ -12,6 +12,7 @@ from fused_dropout.convert import to_dropconnect, to_linear
 from fused_dropout.masks import mask, packed_mask
 from fused_dropout.max_norm import max_norm_
 from fused_dropout.monte_carlo import MCPrediction, mc_dropout, mc_predict
+from fused_dropout.noise import normal_noise, uniform_noise
 from fused_dropout.rng import make_rng_state
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "mc_dropout",
     "mc_predict",
     "nn",
+    "normal_noise",
     "packed_mask",
     "reference",
     "to_dropconnect",
     "to_linear",
+    "uniform_noise",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from collections.abc import Collection, Sequence
@@ -21,6 +22,23 @@ def check_probability(p: Any, name: str = "p") -> float:
     if not 0.0 <= value <= 1.0:  # false for NaN too
         raise ValueError(f"{name}, the drop probability, has to be between 0 and 1, but got {p}")
     return value
+
+
+def check_number(
+    value: Any, name: str, *, above: float | None = None, at_least: float | None = None
+) -> float:
+    """``value`` as a finite float, in the range that is asked for."""
+    if isinstance(value, bool) or not isinstance(value, (float, numbers.Real)):
+        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    number = float(value)
+    too_low = (above is not None and number <= above) or (
+        at_least is not None and number < at_least
+    )
+    if too_low or not math.isfinite(number):
+        bound = "" if above is None else f", above {above:g}"
+        bound += "" if at_least is None else f", at least {at_least:g}"
+        raise ValueError(f"{name} must be finite{bound}; got {value}")
+    return number
 
 
 def check_choice(value: Any, name: str, allowed: Collection[str]) -> None:

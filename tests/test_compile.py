@@ -24,9 +24,22 @@ def operator_calls() -> dict[str, list[tuple]]:
     bits = _ext.operators().dropconnect_mask_bits(state, 3, 9, 140, 0.3)
     layer = (state, 0.3, 2, True)
     dropout = (0.3, [1], 1.5, 0.25, -1.0)
+    logit_p = torch.zeros(1)
     return {
         "mask": [(state, 3, 140, 0.3, 0, 16)],
         "packed_mask": [(state, 3, 140, 0.3, 0, 16)],
+        "uniform_noise": [(state, [3, 50], torch.float32)],
+        "normal_noise": [(state, [], torch.float64)],
+        "gaussian_dropout": [(input, state, 0.5)],
+        "gaussian_dropout.generator": [(input, None, 0.5)],
+        "gaussian_dropout_": [(input.t(), state, 0.5)],
+        "gaussian_dropout_.generator": [(input, None, 0.5)],
+        "gaussian_noise": [(input, weight[:6] ** 2, state, 0.5)],
+        "gaussian_noise.generator": [(input, weight[:6] ** 2, None, 0.5)],
+        "gaussian_noise_d_variance": [(input, weight[:6] ** 2, state, 0.5)],
+        "concrete_dropout": [(input, logit_p, state, 0.5)],
+        "concrete_dropout.generator": [(input.t(), logit_p, None, 0.5)],
+        "concrete_dropout_backward": [(weight[:6], input, logit_p, state, 0.5)],
         "dropconnect_mask_bits": [(state, 3, 9, 140, 0.3)],
         "dropconnect_mask_bits.generator": [(weight, None, 3, 0.3)],
         "dropconnect_linear": [

@@ -11,7 +11,9 @@ constexpr int kGroupWords = kGroupColumns / 32;  // 32-bit words of a packed gro
 constexpr int kGroupBytes = kGroupColumns / 8;
 constexpr int kDefaultDigits = 16;
 
-enum MaskStream : uint32_t { kStreamMask = 0, kStreamBias = 1 };
+enum MaskStream : uint32_t { kStreamMask = 0, kStreamBias = 1, kStreamNoise = 2 };
+
+constexpr int kNoiseWords = 4;  // elements that share one Philox call of noise (noise.h)
 
 // Everything the kernels need to draw one mask. digits == 0 means that nothing is random: T was 0
 // or 2^digits, and `keep_all` tells which.

@@ -6,6 +6,7 @@
 #include "dropconnect_kernels.h"
 #include "dropout_kernels.h"
 #include "mask_kernels.h"
+#include "noise_kernels.h"
 
 namespace fused_dropout {
 
@@ -14,6 +15,10 @@ struct Kernels {
   MaskKernels mask;
   DropConnectKernels dropconnect;
   DropoutKernels dropout;
+  NoiseKernels noise;
+  GaussianDropoutKernels gaussian_dropout;
+  GaussianNoiseKernels gaussian_noise;
+  ConcreteDropoutKernels concrete_dropout;
 };
 
 const Kernels& plain_kernels();

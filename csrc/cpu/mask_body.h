@@ -63,13 +63,19 @@ FUSED_DROPOUT_INLINE void draw_single_digits(const MaskRule& rule, const PhiloxK
   }
 }
 
+// Groups first, first + stride, ... in the lane order that pack_words wants.
+FUSED_DROPOUT_INLINE Lanes group_lanes(uint64_t first, uint64_t stride) {
+  constexpr int kBatch = Lanes::kCount;
+  uint64_t groups[kBatch];
+  for (int k = 0; k < kBatch; ++k) groups[k] = first + (k % 2 * (kBatch / 2) + k / 2) * stride;
+  return load_lanes(groups);
+}
+
 void draw_groups(const MaskRule& rule, uint64_t first, uint64_t stride, int64_t count,
                  uint32_t* out) {
   constexpr int kBatch = Lanes::kCount;
   const PhiloxKeys<Lanes> keys = philox_keys<Lanes>(rule.key[0], rule.key[1], splat);
-  uint64_t start[kBatch];  // in the lane order that pack_words wants
-  for (int k = 0; k < kBatch; ++k) start[k] = first + (k % 2 * (kBatch / 2) + k / 2) * stride;
-  Lanes groups = load_lanes(start);
+  Lanes groups = group_lanes(first, stride);
   if (rule.digits == 1) {
     draw_single_digits<kPhiloxAtOnce>(rule, keys, stride, groups, count, out);
   }

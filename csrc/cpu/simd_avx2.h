@@ -154,6 +154,9 @@ FUSED_DROPOUT_INLINE Vec<double> select_words(const uint32_t* words, uint32_t bi
   return {_mm256_blendv_pd(b.v, a.v, _mm256_castsi256_pd(_mm256_cvtepi32_epi64(lanes)))};
 }
 
+FUSED_DROPOUT_INLINE Vec<float> square_root(Vec<float> a) { return {_mm256_sqrt_ps(a.v)}; }
+FUSED_DROPOUT_INLINE Vec<double> square_root(Vec<double> a) { return {_mm256_sqrt_pd(a.v)}; }
+
 // sum + a * b in the lanes whose bit is set. Blending the result, not an operand, keeps an infinite
 // operand of a dropped product from becoming a NaN.
 FUSED_DROPOUT_INLINE Vec<float> fma_kept(const uint8_t* bits, int chunk, Vec<float> a, Vec<float> b,

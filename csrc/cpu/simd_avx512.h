@@ -154,6 +154,9 @@ FUSED_DROPOUT_INLINE Vec<double> select_words(const uint32_t* words, uint32_t bi
   return {_mm512_mask_blend_pd(lanes, b.v, a.v)};
 }
 
+FUSED_DROPOUT_INLINE Vec<float> square_root(Vec<float> a) { return {_mm512_sqrt_ps(a.v)}; }
+FUSED_DROPOUT_INLINE Vec<double> square_root(Vec<double> a) { return {_mm512_sqrt_pd(a.v)}; }
+
 // sum + a * b in the lanes whose bit is set; the others keep `sum`. `bits` is the group's 16 bytes
 // and `chunk` counts vectors from its start.
 FUSED_DROPOUT_INLINE Vec<float> fma_kept(const uint8_t* bits, int chunk, Vec<float> a, Vec<float> b,

@@ -126,6 +126,15 @@ FUSED_DROPOUT_INLINE Vec<Real> multiply_add(Vec<Real> a, Vec<Real> b, Vec<Real> 
   return a * b + c;
 }
 
+FUSED_DROPOUT_INLINE Vec<float> square_root(Vec<float> a) {
+  for (float& x : a.v) x = __builtin_sqrtf(x);
+  return a;
+}
+FUSED_DROPOUT_INLINE Vec<double> square_root(Vec<double> a) {
+  for (double& x : a.v) x = __builtin_sqrt(x);
+  return a;
+}
+
 // The unsigned integer that holds a Real's bits.
 template <class Real>
 struct BitsOf {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from fused_dropout._fake import dropconnect, dropout, masks
+from fused_dropout._fake import dropconnect, dropout, masks, noise
 from fused_dropout._fake.common import Fakes
 
-FAKES: Fakes = {**masks.FAKES, **dropconnect.FAKES, **dropout.FAKES}
+FAKES: Fakes = {**masks.FAKES, **dropconnect.FAKES, **dropout.FAKES, **noise.FAKES}
 
 
 def register() -> None:

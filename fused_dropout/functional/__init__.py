@@ -1,5 +1,6 @@
 """Functional forms of the layers."""
 
+from fused_dropout.functional.concrete_dropout import concrete_dropout
 from fused_dropout.functional.drop_path import (
     drop_path,
     drop_path_add,
@@ -16,9 +17,12 @@ from fused_dropout.functional.dropout import (
     feature_alpha_dropout,
     locked_dropout,
 )
+from fused_dropout.functional.gaussian_dropout import gaussian_dropout
+from fused_dropout.functional.gaussian_noise import gaussian_noise
 
 __all__ = [
     "alpha_dropout",
+    "concrete_dropout",
     "drop_path",
     "drop_path_add",
     "dropconnect_linear",
@@ -27,6 +31,8 @@ __all__ = [
     "dropout2d",
     "dropout3d",
     "feature_alpha_dropout",
+    "gaussian_dropout",
+    "gaussian_noise",
     "linear_drop_rates",
     "locked_dropout",
     "stochastic_depth",

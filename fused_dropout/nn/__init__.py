@@ -1,5 +1,6 @@
 """Modules with the parameters, defaults and errors of their torch.nn counterparts."""
 
+from fused_dropout.nn.concrete_dropout import ConcreteDropout, ConcreteRegularisation
 from fused_dropout.nn.drop_path import DropPath, DropPathAdd, StochasticDepth
 from fused_dropout.nn.dropconnect import DropConnectLinear
 from fused_dropout.nn.dropout import (
@@ -11,9 +12,13 @@ from fused_dropout.nn.dropout import (
     FeatureAlphaDropout,
     LockedDropout,
 )
+from fused_dropout.nn.gaussian_dropout import GaussianDropout
+from fused_dropout.nn.variational_dropout import VariationalDropoutLinear
 
 __all__ = [
     "AlphaDropout",
+    "ConcreteDropout",
+    "ConcreteRegularisation",
     "DropConnectLinear",
     "DropPath",
     "DropPathAdd",
@@ -22,6 +27,8 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "FeatureAlphaDropout",
+    "GaussianDropout",
     "LockedDropout",
     "StochasticDepth",
+    "VariationalDropoutLinear",
 ]

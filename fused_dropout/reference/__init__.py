@@ -21,9 +21,17 @@ from fused_dropout.reference.masks import (
     philox4x32_10,
     threshold,
 )
+from fused_dropout.reference.noise import (
+    concrete_dropout,
+    gaussian_dropout,
+    gaussian_noise,
+    normal_noise,
+    uniform_noise,
+)
 
 __all__ = [
     "alpha_dropout",
+    "concrete_dropout",
     "dropconnect_linear",
     "dropout",
     "dropout1d",
@@ -31,11 +39,15 @@ __all__ = [
     "dropout3d",
     "feature_alpha_dropout",
     "fraction_digit",
+    "gaussian_dropout",
+    "gaussian_noise",
     "keep_rate",
     "locked_dropout",
     "mask",
     "mask_matrix",
+    "normal_noise",
     "philox4x32_10",
     "rows_per_mask",
     "threshold",
+    "uniform_noise",
 ]

@@ -1,7 +1,8 @@
-// Bit operations, conversions and cached loads of CUDA C++.
+// Bit operations, conversions, functions and cached loads of CUDA C++.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 using std::max;
@@ -54,6 +55,34 @@ inline float __uint_as_float(unsigned bits) {
   float x;
   __builtin_memcpy(&x, &bits, sizeof x);
   return x;
+}
+
+// sin(pi x) and cos(pi x), exact in their argument: whole half turns are taken off before pi
+// rounds.
+inline void sincospi(double x, double* sine, double* cosine) {
+  constexpr double kPi = 3.14159265358979323846;
+  const double halves = std::nearbyint(2 * x);
+  const double s = std::sin(kPi * (x - halves / 2));
+  const double c = std::cos(kPi * (x - halves / 2));
+  switch (static_cast<int64_t>(halves) & 3) {
+    case 0:
+      *sine = s, *cosine = c;
+      break;
+    case 1:
+      *sine = c, *cosine = -s;
+      break;
+    case 2:
+      *sine = -s, *cosine = -c;
+      break;
+    default:
+      *sine = -c, *cosine = s;
+  }
+}
+inline void sincospif(float x, float* sine, float* cosine) {
+  double s, c;
+  sincospi(x, &s, &c);
+  *sine = static_cast<float>(s);
+  *cosine = static_cast<float>(c);
 }
 
 // Loads and stores with a hint for the caches, which has no meaning here.

@@ -1,0 +1,203 @@
+"""Are the ops on continuous noise faster than eager PyTorch? Run: python bench/gaussian_dropout.py
+
+Measures Gaussian dropout, Gaussian noise of given mean and variance, and concrete dropout with a
+learned p on 16.7 M elements in fp32 and bf16. `eager` is the plain composition of torch's
+operators. `clone` moves the bytes of one input and one output. `--save` writes all figures as JSON
+and a plot as PNG to bench/results/. Exit status 1 if a goal is missed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from fused_dropout.benchmark import (
+    OURS,
+    Measured,
+    Spread,
+    Subject,
+    load_warning,
+    measure_interleaved,
+    ratio,
+    spread,
+)
+from fused_dropout.benchmark_devices import Device
+from fused_dropout.benchmark_report import Goal, Script, Setup, run_script
+from fused_dropout.functional import concrete_dropout, gaussian_dropout, gaussian_noise
+
+RESULTS = Path(__file__).parent / "results"
+PHASES = ("forward", "total")  # total: and the gradients
+EAGER, CLONE = "eager", "clone"
+ELEMENTS = 1 << 24
+DTYPES = ("float32", "bfloat16")
+TEMPERATURE = 0.1
+
+Layer = Callable[[Tensor, Tensor], Tensor]  # input, and the op's second differentiable operand
+
+
+def eager_gaussian_dropout(input: Tensor, _: Tensor) -> Tensor:
+    return input * (1 + torch.randn_like(input))  # p = 0.5
+
+
+def eager_gaussian_noise(mean: Tensor, variance: Tensor) -> Tensor:
+    return mean + (variance + 1e-8).sqrt() * torch.randn_like(mean)
+
+
+def eager_concrete_dropout(input: Tensor, logit_p: Tensor) -> Tensor:
+    """As the code in the appendix of Gal, Hron and Kendall 2017 has it, but for its eps in p."""
+    eps = 1e-7
+    u = torch.rand_like(input)
+    p = torch.sigmoid(logit_p)
+    logit_z = torch.log(p) - torch.log(1 - p) + torch.log(u + eps) - torch.log(1 - u + eps)
+    return input * (1 - torch.sigmoid(logit_z / TEMPERATURE)) / (1 - p)
+
+
+def _fused_gaussian_dropout(input: Tensor, _: Tensor) -> Tensor:
+    return gaussian_dropout(input)
+
+
+def _fused_concrete_dropout(input: Tensor, logit_p: Tensor) -> Tensor:
+    return concrete_dropout(input, logit_p, TEMPERATURE)
+
+
+OPS: dict[str, tuple[Layer, Layer]] = {
+    "gaussian_dropout": (_fused_gaussian_dropout, eager_gaussian_dropout),
+    "gaussian_noise": (gaussian_noise, eager_gaussian_noise),
+    "concrete_dropout": (_fused_concrete_dropout, eager_concrete_dropout),
+}
+
+
+def measure(
+    op: str,
+    dtype: str,
+    elements: int = ELEMENTS,
+    *,
+    rounds: int,
+    compiled: bool,
+    device: Device,
+    progress: Callable[[str], object],
+) -> dict[str, Any]:
+    """One op and dtype; `compiled` changes nothing, the peers here are not compiled."""
+    ours, eager = OPS[op]
+    calls = {OURS: ours, EAGER: eager, CLONE: lambda input, _: input.clone()}
+    prepare = _Calls(op, dtype, elements, device.kind)
+    subjects = [Subject(name, partial(prepare, call)) for name, call in calls.items()]
+    measured = measure_interleaved(
+        subjects, PHASES, rounds=rounds, memory_phase="total", device=device, progress=progress
+    )
+    return {
+        "op": op,
+        "elements": elements,
+        "dtype": dtype,
+        "device": device.kind,
+        "rounds": rounds,
+        "other_busy_cores": round(measured.other_busy_cores, 2),
+        "rows": [_row(name, measured.subjects) for name in calls],
+    }
+
+
+class _Calls:
+    """The same inputs for every subject; called with a layer and a phase, returns what to time."""
+
+    def __init__(self, op: str, dtype: str, elements: int, device: str) -> None:
+        draw = torch.Generator().manual_seed(0)
+
+        def normal() -> Tensor:
+            return torch.randn(elements, generator=draw).to(device, getattr(torch, dtype))
+
+        self.input, self.grad = normal(), normal()
+        self.second = normal().square() if op == "gaussian_noise" else self.input.new_tensor(-2.0)
+
+    def __call__(self, layer: Layer, phase: str) -> Callable[[], object]:
+        operands = [tensor.detach().requires_grad_() for tensor in (self.input, self.second)]
+        if phase == "forward":
+            return lambda: layer(*operands)
+        return lambda: torch.autograd.grad(layer(*operands), operands, self.grad, allow_unused=True)
+
+
+def _row(name: str, subjects: Mapping[str, Measured]) -> dict[str, Any]:
+    own, eager, clone = (subjects[other].seconds for other in (name, EAGER, CLONE))
+    return {
+        "name": name,
+        "p": None,
+        "note": subjects[name].note,
+        "peak_extra_bytes": subjects[name].peak_extra_bytes,
+        "seconds": {phase: spread(found) for phase, found in subjects[name].timings.items()},
+        "speedup_over_eager": {phase: spread(ratio(eager[phase], own[phase])) for phase in PHASES},
+        "times_clone": {"forward": spread(ratio(own["forward"], clone["forward"]))},
+    }
+
+
+def print_result(result: Mapping[str, Any], console: Console) -> None:
+    """A table of one op and dtype, and a warning if the machine was busy."""
+    table = Table("", title=result_title(result))
+    headings = [f"{phase}\nms" for phase in PHASES]
+    headings += [f"faster than\neager, {phase}" for phase in PHASES]
+    for heading in [*headings, "forward\ntimes clone", "peak\nextra MiB"]:
+        table.add_column(heading, justify="right")
+    for row in result["rows"]:
+        peak = row["peak_extra_bytes"]
+        table.add_row(
+            row["name"],
+            *[f"{1e3 * row['seconds'][phase]['median']:.3g}" for phase in PHASES],
+            *[_shown(row["speedup_over_eager"][phase]) for phase in PHASES],
+            _shown(row["times_clone"]["forward"]),
+            "?" if peak is None else f"{peak / 2**20:.0f}",
+        )
+    console.print(table)
+    if warning := load_warning(result["other_busy_cores"]):
+        console.print(warning, style="yellow")
+
+
+def _shown(found: Spread | None) -> str:
+    if found is None:
+        return "-"
+    return "{median:.2f}x ({p20:.2f}-{p80:.2f})".format_map(found)
+
+
+def shape_text(result: Mapping[str, Any]) -> str:
+    """Which measurement a goal is about."""
+    return "{op} {elements} {dtype}".format_map(result)
+
+
+def result_title(result: Mapping[str, Any]) -> str:
+    """What a table or a plot is about."""
+    return "{op}, {elements} elements, {dtype}".format_map(result)
+
+
+CASES = [(op, dtype) for op in OPS for dtype in DTYPES]
+MEASUREMENTS = [partial(measure, *case) for case in CASES]
+# On the CPU torch draws normals on one core, and its concrete dropout takes a dozen passes. A GPU
+# is limited by the arithmetic of the noise, which the eager forms need as well.
+AT_LEAST = {
+    "cpu": {"gaussian_dropout": 4, "gaussian_noise": 4, "concrete_dropout": 8},
+    "cuda": {"gaussian_dropout": 1, "gaussian_noise": 1, "concrete_dropout": 2},
+}
+
+
+def goals(device: str) -> list[Goal]:
+    """One for each case, of the forward and backward pass together."""
+    return [
+        Goal(number, None, "speedup_over_eager", at_least=AT_LEAST[device][op])
+        for number, (op, _) in enumerate(CASES)
+    ]
+
+
+SETUPS = {device: Setup("gaussian-dropout-", MEASUREMENTS, goals(device)) for device in AT_LEAST}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    script = Script(__doc__, SETUPS, RESULTS, print_result, shape_text, result_title)
+    return run_script(script, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+// Concrete dropout: out = in * keep / (1 - p) with the relaxed mask
+//
+//   keep = 1 - z = 1 / (1 + exp((logit p + logit u) / t)),   logit x = log(x / (1 - x)).
+//
+// Forward is one launch. Backward is one pass over the elements, which gives the input's gradient
+// and a partial sum of logit_p's for every block, and a launch of one block that adds those: in an
+// order that the number of elements alone sets, since the grid follows from it.
+//
+// noise.cuh says how the work is cut. Besides Philox an element takes a division, a logarithm, an
+// exponential and a reciprocal, about 60 issue slots; prediction: 0.35e12 elements a second.
+#pragma once
+
+#include "noise.cuh"
+
+namespace fused_dropout {
+namespace {
+
+// Where p and the temperature come from: the kernels read the logit, a parameter, on the device.
+template <class S>
+struct ConcreteSource {
+  const S* logit_p;
+  S inverse_temperature;
+};
+
+template <class S>
+struct ConcreteRate {
+  S logit, p, scale, inverse_temperature;
+};
+
+template <class S>
+FUSED_DROPOUT_DEVICE ConcreteRate<S> rate_of(const ConcreteSource<S>& source) {
+  const S logit = *source.logit_p;
+  const S odds = exp_of(logit);
+  return {logit, S(1) / (S(1) + S(1) / odds), S(1) + odds, source.inverse_temperature};
+}
+
+// z / (1 - z), within bounds whose reciprocals are normal numbers. 1 - u is exact.
+template <class S>
+FUSED_DROPOUT_DEVICE S dropped_odds(const ConcreteRate<S>& rate, uint32_t word) {
+  constexpr S kBound = sizeof(S) == 4 ? S(87) : S(700);
+  const S u = uniform_of_word<S>(word);
+  S x = (rate.logit + log_of(u / (S(1) - u))) * rate.inverse_temperature;
+  x = x < -kBound ? -kBound : x;  // a NaN stays one
+  return exp_of(x > kBound ? kBound : x);
+}
+
+// `out` may be `in`.
+template <class T, int kAccess>
+__global__ void __launch_bounds__(kNoiseThreads)
+    concrete_dropout_kernel(MaskRule rule, RngSource rng, ConcreteSource<Sum<T>> source,
+                            const T* in, T* out, int64_t count) {
+  using S = Sum<T>;
+  constexpr int kChunk = kNoiseChunk<T>;
+  const ConcreteRate<S> rate = rate_of(source);
+  for_each_chunk<T>(seeded(rule, rng), count, [&](const uint32_t (&words)[kChunk], int64_t first) {
+    S x[kChunk];
+    load_chunk<T, kAccess>(in + first, count - first, x);
+#pragma unroll
+    for (int k = 0; k < kChunk; ++k) x[k] *= rate.scale / (S(1) + dropped_odds(rate, words[k]));
+    store_chunk<T, kAccess>(x, count - first, out + first);
+  });
+}
+
+// The sum over the block's threads, in thread 0.
+template <class S>
+FUSED_DROPOUT_DEVICE S block_sum(S sum) {
+  constexpr int kWarps = kNoiseThreads / kWarpLanes;
+  FUSED_DROPOUT_SHARED(S, of_warp, [kWarps]);
+#pragma unroll
+  for (int half = kWarpLanes / 2; half > 0; half /= 2) sum += __shfl_xor_sync(~0u, sum, half);
+  if (threadIdx.x % kWarpLanes == 0) of_warp[threadIdx.x / kWarpLanes] = sum;
+  __syncthreads();
+  sum = of_warp[0];
+#pragma unroll
+  for (int w = 1; w < kWarps; ++w) sum += of_warp[w];
+  return sum;
+}
+
+template <class T>
+struct ConcreteGradients {
+  const T* grad;
+  const T* in;
+  T* d_in;
+  Sum<T>* partial;  // one for each block
+  int64_t count;
+};
+
+template <class T, int kAccess>
+__global__ void __launch_bounds__(kNoiseThreads)
+    concrete_dropout_backward_kernel(MaskRule rule, RngSource rng, ConcreteSource<Sum<T>> source,
+                                     ConcreteGradients<T> tensors) {
+  using S = Sum<T>;
+  constexpr int kChunk = kNoiseChunk<T>;
+  const ConcreteRate<S> rate = rate_of(source);
+  S d_logit = 0;
+  for_each_chunk<T>(
+      seeded(rule, rng), tensors.count, [&](const uint32_t (&words)[kChunk], int64_t first) {
+        const int64_t left = tensors.count - first;
+        S g[kChunk], x[kChunk];
+        load_chunk<T, kAccess>(tensors.grad + first, left, g);
+        load_chunk<T, kAccess>(tensors.in + first, left, x);
+#pragma unroll
+        for (int k = 0; k < kChunk; ++k) {
+          const S odds = dropped_odds(rate, words[k]);
+          const S keep = S(1) / (S(1) + odds);
+          g[k] *= keep * rate.scale;
+          d_logit = fma(x[k] * g[k], fma(-odds * keep, rate.inverse_temperature, rate.p), d_logit);
+        }
+        store_chunk<T, kAccess>(g, left, tensors.d_in + first);
+      });
+  d_logit = block_sum(d_logit);
+  if (threadIdx.x == 0) tensors.partial[blockIdx.x] = d_logit;
+}
+
+// One block: *sum = partial[0] + ... + partial[count - 1].
+template <class S>
+__global__ void __launch_bounds__(kNoiseThreads)
+    add_partials_kernel(const S* partial, int64_t count, S* sum) {
+  double mine = 0;
+  for (int64_t k = threadIdx.x; k < count; k += kNoiseThreads) {
+    mine += static_cast<double>(partial[k]);
+  }
+  mine = block_sum(mine);
+  if (threadIdx.x == 0) *sum = static_cast<S>(mine);
+}
+
+// ---- launches ---------------------------------------------------------------------------------
+
+template <class T>
+cudaError_t launch_concrete_dropout(const MaskRule& rule, const RngSource& rng,
+                                    const ConcreteSource<Sum<T>>& source, const T* in, T* out,
+                                    int64_t count, cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  const dim3 blocks = noise_blocks<T>(count);
+  if (is_aligned(in, 16) && is_aligned(out, 16)) {
+    return launch_kernel<concrete_dropout_kernel<T, kVector<T>>>(
+        blocks, dim3(kNoiseThreads), 0, stream, rule, rng, source, in, out, count);
+  }
+  return launch_kernel<concrete_dropout_kernel<T, 1>>(blocks, dim3(kNoiseThreads), 0, stream, rule,
+                                                      rng, source, in, out, count);
+}
+
+// `partial` has room for noise_blocks(count, max_blocks) sums. Of no elements, d_logit becomes 0.
+template <class T>
+cudaError_t launch_concrete_dropout_backward(const MaskRule& rule, const RngSource& rng,
+                                             const ConcreteSource<Sum<T>>& source,
+                                             const ConcreteGradients<T>& tensors, Sum<T>* d_logit,
+                                             cudaStream_t stream, int64_t max_blocks = kMaxBlocks) {
+  const dim3 blocks = noise_blocks<T>(tensors.count, max_blocks);
+  cudaError_t error = cudaSuccess;
+  if (tensors.count == 0) {
+    // Nothing to add up.
+  } else if (is_aligned(tensors.grad, 16) && is_aligned(tensors.in, 16) &&
+             is_aligned(tensors.d_in, 16)) {
+    error = launch_kernel<concrete_dropout_backward_kernel<T, kVector<T>>>(
+        blocks, dim3(kNoiseThreads), 0, stream, rule, rng, source, tensors);
+  } else {
+    error = launch_kernel<concrete_dropout_backward_kernel<T, 1>>(
+        blocks, dim3(kNoiseThreads), 0, stream, rule, rng, source, tensors);
+  }
+  if (error != cudaSuccess) return error;
+  return launch_kernel<add_partials_kernel<Sum<T>>>(dim3(1), dim3(kNoiseThreads), 0, stream,
+                                                    static_cast<const Sum<T>*>(tensors.partial),
+                                                    int64_t{blocks.x}, d_logit);
+}
+
+}  // namespace
+}  // namespace fused_dropout

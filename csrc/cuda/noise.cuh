@@ -1,0 +1,160 @@
+// Continuous noise on a GPU (common/noise.h), and the noise itself as a tensor.
+//
+// Launch: a thread takes kNoiseChunk neighbours at a time, 4 of float and double and 8 of the short
+// types, which are one or two Philox calls; blocks of 256 threads, kMaxBlocks at most and a
+// grid-stride loop beyond. Every kernel here and in the headers that include this one has two
+// forms: 16-byte accesses, and element by element for pointers that are not aligned.
+//
+// Prediction, from the instructions in sm_90's code (a wide multiplication counted twice): Philox
+// takes 25 issue slots an element; a normal takes half of a logarithm, square root, sine and
+// cosine, about 30 more. The 528 schedulers of an H200 at 1.75 GHz issue 924 warp instructions per
+// ns, 29.6e12 lanes a second, hence 0.5e12 normals. The floor of reading and writing bf16 at 4.3
+// TB/s is 1.07e12 elements a second, of fp32 0.54e12: so arithmetic limits the short types to
+// about half the copy bandwidth, and fp32 reaches most of it.
+#pragma once
+
+#include <cmath>
+
+#include "../common/noise.h"
+#include "elements.cuh"
+#include "mask.cuh"
+
+namespace fused_dropout {
+namespace {
+
+constexpr int kNoiseThreads = 256;
+
+template <class T>
+constexpr int kNoiseChunk = kVector<T> < kNoiseWords ? kNoiseWords : kVector<T>;
+
+// The functions of common/noise.h in the precision of S.
+FUSED_DROPOUT_DEVICE float log_of(float x) { return logf(x); }
+FUSED_DROPOUT_DEVICE double log_of(double x) { return log(x); }
+FUSED_DROPOUT_DEVICE float exp_of(float x) { return expf(x); }
+FUSED_DROPOUT_DEVICE double exp_of(double x) { return exp(x); }
+FUSED_DROPOUT_DEVICE float square_root(float x) { return sqrtf(x); }
+FUSED_DROPOUT_DEVICE double square_root(double x) { return sqrt(x); }
+// sin(2 pi u) and cos(2 pi u); twice u is exact.
+FUSED_DROPOUT_DEVICE void sine_cosine_of_turn(float u, float* sine, float* cosine) {
+  sincospif(2 * u, sine, cosine);
+}
+FUSED_DROPOUT_DEVICE void sine_cosine_of_turn(double u, double* sine, double* cosine) {
+  sincospi(2 * u, sine, cosine);
+}
+
+// The words of elements first .. first + kCount - 1, whose calls advance in lockstep. `first` is a
+// multiple of kNoiseWords.
+template <int kCount>
+FUSED_DROPOUT_DEVICE void draw_words(const MaskRule& rule, const PhiloxKeys<uint32_t>& keys,
+                                     int64_t first, uint32_t (&words)[kCount]) {
+  constexpr int kCalls = kCount / kNoiseWords;
+  uint32_t calls[kCalls][4];
+#pragma unroll
+  for (int c = 0; c < kCalls; ++c) {
+    const uint64_t call = static_cast<uint64_t>(first / kNoiseWords + c);
+    calls[c][0] = static_cast<uint32_t>(call);
+    calls[c][1] = rule.slot | static_cast<uint32_t>(call >> 32);
+    calls[c][2] = rule.offset[0];
+    calls[c][3] = rule.offset[1];
+  }
+  philox4x32_10(calls, keys);
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) words[k] = calls[k / kNoiseWords][k % kNoiseWords];
+}
+
+struct UniformNoise {
+  template <class S, int kCount>
+  FUSED_DROPOUT_DEVICE static void of_words(const uint32_t (&words)[kCount], S (&noise)[kCount]) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) noise[k] = uniform_of_word<S>(words[k]);
+  }
+};
+
+struct NormalNoise {
+  template <class S, int kCount>
+  FUSED_DROPOUT_DEVICE static void of_words(const uint32_t (&words)[kCount], S (&noise)[kCount]) {
+#pragma unroll
+    for (int k = 0; k < kCount; k += 2) {
+      const S radius = square_root(S(-2) * log_of(uniform_of_word<S>(words[k])));
+      S sine, cosine;
+      sine_cosine_of_turn(uniform_of_word<S>(words[k + 1]), &sine, &cosine);
+      noise[k] = radius * cosine;
+      noise[k + 1] = radius * sine;
+    }
+  }
+};
+
+// `kCount` neighbours in accesses of `kAccess` each. Of the last chunk only `left` elements exist;
+// the others read as 0.
+template <class T, int kAccess, int kCount>
+FUSED_DROPOUT_DEVICE void load_chunk(const T* from, int64_t left, Sum<T> (&to)[kCount]) {
+  if (left >= kCount) {
+#pragma unroll
+    for (int k = 0; k < kCount; k += kAccess) load_neighbours<T, kAccess>(from + k, to + k);
+  } else {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) to[k] = k < left ? to_sum(from[k]) : Sum<T>(0);
+  }
+}
+
+template <class T, int kAccess, int kCount>
+FUSED_DROPOUT_DEVICE void store_chunk(const Sum<T> (&from)[kCount], int64_t left, T* to) {
+  if (left >= kCount) {
+#pragma unroll
+    for (int k = 0; k < kCount; k += kAccess) store_neighbours<T, kAccess>(from + k, to + k);
+  } else {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      if (k < left) from_sum(from[k], to + k);
+    }
+  }
+}
+
+// Calls body(words, first) for this thread's chunks of `count` elements.
+template <class T, class Body>
+FUSED_DROPOUT_DEVICE void for_each_chunk(const MaskRule& rule, int64_t count, Body body) {
+  constexpr int kChunk = kNoiseChunk<T>;
+  const PhiloxKeys<uint32_t> keys = keys_of(rule);
+  for (int64_t first = thread_in_grid() * kChunk; first < count;
+       first += threads_in_grid() * kChunk) {
+    uint32_t words[kChunk];
+    draw_words(rule, keys, first, words);
+    body(words, first);
+  }
+}
+
+template <class Noise, class T, int kAccess>
+__global__ void __launch_bounds__(kNoiseThreads)
+    noise_kernel(MaskRule rule, RngSource rng, T* out, int64_t count) {
+  constexpr int kChunk = kNoiseChunk<T>;
+  for_each_chunk<T>(seeded(rule, rng), count, [&](const uint32_t (&words)[kChunk], int64_t first) {
+    Sum<T> noise[kChunk];
+    Noise::of_words(words, noise);
+    store_chunk<T, kAccess>(noise, count - first, out + first);
+  });
+}
+
+// ---- launches ---------------------------------------------------------------------------------
+
+template <class T>
+dim3 noise_blocks(int64_t count, int64_t max_blocks = kMaxBlocks) {
+  const int64_t blocks = ceil_div(ceil_div(count, kNoiseChunk<T>), kNoiseThreads);
+  return dim3(static_cast<unsigned>(blocks < max_blocks ? blocks : max_blocks));
+}
+
+// T is float or double.
+template <class Noise, class T>
+cudaError_t launch_noise(const MaskRule& rule, const RngSource& rng, T* out, int64_t count,
+                         cudaStream_t stream, int64_t max_blocks = kMaxBlocks) {
+  if (count == 0) return cudaSuccess;
+  const dim3 blocks = noise_blocks<T>(count, max_blocks);
+  if (is_aligned(out, 16)) {
+    return launch_kernel<noise_kernel<Noise, T, kVector<T>>>(blocks, dim3(kNoiseThreads), 0, stream,
+                                                             rule, rng, out, count);
+  }
+  return launch_kernel<noise_kernel<Noise, T, 1>>(blocks, dim3(kNoiseThreads), 0, stream, rule, rng,
+                                                  out, count);
+}
+
+}  // namespace
+}  // namespace fused_dropout

@@ -1,0 +1,88 @@
+// Entries of the kernels on continuous noise, one for each op and dtype. Arrays lie in device
+// memory, where only kernels can read them; `rng_state` and `logit_p` among them.
+#include <string>
+#include <type_traits>
+
+#include "../../csrc/cuda/concrete_dropout.cuh"
+#include "../../csrc/cuda/gaussian_dropout.cuh"
+#include "../../csrc/cuda/gaussian_noise.cuh"
+#include "device_memory.h"
+#include "entries.h"
+
+namespace {
+
+using namespace fused_dropout;
+
+const MaskRule kRule = make_noise_rule(0, 0);
+
+template <class Noise, class T>
+int noise(const int64_t* rng_state, T* out, int64_t count, int64_t max_blocks) {
+  return launch_noise<Noise>(kRule, rng_from_state(rng_state), out, count, nullptr, max_blocks);
+}
+
+template <class T>
+int gaussian_dropout(const int64_t* rng_state, double sigma, const T* in, T* out, int64_t count) {
+  return launch_gaussian_dropout(kRule, rng_from_state(rng_state), sigma, in, out, count, nullptr);
+}
+
+template <class T>
+int gaussian_dropout_in_place(const int64_t* rng_state, double sigma, T* out, int64_t count) {
+  return launch_gaussian_dropout<T>(kRule, rng_from_state(rng_state), sigma, out, out, count,
+                                    nullptr);
+}
+
+template <class T, bool kGradient>
+int gaussian_noise(const int64_t* rng_state, double eps, const T* other, const T* variance, T* out,
+                   int64_t count) {
+  const GaussianNoiseOperands<T> tensors = {other, variance, out, count};
+  return launch_gaussian_noise<T, kGradient>(kRule, rng_from_state(rng_state), eps, tensors,
+                                             nullptr);
+}
+
+template <class T>
+int concrete_dropout(const int64_t* rng_state, const Sum<T>* logit_p, double temperature,
+                     const T* in, T* out, int64_t count) {
+  const ConcreteSource<Sum<T>> source = {logit_p, static_cast<Sum<T>>(1 / temperature)};
+  return launch_concrete_dropout(kRule, rng_from_state(rng_state), source, in, out, count, nullptr);
+}
+
+// `partial` has exactly as many elements as the kernels have blocks.
+template <class T>
+int concrete_dropout_backward(const int64_t* rng_state, const Sum<T>* logit_p, double temperature,
+                              const T* grad, const T* in, T* d_in, Sum<T>* partial, Sum<T>* d_logit,
+                              int64_t count, int64_t max_blocks) {
+  const ConcreteSource<Sum<T>> source = {logit_p, static_cast<Sum<T>>(1 / temperature)};
+  const ConcreteGradients<T> tensors = {grad, in, d_in, partial, count};
+  return launch_concrete_dropout_backward(kRule, rng_from_state(rng_state), source, tensors,
+                                          d_logit, nullptr, max_blocks);
+}
+
+const char* name(const std::string& op, const char* dtype) {
+  return (new std::string(op + "_" + dtype))->c_str();
+}
+
+template <class T>
+struct Entries {
+  explicit Entries(const char* dtype)
+      : entries{{name("gaussian_dropout", dtype), gaussian_dropout<T>},
+                {name("gaussian_dropout_in_place", dtype), gaussian_dropout_in_place<T>},
+                {name("gaussian_noise", dtype), gaussian_noise<T, false>},
+                {name("gaussian_noise_d_variance", dtype), gaussian_noise<T, true>},
+                {name("concrete_dropout", dtype), concrete_dropout<T>},
+                {name("concrete_dropout_backward", dtype), concrete_dropout_backward<T>}} {}
+
+  worker::Registration entries[6];
+};
+
+const Entries<float> float32_entries("float32");
+const Entries<__nv_bfloat16> bfloat16_entries("bfloat16");
+const Entries<__half> float16_entries("float16");
+const Entries<double> float64_entries("float64");
+const worker::Registration noise_entries[] = {
+    {"uniform_noise_float32", noise<UniformNoise, float>},
+    {"uniform_noise_float64", noise<UniformNoise, double>},
+    {"normal_noise_float32", noise<NormalNoise, float>},
+    {"normal_noise_float64", noise<NormalNoise, double>},
+};
+
+}  // namespace

@@ -1,0 +1,152 @@
+"""What the tests of the ops on continuous noise share: shapes, layouts, statistics.
+
+The statistics use fixed seeds, so a check passes always or never. Before the seed was chosen each
+would have failed with the chance stated here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Edges of a Philox call (4 elements), an access (8), a block (128) and a task (8192).
+SIZES = (1, 3, 4, 5, 7, 8, 9, 127, 128, 129, 1000, 8191, 8193, 20_001)
+
+SIGMAS = 5.0  # 6e-7: how often a normal number is further from its mean
+KOLMOGOROV = 2.7  # 9e-7: how often sqrt(n) sup |F_n - F| is larger
+
+
+def random_tensor(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Normal numbers that are the same on every device, on torch's default device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    numbers = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+    return numbers.to(torch.get_default_device(), dtype)
+
+
+def layouts(tensor: Tensor) -> dict[str, Tensor]:
+    """A [N, C, H, W] tensor in other strides, with the same numbers in the same places."""
+    shape = tensor.shape
+    gaps = tensor.new_full([2 * size for size in shape], math.nan)
+    with_gaps = gaps[tuple(slice(1, None, 2) for _ in shape)]
+    offset = torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(shape)
+    return {
+        "channels_last": tensor.contiguous(memory_format=torch.channels_last),
+        "reversed": tensor.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+        "gaps": with_gaps.copy_(tensor),
+        "misaligned": offset,
+    }
+
+
+def assert_rounded(actual: Tensor, truth: Tensor, scale: Tensor, ulps: float = 8) -> None:
+    """`actual` is the float64 `truth` but for rounding.
+
+    Arithmetic in float32 (float64 for float64) may be wrong by `ulps` units of `scale`, the size of
+    the numbers that were added up; then the result is rounded once to its dtype.
+    """
+    computed = torch.float64 if actual.dtype == torch.float64 else torch.float32
+    smallest = torch.finfo(actual.dtype).smallest_normal * torch.finfo(actual.dtype).eps
+    error = (actual.double() - truth).abs()
+    bound = torch.finfo(actual.dtype).eps * truth.abs() / 2 + smallest
+    bound = bound + ulps * torch.finfo(computed).eps * scale.abs()
+    if computed == actual.dtype:  # the last rounding is one of the arithmetic's
+        bound = bound + torch.finfo(computed).eps * truth.abs()
+    worst = (error - bound).max().item() if actual.numel() else 0.0
+    assert worst <= 0, f"off by {worst:.3g} more than rounding explains"
+
+
+def check_mean(samples: Tensor, mean: float, deviation: float) -> None:
+    """The mean of independent samples of that deviation; false alarm 6e-7."""
+    bound = SIGMAS * deviation / math.sqrt(samples.numel())
+    assert abs(samples.double().mean().item() - mean) <= bound
+
+
+def check_normal(z: Tensor) -> None:
+    """Moments 1 to 4 of N(0, 1), and Kolmogorov and Smirnov's distance; false alarm 4e-6."""
+    z = z.double().flatten()
+    # The deviation of z^k is sqrt(E z^2k - (E z^k)^2).
+    check_mean(z, 0, 1)
+    check_mean(z**2, 1, math.sqrt(2))
+    check_mean(z**3, 0, math.sqrt(15))
+    check_mean(z**4, 3, math.sqrt(96))
+    check_distribution(z, lambda x: 0.5 * torch.erfc(-x / math.sqrt(2)))
+
+
+def check_distribution(samples: Tensor, cdf: Callable[[Tensor], Tensor]) -> None:
+    """sqrt(n) sup |F_n - F| (Kolmogorov and Smirnov); false alarm 9e-7."""
+    x = samples.double().flatten().sort().values
+    n = len(x)
+    steps = torch.arange(n, dtype=torch.float64, device=x.device) / n
+    expected = cdf(x)
+    distance = torch.maximum((expected - steps).abs().max(), (steps + 1 / n - expected).abs().max())
+    assert distance.item() * math.sqrt(n) <= KOLMOGOROV
+
+
+def check_independent(a: Tensor, b: Tensor) -> None:
+    """Two samples of mean 0 and variance 1: no correlation, nor of their squares; false alarm 2e-6.
+
+    The squares are taken from their own mean and deviation.
+    """
+    a, b = a.double().flatten(), b.double().flatten()
+    check_mean(a * b, 0, 1)
+    squares = [(x**2 - (x**2).mean()) / (x**2).std() for x in (a, b)]
+    check_mean(squares[0] * squares[1], 0, 1)
+
+
+def check_neighbours(samples: Tensor) -> None:
+    """A sequence of mean 0 and variance 1: no correlation at distances within and across calls."""
+    x = samples.flatten()
+    for distance in (1, 2, 3, 4, 5, 8, 128, 4096):
+        check_independent(x[:-distance], x[distance:])
+
+
+def ulps_from(actual: Tensor, truth: Tensor) -> float:
+    """The largest distance of float32 numbers from float64 ones, in units in the last place."""
+    exact = truth.cpu().numpy()
+    unit = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
+    return float((np.abs(actual.cpu().double().numpy() - exact) / unit).max())
+
+
+def check_random_sources(draw: Callable[..., Tensor], place: torch.device) -> None:
+    """Generators, seed= and rng_state= of an op; draw(**kwargs) calls it."""
+    from conftest import generator_state
+
+    import fused_dropout
+
+    torch.manual_seed(1)
+    first, second = draw(), draw()
+    torch.manual_seed(1)
+    assert torch.equal(draw(), first)
+    assert torch.equal(draw(), second)
+    assert not torch.equal(first, second)
+    before = generator_state(place)
+    generator = torch.Generator(place).manual_seed(7)
+    a, after_a = draw(generator=generator), draw(generator=generator)
+    assert torch.equal(a, draw(generator=torch.Generator(place).manual_seed(7)))
+    assert not torch.equal(a, after_a)
+    assert torch.equal(draw(seed=3), draw(rng_state=fused_dropout.make_rng_state(3)))
+    assert not torch.equal(draw(seed=3), draw(seed=4))
+    assert not torch.equal(draw(seed=3), draw(rng_state=fused_dropout.make_rng_state(3, 1)))
+    assert torch.equal(generator_state(place), before), "they leave torch's generator alone"
+    with pytest.raises(ValueError, match="seed and rng_state"):
+        draw(seed=1, rng_state=fused_dropout.make_rng_state(3))
+    with pytest.raises(ValueError, match="generator and seed"):
+        draw(seed=1, generator=generator)
+
+
+def check_compiles(function: Callable[..., Tensor], *leaves: Tensor) -> None:
+    """One graph gives the same numbers and gradients as the function, and under no_grad too."""
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    results = []
+    for run in (function, compiled):
+        output = run(*leaves)
+        with torch.no_grad():
+            assert torch.equal(run(*leaves), output)
+        results.append((output.detach(), *torch.autograd.grad(output.square().sum(), leaves)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
