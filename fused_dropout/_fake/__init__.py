@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from fused_dropout._fake import dropconnect, dropout, masks
+from fused_dropout._fake import bias_act_dropout_add, dropconnect, dropout, masks
 from fused_dropout._fake.common import Fakes
 
-FAKES: Fakes = {**masks.FAKES, **dropconnect.FAKES, **dropout.FAKES}
+FAKES: Fakes = {
+    **masks.FAKES,
+    **dropconnect.FAKES,
+    **dropout.FAKES,
+    **bias_act_dropout_add.FAKES,
+}
 
 
 def register() -> None:
