@@ -39,7 +39,8 @@ def bias_act_dropout_add(
         kept = mask(input.numel(), p, seed=seed, offset=offset, device=input.device)
         # where, not a product: a dropped infinity must leave 0, not NaN.
         output = torch.where(kept.view(input.shape), output, torch.zeros_like(output))
-    rescales = training == (convention == "inverted")
-    if rescales and q > 0:
-        output = output / q if training else output * q
+    if training and convention == "inverted" and q > 0:
+        output = output / q
+    elif not training and convention == "paper":
+        output = output * q
     return output if residual is None else residual + output

@@ -64,14 +64,14 @@ class BiasActDropoutAdd(torch.autograd.Function):
         to_input, to_bias, to_residual = ctx.needs_input_grad[:3]
         d_input = d_bias = None
         if to_input or to_bias:
-            d_input, d_bias = BiasActDropoutAddBackward.apply(
+            d_input, d_bias = EpilogueGradients.apply(
                 grad_output, *ctx.saved_tensors, *ctx.settings, to_bias
             )
         d_residual = grad_output if to_residual else None
         return (d_input if to_input else None, d_bias, d_residual, *[None] * 5)
 
 
-class BiasActDropoutAddBackward(torch.autograd.Function):
+class EpilogueGradients(torch.autograd.Function):
     """(d_input, d_bias or None) of the operator above, differentiable again.
 
     With z = input + bias, the mask M and its scale s, both are made of
@@ -118,7 +118,7 @@ class BiasActDropoutAddBackward(torch.autograd.Function):
         of_e = _sum_of(of_d_input, of_d_bias, grad_output)
         d_grad_output = d_input = d_bias = None
         if to_grad_output:
-            d_grad_output, _ = BiasActDropoutAddBackward.apply(
+            d_grad_output, _ = EpilogueGradients.apply(
                 of_e, input, bias, rng_state, *ctx.settings, False
             )
         if (to_input or to_bias) and ctx.settings.activation not in ("none", "relu"):

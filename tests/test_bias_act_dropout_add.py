@@ -1,0 +1,618 @@
+"""bias_act_dropout_add: values, gradients, strides, dtypes, threads, special values, the module."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import generator_state
+from torch import Tensor
+
+import fused_dropout
+from fused_dropout import _ext, reference
+from fused_dropout import _reference_bias_act_dropout_add as written_out
+from fused_dropout.functional import bias_act_dropout_add
+from fused_dropout.nn import BiasActDropoutAdd
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ACTIVATIONS = tuple(written_out.ACTIVATIONS)
+CURVED = ("gelu", "gelu_tanh", "silu")
+# Edges of blocks and groups (128), and of the tasks that threads take (32768 elements).
+SHAPES = (
+    (1,),
+    (3, 1),
+    (9, 3),
+    (5, 127),
+    (2, 3, 128),
+    (9, 129),
+    (300, 200),
+    (2, 33_000),
+)
+
+
+def random_operands(
+    shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """input, bias, residual, grad_output: the same numbers on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+
+    def randn(*sizes: int) -> Tensor:
+        numbers = torch.randn(*sizes, generator=generator, dtype=torch.float64, device="cpu")
+        return numbers.to(torch.get_default_device(), dtype)
+
+    return randn(*shape), randn(shape[-1]), randn(*shape), randn(*shape)
+
+
+def run(op: Callable[..., Tensor], operands: tuple[Tensor, ...], **kwargs: object) -> list[Tensor]:
+    """output, d_input, d_bias, d_residual."""
+    *tensors, grad = operands
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = op(*leaves, **kwargs)
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+
+
+def relative_error(actual: Tensor, truth: Tensor) -> float:
+    difference = (actual.double() - truth.double()).norm()
+    return float(difference / truth.double().norm().clamp_min(1e-300)) if truth.numel() else 0.0
+
+
+def check_against_reference(operands: tuple[Tensor, ...], **kwargs: object) -> None:
+    """Our error is at most twice torch's own in the same dtype, against float64, plus two ulps."""
+    device, dtype = operands[0].device, operands[0].dtype
+    ulps = 16 if dtype == torch.float64 else 2
+    ours = run(bias_act_dropout_add, operands, **kwargs)
+    here = tuple(tensor.cpu() for tensor in operands)
+    own = run(written_out.bias_act_dropout_add, here, **kwargs)
+    truth = run(
+        written_out.bias_act_dropout_add, tuple(tensor.double() for tensor in here), **kwargs
+    )
+    names = ("output", "d_input", "d_bias", "d_residual")
+    for name, a, b, t in zip(names, ours, own, truth, strict=True):
+        assert (a.device, a.dtype, a.shape) == (device, dtype, t.shape)
+        bound = 2 * relative_error(b, t) + ulps * torch.finfo(dtype).eps
+        assert relative_error(a.cpu(), t) <= bound, f"{name} of {kwargs}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, backend: torch.device
+) -> None:
+    operands = random_operands(shape, dtype, seed=1)
+    is_small = math.prod(shape) < 10_000
+    for activation in ACTIVATIONS if is_small else ("none", "gelu"):
+        check_against_reference(operands, p=0.3, activation=activation, seed=7)
+    check_against_reference(operands, p=0.5, activation="gelu", seed=-7, convention="paper")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("convention", ["inverted", "paper"])
+@pytest.mark.parametrize("p", [0.0, 0.1, 1.0])
+def test_conventions_and_evaluation(
+    p: float, convention: str, training: bool, place: torch.device
+) -> None:
+    operands = random_operands((6, 150), torch.float32)
+    for activation in ACTIVATIONS:
+        check_against_reference(
+            operands,
+            p=p,
+            activation=activation,
+            training=training,
+            convention=convention,
+            seed=2,
+        )
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_optional_operands(
+    with_residual: bool, with_bias: bool, activation: str, place: torch.device
+) -> None:
+    input, bias, residual, grad = random_operands((7, 130), torch.float64)
+    given = [input, bias if with_bias else None, residual if with_residual else None]
+
+    def results(op: Callable[..., Tensor]) -> list[Tensor]:
+        leaves = [None if t is None else t.clone().requires_grad_() for t in given]
+        output = op(*leaves, 0.2, activation, seed=3)
+        wanted = [leaf for leaf in leaves if leaf is not None]
+        return [output.detach(), *torch.autograd.grad(output, wanted, grad)]
+
+    for a, b in zip(
+        results(bias_act_dropout_add), results(written_out.bias_act_dropout_add), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def without_cancellation(x: Tensor, activation: str) -> Tensor:
+    """The activation by a formula that stays accurate where it tends to 0; torch's do not."""
+    if activation == "gelu":
+        return x * 0.5 * torch.erfc(-x / math.sqrt(2))
+    if activation == "gelu_tanh":
+        return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return F.silu(x)
+
+
+@pytest.mark.parametrize("activation", CURVED)
+def test_activations_are_as_accurate_as_torch_s(activation: str, backend: torch.device) -> None:
+    """In each of 260 intervals, our worst error is at most torch's plus two ulps.
+
+    Of a derivative, which is a sum of two terms, the larger term's ulps count.
+    """
+    x = torch.linspace(-13, 13, 260 * 128, dtype=torch.float32, device="cpu")
+    x = x.to(backend).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    truth = without_cancellation(exact, activation)
+    value = bias_act_dropout_add(x, activation=activation, training=False)
+    own = written_out.ACTIVATIONS[activation](x)
+    slopes = [
+        torch.autograd.grad(y.sum(), leaf)[0]
+        for y, leaf in ((value, x), (own, x), (truth, exact))
+    ]
+    first_term = truth / exact
+    for ours, torchs, t, size in (
+        (value, own, truth, truth),
+        (*slopes, torch.maximum(first_term.abs(), (slopes[2] - first_term).abs())),
+    ):
+        worst = [(y.double() - t).abs().view(260, 128).amax(1) for y in (ours, torchs)]
+        ulp = torch.finfo(torch.float32).eps * size.abs().view(260, 128).amax(1)
+        assert (worst[0] <= worst[1] + 2 * ulp + 1e-37).all()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_gradcheck(p: float, activation: str, place: torch.device) -> None:
+    input, bias, residual, _ = random_operands((2, 3, 5), torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in (input, bias, residual)]
+
+    def op(*tensors: Tensor) -> Tensor:
+        return bias_act_dropout_add(*tensors, p, activation, seed=3)
+
+    assert torch.autograd.gradcheck(op, leaves)
+    assert torch.autograd.gradgradcheck(op, leaves)
+
+
+@pytest.mark.parametrize("activation", CURVED)
+def test_double_backward_without_a_bias(activation: str, place: torch.device) -> None:
+    input = random_operands((3, 4), torch.float64)[0].requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda x: bias_act_dropout_add(x, None, None, 0.3, activation, seed=3), input
+    )
+
+
+@pytest.mark.parametrize("activation", CURVED)
+def test_double_backward_of_a_dropped_nan_is_zero(activation: str, place: torch.device) -> None:
+    kept = fused_dropout.mask(64, 0.5, seed=6)
+    input = torch.where(kept, 1.0, math.nan).requires_grad_()
+    output = bias_act_dropout_add(input, None, None, 0.5, activation, seed=6)
+    (slope,) = torch.autograd.grad(output.sum(), input, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), input)
+    assert torch.equal(curvature != 0, kept)
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+@pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3)))
+def test_only_the_gradients_asked_for(
+    wanted: tuple[bool, ...], activation: str, place: torch.device
+) -> None:
+    operands = random_operands((6, 150), torch.float64)
+    leaves = [t.clone().requires_grad_(w) for t, w in zip(operands[:3], wanted, strict=True)]
+    keys = {"p": 0.2, "activation": activation, "seed": 1}
+    everything = run(bias_act_dropout_add, operands, **keys)[1:]
+    output = bias_act_dropout_add(*leaves, **keys)
+    assert output.requires_grad == any(wanted)
+    if any(wanted):
+        output.backward(operands[3])
+    for leaf, full in zip(leaves, everything, strict=True):
+        if leaf.requires_grad:
+            torch.testing.assert_close(leaf.grad, full)
+        else:
+            assert leaf.grad is None
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_saves_what_the_activation_needs(activation: str, place: torch.device) -> None:
+    leaves = [t.requires_grad_() for t in random_operands((64, 200), torch.float32)[:3]]
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        bias_act_dropout_add(*leaves, 0.1, activation)
+    operands = [] if activation == "none" else [leaf.data_ptr() for leaf in leaves[:2]]
+    *first, state = saved
+    assert [tensor.data_ptr() for tensor in first] == operands
+    assert (state.dtype, state.shape) == (torch.int64, (2,))
+
+
+def strided(tensor: Tensor) -> Tensor:
+    spread = torch.full([2 * size for size in tensor.shape], math.nan, dtype=tensor.dtype)
+    return spread[tuple(slice(1, None, 2) for _ in tensor.shape)].copy_(tensor)
+
+
+def reversed_dims(tensor: Tensor) -> Tensor:
+    dims = tuple(reversed(range(tensor.dim())))
+    return tensor.permute(dims).contiguous().permute(dims)
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+@pytest.mark.parametrize("view", [strided, reversed_dims, channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+def test_strides_do_not_matter(
+    dtype: torch.dtype, view: Callable[[Tensor], Tensor], backend: torch.device
+) -> None:
+    operands = random_operands((3, 5, 4, 31), dtype)
+    keys = {"p": 0.3, "activation": "gelu", "seed": 2}
+    dense = run(bias_act_dropout_add, operands, **keys)
+    views = tuple(view(tensor) for tensor in operands)
+    results = run(bias_act_dropout_add, views, **keys)
+    for a, b in zip(results, dense, strict=True):
+        assert torch.equal(a, b)
+    assert results[0].stride() == torch.empty_like(views[0]).stride()
+
+
+def test_expanded_tensors(place: torch.device) -> None:
+    row, bias, _, _ = random_operands((1, 30), torch.float64)
+    results = []
+    for op in (bias_act_dropout_add, written_out.bias_act_dropout_add):
+        leaves = [row.clone().requires_grad_(), bias[:1].clone().requires_grad_()]
+        wide = leaves[0].expand(4, 30)
+        op(wide, leaves[1].expand(30), wide, 0.5, "silu", seed=6).sum().backward()
+        results.append([leaf.grad for leaf in leaves])
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("shape", [(64, 200), (3, 70_000), (9_000, 7), (200_000, 1), (40, 1_001)])
+def test_results_do_not_depend_on_threads(shape: tuple[int, int], isa: str) -> None:
+    operands = random_operands(shape, torch.float32)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            keys = {"p": 0.1, "activation": "silu", "seed": 9}
+            results.append(run(bias_act_dropout_add, operands, **keys))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        for a, b in zip(results[0], result, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shape", [(3, 900_001), (700_001, 3), (70_000, 40)])
+def test_bias_gradient_of_large_tensors(shape: tuple[int, int], place: torch.device) -> None:
+    """Slices that are shorter than a row, rows shorter than a block, many slices."""
+    grad = torch.randint(-8, 9, shape).float()  # whose sums are exact
+    bias = torch.zeros(shape[1], requires_grad=True)
+    output = bias_act_dropout_add(torch.zeros(shape), bias, None, 0.5, convention="paper", seed=4)
+    kept = fused_dropout.mask(grad.numel(), 0.5, seed=4).view(shape)
+    (d_bias,) = torch.autograd.grad(output, bias, grad)
+    assert torch.equal(d_bias, (grad * kept).sum(0))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0, 0), (2, 0, 5), (0, 3, 5), (0,)])
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_empty(shape: tuple[int, ...], activation: str, place: torch.device) -> None:
+    before = generator_state(place)
+    operands = random_operands(shape, torch.float32)
+    ours = run(bias_act_dropout_add, operands, activation=activation)
+    assert torch.equal(generator_state(place), before)
+    for result, like in zip(ours, (*operands[:1], *operands[:3]), strict=True):
+        assert torch.equal(result, torch.zeros_like(like))
+
+
+def test_without_dimensions(place: torch.device) -> None:
+    input = torch.tensor(0.5, requires_grad=True)
+    output = bias_act_dropout_add(input, None, torch.tensor(2.0), 0.0, "silu")
+    torch.testing.assert_close(output, F.silu(input) + 2)
+    (slope,) = torch.autograd.grad(output, input)
+    assert slope.shape == ()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_dropped_element_is_exactly_its_residual(
+    activation: str, special: float, dtype: torch.dtype, backend: torch.device
+) -> None:
+    kept = fused_dropout.mask(5 * 70, 0.4, seed=2).view(5, 70)
+    _, bias, residual, grad = random_operands((5, 70), dtype)
+    input = torch.full((5, 70), special, dtype=dtype)
+    leaves = [input.requires_grad_(), bias.requires_grad_()]
+    output = bias_act_dropout_add(*leaves, residual, 0.4, activation, seed=2)
+    assert torch.equal(output[~kept], residual[~kept])
+    d_input, d_bias = torch.autograd.grad(output, leaves, grad)
+    assert not d_input[~kept].any()
+    whole_columns = ~kept.any(0)
+    assert not d_bias[whole_columns].any()
+    # A kept one is what torch makes of it, in float64: its float32 gelu(inf) is NaN on some CPUs.
+    peer = input.detach().double().requires_grad_()
+    own = written_out.ACTIVATIONS[activation](peer + bias.detach())
+    (slope,) = torch.autograd.grad(own.sum(), peer)
+    assert torch.equal(output[kept].isnan(), own[kept].isnan())
+    assert torch.equal(d_input[kept].isnan(), slope[kept].isnan())
+
+
+def test_a_nan_s_gradient_goes_through_relu_as_torch_s(place: torch.device) -> None:
+    input = torch.tensor([math.nan, -0.0, 0.0, 1.0, -1.0], requires_grad=True)
+    output = bias_act_dropout_add(input, activation="relu", training=False)
+    torch.testing.assert_close(output, F.relu(input), equal_nan=True)
+    grads = [torch.autograd.grad(y.sum(), input)[0] for y in (output, F.relu(input))]
+    assert torch.equal(*grads)
+
+
+def test_never_returns_an_operand(place: torch.device) -> None:
+    input, _, residual, _ = random_operands((3, 4), torch.float32)
+    for training, p in ((True, 0.0), (True, 1.0), (False, 0.5)):
+        output = bias_act_dropout_add(input, None, residual, p, training=training)
+        assert output.data_ptr() not in (input.data_ptr(), residual.data_ptr())
+
+
+# ---- random states ------------------------------------------------------------------------------
+
+
+def draw(p: float = 0.5, training: bool = True, **kwargs: object) -> Tensor:
+    return bias_act_dropout_add(torch.ones(6, 50), None, None, p, "none", training, **kwargs)
+
+
+def test_manual_seed_repeats_and_each_call_differs(place: torch.device) -> None:
+    torch.manual_seed(1)
+    first, second = draw(), draw()
+    torch.manual_seed(1)
+    assert torch.equal(draw(), first)
+    assert torch.equal(draw(), second)
+    assert not torch.equal(first, second)
+
+
+def test_generator_leaves_the_default_one_alone(place: torch.device) -> None:
+    before = generator_state(place)
+    generator = torch.Generator(place).manual_seed(7)
+    a, after_a = draw(generator=generator), draw(generator=generator)
+    assert torch.equal(a, draw(generator=torch.Generator(place).manual_seed(7)))
+    assert not torch.equal(a, after_a)
+    assert torch.equal(generator_state(place), before)
+
+
+def test_seed_and_rng_state_are_pure(place: torch.device) -> None:
+    before = generator_state(place)
+    assert torch.equal(draw(seed=3), draw(rng_state=fused_dropout.make_rng_state(3)))
+    assert not torch.equal(draw(seed=3), draw(seed=4))
+    assert not torch.equal(draw(seed=3), draw(rng_state=fused_dropout.make_rng_state(3, 1)))
+    assert torch.equal(generator_state(place), before)
+
+
+def test_evaluation_and_p_zero_and_one_draw_nothing(place: torch.device) -> None:
+    before = generator_state(place)
+    draw(training=False)
+    draw(p=0.0)
+    draw(p=1.0)
+    assert torch.equal(generator_state(place), before)
+
+
+def test_the_mask_is_that_of_dropout(backend: torch.device) -> None:
+    kept = fused_dropout.mask(300, 0.1, seed=3).view(6, 50)
+    assert torch.equal(draw(0.1, seed=3) != 0, kept)
+
+
+def test_rate_and_gradient_mask(place: torch.device) -> None:
+    """The kept count is binomial; a false alarm at 5.6 standard deviations has odds below 1e-7."""
+    for p in (0.1, 0.5):
+        input = torch.ones(1024, 1000, requires_grad=True)
+        output = bias_act_dropout_add(input, None, None, p, seed=11)
+        (d_input,) = torch.autograd.grad(output.sum(), input)
+        assert torch.equal(d_input, output)
+        q, kept = reference.keep_rate(p), (output != 0).double()
+        z = (kept.mean() - q) / math.sqrt(q * (1 - q) / kept.numel())
+        assert abs(float(z)) < 5.6
+        for neighbour in (kept[:, 1:] * kept[:, :-1], kept[1:] * kept[:-1]):
+            z = (neighbour.mean() - q**2) / math.sqrt(3 * q**2 * (1 - q) / neighbour.numel())
+            assert abs(float(z)) < 5.6
+
+
+def test_vmap_obeys_its_randomness(place: torch.device) -> None:
+    inputs = torch.ones(3, 6, 50)
+
+    def over_items(randomness: str) -> Tensor:
+        return torch.func.vmap(
+            lambda rows: bias_act_dropout_add(rows, torch.ones(50), p=0.5), randomness=randomness
+        )(inputs)
+
+    with pytest.raises(RuntimeError, match="randomness error mode"):
+        over_items("error")
+    same, different = over_items("same"), over_items("different")
+    assert torch.equal(same[0], same[1])
+    assert not torch.equal(different[0], different[1])
+
+
+# ---- torch.compile, fake tensors ----------------------------------------------------------------
+
+
+def operator_calls() -> dict[str, list[tuple]]:
+    """Arguments for calls of every operator, on torch's default device."""
+    input, bias, residual, grad = random_operands((6, 140), torch.float32)
+    state = fused_dropout.make_rng_state(1, 2)
+    settings = (0.3, "gelu", 1.5)
+    plain = (0.3, "none", 1.5)
+    name = "bias_act_dropout_add"
+    return {
+        name: [
+            (input, bias, residual, state, *settings),
+            (reversed_dims(input), None, None, state, *plain),
+        ],
+        f"{name}.generator": [
+            (input, bias, residual, None, *settings),
+            (input, None, None, torch.Generator(input.device), *plain),
+        ],
+        f"{name}_d_input": [
+            (grad, input, bias, state, *settings),
+            (reversed_dims(grad), None, None, state, *plain),
+        ],
+        f"{name}_d_both": [
+            (grad, input, bias, state, *settings),
+            (reversed_dims(grad), None, None, state, *plain),
+        ],
+    }
+
+
+@pytest.mark.parametrize("name", list(operator_calls()))
+def test_opcheck(name: str, place: torch.device) -> None:
+    packet, _, overload = name.partition(".")
+    operator = getattr(getattr(torch.ops.fused_dropout, packet), overload or "default")
+    for arguments in operator_calls()[name]:
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_compiles_to_one_graph_with_the_same_numbers(activation: str, place: torch.device) -> None:
+    layer = BiasActDropoutAdd(140, 0.3, activation)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    results = []
+    for op in (layer, compiled):
+        input, residual = (torch.ones(6, 140, requires_grad=True) for _ in range(2))
+        torch.manual_seed(4)
+        output = op(input, residual)
+        leaves = [input, residual, layer.bias]
+        results.append([output.detach(), *torch.autograd.grad(output.sum(), leaves)])
+    torch.testing.assert_close(*results)
+
+
+def test_compiles_without_gradients_and_draws_anew(place: torch.device) -> None:
+    compiled = torch.compile(BiasActDropoutAdd(140), backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        input = torch.ones(6, 140)
+        assert not torch.equal(compiled(input), compiled(input))
+
+
+def test_meta_tensors_give_shapes() -> None:
+    layer = BiasActDropoutAdd(140, activation="gelu", device="meta")
+    assert layer(torch.empty(2, 6, 140, device="meta")).shape == (2, 6, 140)
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+INPUT = torch.ones(4, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"p": 1.5}, ValueError, r"p, the drop probability, has to be between 0 and 1"),
+        ({"p": "half"}, TypeError, "p must be a float, got str"),
+        ({"activation": "tanh"}, ValueError, "activation must be one of 'none', .*got 'tanh'"),
+        ({"convention": "outverted"}, ValueError, "convention must be one of"),
+        ({"seed": 1, "generator": torch.Generator()}, ValueError, "at most one of"),
+        ({"input": [1.0]}, TypeError, "input must be a Tensor, got list"),
+        ({"input": INPUT.long()}, RuntimeError, "input must have a dtype of float32"),
+        ({"input": INPUT.to(torch.complex64)}, NotImplementedError, "input must have a dtype"),
+        ({"input": INPUT.to_sparse()}, RuntimeError, "input must be a dense"),
+        ({"bias": torch.ones(5)}, RuntimeError, r"bias must have shape \[6\], got \[5\]"),
+        ({"bias": torch.ones(6, 1)}, RuntimeError, r"bias must have shape \[6\], got \[6, 1\]"),
+        ({"bias": torch.ones(6).half()}, RuntimeError, "bias must have the dtype of input"),
+        ({"bias": 1.0}, TypeError, "bias must be a Tensor, got float"),
+        ({"bias": torch.ones(6, device="meta")}, RuntimeError, "bias must be on the device"),
+        ({"residual": torch.ones(6)}, RuntimeError, r"residual must have shape \[4, 6\]"),
+        ({"residual": INPUT.double()}, RuntimeError, "residual must have the dtype of input"),
+        ({"input": torch.tensor(1.0), "bias": torch.ones(1)}, RuntimeError, "with a bias"),
+    ],
+)
+def test_bad_arguments(changes: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        bias_act_dropout_add(**{"input": INPUT, **changes})
+
+
+def test_bad_operator_calls(place: torch.device) -> None:
+    """A direct call never crashes the process."""
+    ops = _ext.operators()
+    state = fused_dropout.make_rng_state(1)
+    input = torch.ones(4, 6)
+    for arguments, message in (
+        ((input, torch.ones(5), None, state, 0.1, "gelu", 1.0), "bias must have shape"),
+        ((input, None, torch.ones(6), state, 0.1, "gelu", 1.0), "residual must have shape"),
+        ((input, None, None, state, 0.1, "tanh", 1.0), "activation must be none"),
+        ((input, None, None, state, 2.0, "gelu", 1.0), "p must be a probability"),
+        ((input, None, None, state[:1], 0.1, "gelu", 1.0), "rng_state must be"),
+        ((input[0, 0], torch.ones(1), None, state, 0.1, "gelu", 1.0), "bias needs"),
+    ):
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            ops.bias_act_dropout_add(*arguments)
+    for arguments, message in (
+        ((input, None, None, state, 0.1, "gelu", 1.0), "needs its input"),
+        ((input, torch.ones(4, 5), None, state, 0.1, "gelu", 1.0), "input must have shape"),
+        ((input[0, 0], None, None, state, 0.1, "none", 1.0), "grad_output must have shape"),
+    ):
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            ops.bias_act_dropout_add_d_both(*arguments)
+
+
+# ---- the module ---------------------------------------------------------------------------------
+
+
+def test_module_is_the_function(place: torch.device) -> None:
+    input, bias, residual, _ = random_operands((5, 12), torch.float32)
+    layer = BiasActDropoutAdd(12, 0.3, "gelu", convention="paper")
+    assert not layer.bias.any()
+    with torch.no_grad():
+        layer.bias.copy_(bias)
+    torch.manual_seed(0)
+    ours = layer(input, residual)
+    torch.manual_seed(0)
+    assert torch.equal(
+        ours, bias_act_dropout_add(input, bias, residual, 0.3, "gelu", convention="paper")
+    )
+    layer.eval()
+    expected = F.gelu(input + bias) * reference.keep_rate(0.3)
+    torch.testing.assert_close(layer(input), expected)
+
+
+def test_module_takes_over_a_linear_layer_s_bias(place: torch.device) -> None:
+    linear = torch.nn.Linear(7, 12)
+    layer = BiasActDropoutAdd(12, activation="gelu").eval()
+    with torch.no_grad():
+        layer.bias.copy_(linear.bias)
+    input = torch.ones(3, 7)
+    torch.testing.assert_close(layer(input @ linear.weight.t()), F.gelu(linear(input)))
+
+
+def test_module_repr_pickle_copy_and_state() -> None:
+    layer = BiasActDropoutAdd(12, 0.3, "silu", dtype=torch.float64)
+    assert repr(layer) == "BiasActDropoutAdd(12, p=0.3, activation='silu', bias=True)"
+    bare = BiasActDropoutAdd(12, bias=False, convention="paper")
+    assert repr(bare) == (
+        "BiasActDropoutAdd(12, p=0.1, activation='none', bias=False, convention='paper')"
+    )
+    assert (list(layer.state_dict()), list(bare.state_dict())) == (["bias"], [])
+    for twin in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+        assert repr(twin) == repr(layer)
+        assert torch.equal(twin.bias, layer.bias)
+        assert twin.bias.dtype == torch.float64
+    assert bare(torch.ones(2, 12)).shape == (2, 12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((-1,), ValueError, "features must be in"),
+        ((2.5,), TypeError, "features must be an int"),
+        ((4, 2.0), ValueError, "drop probability"),
+        ((4, 0.1, "swish"), ValueError, "activation must be one of"),
+    ],
+)
+def test_bad_modules(arguments: tuple, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        BiasActDropoutAdd(*arguments)
+
+
+def test_module_of_the_wrong_size() -> None:
+    with pytest.raises(RuntimeError, match=r"input must have shape \[..., 4\], got \[2, 3\]"):
+        BiasActDropoutAdd(4, bias=False)(torch.ones(2, 3))
