@@ -16,12 +16,11 @@ from torch import Tensor
 
 import fused_dropout
 from fused_dropout import _ext, reference
-from fused_dropout import _reference_bias_act_dropout_add as written_out
 from fused_dropout.functional import bias_act_dropout_add
 from fused_dropout.nn import BiasActDropoutAdd
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-ACTIVATIONS = tuple(written_out.ACTIVATIONS)
+ACTIVATIONS = tuple(reference.ACTIVATIONS)
 CURVED = ("gelu", "gelu_tanh", "silu")
 # Edges of blocks and groups (128), and of the tasks that threads take (32768 elements).
 SHAPES = (
@@ -68,10 +67,8 @@ def check_against_reference(operands: tuple[Tensor, ...], **kwargs: object) -> N
     ulps = 16 if dtype == torch.float64 else 2
     ours = run(bias_act_dropout_add, operands, **kwargs)
     here = tuple(tensor.cpu() for tensor in operands)
-    own = run(written_out.bias_act_dropout_add, here, **kwargs)
-    truth = run(
-        written_out.bias_act_dropout_add, tuple(tensor.double() for tensor in here), **kwargs
-    )
+    own = run(reference.bias_act_dropout_add, here, **kwargs)
+    truth = run(reference.bias_act_dropout_add, tuple(tensor.double() for tensor in here), **kwargs)
     names = ("output", "d_input", "d_bias", "d_residual")
     for name, a, b, t in zip(names, ours, own, truth, strict=True):
         assert (a.device, a.dtype, a.shape) == (device, dtype, t.shape)
@@ -125,7 +122,7 @@ def test_optional_operands(
         return [output.detach(), *torch.autograd.grad(output, wanted, grad)]
 
     for a, b in zip(
-        results(bias_act_dropout_add), results(written_out.bias_act_dropout_add), strict=True
+        results(bias_act_dropout_add), results(reference.bias_act_dropout_add), strict=True
     ):
         torch.testing.assert_close(a, b)
 
@@ -150,10 +147,9 @@ def test_activations_are_as_accurate_as_torch_s(activation: str, backend: torch.
     exact = x.detach().double().requires_grad_()
     truth = without_cancellation(exact, activation)
     value = bias_act_dropout_add(x, activation=activation, training=False)
-    own = written_out.ACTIVATIONS[activation](x)
+    own = reference.ACTIVATIONS[activation](x)
     slopes = [
-        torch.autograd.grad(y.sum(), leaf)[0]
-        for y, leaf in ((value, x), (own, x), (truth, exact))
+        torch.autograd.grad(y.sum(), leaf)[0] for y, leaf in ((value, x), (own, x), (truth, exact))
     ]
     first_term = truth / exact
     for ours, torchs, t, size in (
@@ -265,7 +261,7 @@ def test_strides_do_not_matter(
 def test_expanded_tensors(place: torch.device) -> None:
     row, bias, _, _ = random_operands((1, 30), torch.float64)
     results = []
-    for op in (bias_act_dropout_add, written_out.bias_act_dropout_add):
+    for op in (bias_act_dropout_add, reference.bias_act_dropout_add):
         leaves = [row.clone().requires_grad_(), bias[:1].clone().requires_grad_()]
         wide = leaves[0].expand(4, 30)
         op(wide, leaves[1].expand(30), wide, 0.5, "silu", seed=6).sum().backward()
@@ -338,7 +334,7 @@ def test_a_dropped_element_is_exactly_its_residual(
     assert not d_bias[whole_columns].any()
     # A kept one is what torch makes of it, in float64: its float32 gelu(inf) is NaN on some CPUs.
     peer = input.detach().double().requires_grad_()
-    own = written_out.ACTIVATIONS[activation](peer + bias.detach())
+    own = reference.ACTIVATIONS[activation](peer + bias.detach())
     (slope,) = torch.autograd.grad(own.sum(), peer)
     assert torch.equal(output[kept].isnan(), own[kept].isnan())
     assert torch.equal(d_input[kept].isnan(), slope[kept].isnan())
@@ -435,42 +431,7 @@ def test_vmap_obeys_its_randomness(place: torch.device) -> None:
     assert not torch.equal(different[0], different[1])
 
 
-# ---- torch.compile, fake tensors ----------------------------------------------------------------
-
-
-def operator_calls() -> dict[str, list[tuple]]:
-    """Arguments for calls of every operator, on torch's default device."""
-    input, bias, residual, grad = random_operands((6, 140), torch.float32)
-    state = fused_dropout.make_rng_state(1, 2)
-    settings = (0.3, "gelu", 1.5)
-    plain = (0.3, "none", 1.5)
-    name = "bias_act_dropout_add"
-    return {
-        name: [
-            (input, bias, residual, state, *settings),
-            (reversed_dims(input), None, None, state, *plain),
-        ],
-        f"{name}.generator": [
-            (input, bias, residual, None, *settings),
-            (input, None, None, torch.Generator(input.device), *plain),
-        ],
-        f"{name}_d_input": [
-            (grad, input, bias, state, *settings),
-            (reversed_dims(grad), None, None, state, *plain),
-        ],
-        f"{name}_d_both": [
-            (grad, input, bias, state, *settings),
-            (reversed_dims(grad), None, None, state, *plain),
-        ],
-    }
-
-
-@pytest.mark.parametrize("name", list(operator_calls()))
-def test_opcheck(name: str, place: torch.device) -> None:
-    packet, _, overload = name.partition(".")
-    operator = getattr(getattr(torch.ops.fused_dropout, packet), overload or "default")
-    for arguments in operator_calls()[name]:
-        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+# ---- torch.compile, meta tensors ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("activation", ["none", "gelu"])

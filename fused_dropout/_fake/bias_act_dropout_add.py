@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_dropout._fake.rng import new_rng_state
+from fused_dropout._fake.common import Fakes, new_rng_state
 
 
 def _forward(input: Tensor, *_: Any) -> Tensor:
@@ -26,7 +26,7 @@ def _d_both(grad_output: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(grad_output), grad_output.new_empty((grad_output.shape[-1],))
 
 
-FAKES = {
+FAKES: Fakes = {
     "bias_act_dropout_add": _forward,
     "bias_act_dropout_add.generator": _drawn_forward,
     "bias_act_dropout_add_d_input": _d_input,

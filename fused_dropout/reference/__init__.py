@@ -3,6 +3,7 @@
 Nothing here is fast, and nothing here calls the compiled extension.
 """
 
+from fused_dropout.reference.bias_act_dropout_add import ACTIVATIONS, bias_act_dropout_add
 from fused_dropout.reference.dropconnect import dropconnect_linear, rows_per_mask
 from fused_dropout.reference.masks import (
     fraction_digit,
@@ -14,6 +15,8 @@ from fused_dropout.reference.masks import (
 )
 
 __all__ = [
+    "ACTIVATIONS",
+    "bias_act_dropout_add",
     "dropconnect_linear",
     "fraction_digit",
     "keep_rate",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_dropout.reference import keep_rate, mask
+from fused_dropout.reference.masks import keep_rate, mask
 
 ACTIVATIONS = {
     "none": lambda x: x,
