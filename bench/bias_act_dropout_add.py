@@ -123,7 +123,7 @@ def _row(name: str, subjects: Mapping[str, Measured]) -> dict[str, Any]:
     own = subjects[name]
 
     def speedup_over(peer: str) -> dict[str, Spread | None] | None:
-        if peer == name or peer not in subjects or subjects[peer].note or own.note:
+        if name in (peer, COPY) or peer not in subjects or subjects[peer].note or own.note:
             return None
         return {p: spread(ratio(subjects[peer].seconds[p], own.seconds[p])) for p in PHASES}
 

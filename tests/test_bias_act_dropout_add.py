@@ -348,6 +348,22 @@ def test_a_nan_s_gradient_goes_through_relu_as_torch_s(place: torch.device) -> N
     assert torch.equal(*grads)
 
 
+@pytest.mark.parametrize("stream", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast(stream: torch.dtype, place: torch.device) -> None:
+    """A linear layer computes in bfloat16, biases and perhaps the residual stream stay float32."""
+    linear, layer = torch.nn.Linear(6, 12, bias=False), BiasActDropoutAdd(12, 0.0, "gelu")
+    residual = torch.ones(3, 12, dtype=stream)
+    with torch.autocast(place.type, torch.bfloat16):
+        up = linear(torch.ones(3, 6))
+        output = layer(up, residual)
+        expected = F.gelu(up) + residual
+    assert up.dtype == torch.bfloat16
+    assert output.dtype == expected.dtype
+    torch.testing.assert_close(output, expected, rtol=1e-2, atol=1e-2)
+    output.sum().backward()
+    assert layer.bias.grad.dtype == linear.weight.grad.dtype == torch.float32
+
+
 def test_never_returns_an_operand(place: torch.device) -> None:
     input, _, residual, _ = random_operands((3, 4), torch.float32)
     for training, p in ((True, 0.0), (True, 1.0), (False, 0.5)):

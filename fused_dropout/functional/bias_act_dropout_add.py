@@ -43,6 +43,9 @@ def bias_act_dropout_add(
     Second derivatives are supported and correct, but not fused: where the activation curves they
     are made of torch's operators and a mask of 1 byte per element.
 
+    Under torch.autocast, a residual of another dtype decides the result's dtype with the input's,
+    as in a sum, and the bias follows, as in :func:`torch.nn.functional.linear`.
+
     Source: Shoeybi et al., "Megatron-LM: Training Multi-Billion Parameter Language Models Using
     Model Parallelism", 2019 (bias_gelu, bias_dropout_add); GELU: Hendrycks and Gimpel 2016.
 
@@ -77,6 +80,7 @@ def bias_act_dropout_add(
     _checks.check_choice(activation, "activation", ACTIVATIONS)
     _checks.check_choice(convention, "convention", CONVENTIONS)
     check_single_source(generator, seed, rng_state)
+    input, bias, residual = _autocast(input, bias, residual)
     _check_operands(input, bias, residual)
     _ext.require_backend(input.device)
     q = keep_rate(p)
@@ -92,6 +96,26 @@ def bias_act_dropout_add(
         input, bias, residual, generator, state, p, activation, scale
     )[0]
     return output
+
+
+def _autocast(
+    input: Tensor, bias: Tensor | None, residual: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Under torch.autocast, all operands in the dtype of input + residual."""
+    tensors = (input, bias, residual)
+    if not all(isinstance(tensor, Tensor) or tensor is None for tensor in tensors):
+        return tensors  # the checks will say so
+    kind = input.device.type
+    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = input.dtype
+    if residual is not None:
+        dtype = torch.promote_types(dtype, residual.dtype)
+    return (
+        input.to(dtype),
+        None if bias is None else bias.to(dtype),
+        None if residual is None else residual.to(dtype),
+    )
 
 
 def _check_operands(input: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
