@@ -38,7 +38,8 @@ def bias_act_dropout_add(
     logical (row-major) order, has bit k of the mask of one row and stream 0.
 
     The bias gradient is summed in float32 (float64 for float64), in an order that depends on the
-    shape and the kind of device alone: the same bits for any number of threads, and on every call.
+    operands' shapes alone (on a GPU also on their alignment): the same bits on every call, and for
+    any number of threads.
 
     Second derivatives are supported and correct, but not fused: where the activation curves they
     are made of torch's operators and a mask of 1 byte per element.
