@@ -71,6 +71,21 @@ TORCH_LIBRARY(fused_dropout, m) {
   m.def(
       "concrete_dropout_backward(Tensor grad_output, Tensor input, Tensor logit_p,"
       " Tensor rng_state, float temperature) -> (Tensor, Tensor)");
+  // out = residual + dropout(activation(input + bias)), kept elements times scale; input
+  // [..., features]. The gradients of `none` need no input.
+  m.def(
+      "bias_act_dropout_add(Tensor input, Tensor? bias, Tensor? residual, Tensor rng_state,"
+      " float p, str activation, float scale) -> Tensor");
+  m.def(
+      "bias_act_dropout_add.generator(Tensor input, Tensor? bias, Tensor? residual,"
+      " Generator? generator, float p, str activation, float scale) -> (Tensor, Tensor)",
+      random);
+  m.def(
+      "bias_act_dropout_add_d_input(Tensor grad_output, Tensor? input, Tensor? bias,"
+      " Tensor rng_state, float p, str activation, float scale) -> Tensor");
+  m.def(
+      "bias_act_dropout_add_d_both(Tensor grad_output, Tensor? input, Tensor? bias,"
+      " Tensor rng_state, float p, str activation, float scale) -> (Tensor, Tensor)");
 
   // Matrices: input [rows, in], weight [out, in], grad_output [rows, out]. Row n uses mask
   // n / rows_per_mask. mask_bits are the stored masks, or None to draw them again.

@@ -185,7 +185,7 @@ def _reversed(tensor: Tensor) -> Tensor:
     return tensor.permute(order).contiguous().permute(order)
 
 
-# ---- what the ops are called with -----------------------------------------------------------------
+# ---- what the ops are called with ----------------------------------------------------------------
 
 
 def _training(function: Function) -> Function:

@@ -58,6 +58,26 @@ def operator_calls() -> dict[str, list[tuple]]:
         "dropout.generator": [(input, None, None, *dropout), (input, input + 1, None, *dropout)],
         "dropout_": [(input, None, state, *dropout), (input, input + 1, state, *dropout)],
         "dropout_.generator": [(input, None, None, *dropout)],
+        **epilogue_calls(state),
+    }
+
+
+def epilogue_calls(state: Tensor) -> dict[str, list[tuple]]:
+    """The same for bias_act_dropout_add and its gradients."""
+    name = "bias_act_dropout_add"
+    input, residual, grad = (torch.randn(6, 140) for _ in range(3))
+    bias, transposed = torch.randn(140), torch.randn(140, 6).t()
+    gelu, plain = (0.3, "gelu", 1.5), (0.3, "none", 1.5)
+    forward = [(input, bias, residual), (transposed, None, None)]
+    backward = [(grad, input, bias, state, *gelu), (transposed, None, None, state, *plain)]
+    return {
+        name: [(*operands, state, *gelu) for operands in forward],
+        f"{name}.generator": [
+            (*forward[0], None, *gelu),
+            (*forward[1], torch.Generator(input.device), *plain),
+        ],
+        f"{name}_d_input": backward,
+        f"{name}_d_both": backward,
     }
 
 

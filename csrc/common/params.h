@@ -29,6 +29,9 @@ struct MaskRule {
 
 enum class ScalarType { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
+// kGelu is x Phi(x), kGeluTanh its approximation by tanh.
+enum class Activation { kNone, kRelu, kGelu, kGeluTanh, kSilu };
+
 // What dropout does to an element x: scale * x + shift if it is kept, else fill.
 struct AffineMap {
   double scale;

@@ -1,6 +1,7 @@
 // Every op's body, for the translation unit of an instruction set (isa_*.cpp).
 #pragma once
 
+#include "bias_act_dropout_add_body.h"
 #include "concrete_dropout_body.h"
 #include "dropconnect_body.h"
 #include "dropout_body.h"
@@ -21,7 +22,8 @@ Kernels make_kernels(const char* isa) {
           make_noise_kernels(),
           make_gaussian_dropout_kernels(),
           make_gaussian_noise_kernels(),
-          make_concrete_dropout_kernels()};
+          make_concrete_dropout_kernels(),
+          make_bias_act_kernels()};
 }
 
 }  // namespace

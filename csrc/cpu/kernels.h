@@ -3,6 +3,7 @@
 // picks a table at run time.
 #pragma once
 
+#include "bias_act_dropout_add_kernels.h"
 #include "dropconnect_kernels.h"
 #include "dropout_kernels.h"
 #include "mask_kernels.h"
@@ -19,6 +20,7 @@ struct Kernels {
   GaussianDropoutKernels gaussian_dropout;
   GaussianNoiseKernels gaussian_noise;
   ConcreteDropoutKernels concrete_dropout;
+  BiasActKernels bias_act;
 };
 
 const Kernels& plain_kernels();

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from fused_dropout._fake import dropconnect, dropout, masks, noise
+from fused_dropout._fake import bias_act_dropout_add, dropconnect, dropout, masks, noise
 from fused_dropout._fake.common import Fakes
 
-FAKES: Fakes = {**masks.FAKES, **dropconnect.FAKES, **dropout.FAKES, **noise.FAKES}
+FAKES: Fakes = {
+    **masks.FAKES,
+    **dropconnect.FAKES,
+    **dropout.FAKES,
+    **bias_act_dropout_add.FAKES,
+    **noise.FAKES,
+}
 
 
 def register() -> None:

@@ -1,5 +1,6 @@
 """Functional forms of the layers."""
 
+from fused_dropout.functional.bias_act_dropout_add import bias_act_dropout_add
 from fused_dropout.functional.concrete_dropout import concrete_dropout
 from fused_dropout.functional.drop_path import (
     drop_path,
@@ -22,6 +23,7 @@ from fused_dropout.functional.gaussian_noise import gaussian_noise
 
 __all__ = [
     "alpha_dropout",
+    "bias_act_dropout_add",
     "concrete_dropout",
     "drop_path",
     "drop_path_add",

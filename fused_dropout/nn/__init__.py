@@ -1,5 +1,6 @@
 """Modules with the parameters, defaults and errors of their torch.nn counterparts."""
 
+from fused_dropout.nn.bias_act_dropout_add import BiasActDropoutAdd
 from fused_dropout.nn.concrete_dropout import ConcreteDropout, ConcreteRegularisation
 from fused_dropout.nn.drop_path import DropPath, DropPathAdd, StochasticDepth
 from fused_dropout.nn.dropconnect import DropConnectLinear
@@ -17,6 +18,7 @@ from fused_dropout.nn.variational_dropout import VariationalDropoutLinear
 
 __all__ = [
     "AlphaDropout",
+    "BiasActDropoutAdd",
     "ConcreteDropout",
     "ConcreteRegularisation",
     "DropConnectLinear",

@@ -49,6 +49,8 @@ class ConcreteDropout(torch.nn.Module):
         RuntimeError: as :func:`fused_dropout.functional.concrete_dropout`, when called.
     """
 
+    drops_in_training = True  # for fused_dropout.mc_dropout
+
     def __init__(
         self,
         layer: torch.nn.Module | None = None,

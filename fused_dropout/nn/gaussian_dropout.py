@@ -26,6 +26,8 @@ class GaussianDropout(torch.nn.Module):
         TypeError: p is no number.
     """
 
+    drops_in_training = True  # for fused_dropout.mc_dropout
+
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         super().__init__()
         self.p = check_gaussian_rate(p)

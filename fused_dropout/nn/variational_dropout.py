@@ -49,6 +49,8 @@ class VariationalDropoutLinear(torch.nn.Linear):
         RuntimeError: as :func:`fused_dropout.functional.gaussian_noise` and F.linear, when called.
     """
 
+    drops_in_training = True  # for fused_dropout.mc_dropout
+
     def __init__(
         self,
         in_features: int,

@@ -3,6 +3,7 @@
 Nothing here is fast, and nothing here calls the compiled extension.
 """
 
+from fused_dropout.reference.bias_act_dropout_add import ACTIVATIONS, bias_act_dropout_add
 from fused_dropout.reference.dropconnect import dropconnect_linear, rows_per_mask
 from fused_dropout.reference.dropout import (
     alpha_dropout,
@@ -30,7 +31,9 @@ from fused_dropout.reference.noise import (
 )
 
 __all__ = [
+    "ACTIVATIONS",
     "alpha_dropout",
+    "bias_act_dropout_add",
     "concrete_dropout",
     "dropconnect_linear",
     "dropout",

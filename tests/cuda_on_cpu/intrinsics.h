@@ -46,6 +46,8 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   return result;
 }
 
+inline float __fdividef(float x, float y) { return x / y; }
+
 inline unsigned __float_as_uint(float x) {
   unsigned bits;
   __builtin_memcpy(&bits, &x, sizeof bits);

@@ -1,0 +1,138 @@
+// IMPL(CUDA) of bias_act_dropout_add: checks and launches on the current stream.
+//
+// Workspace, freed to the caching allocator on return: the bias gradient's partial sums, about a
+// float for 32 elements of a large tensor.
+#include <ATen/Functions.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "../bias_act_dropout_add_arguments.h"
+#include "bias_act_dropout_add.cuh"
+#include "binding.h"
+
+namespace fused_dropout {
+namespace {
+
+using at::Tensor;
+
+Tensor contiguous_or_undefined(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? tensor->contiguous() : Tensor();
+}
+
+template <class T>
+const T* data_or_null(const Tensor& tensor) {
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+}
+
+int64_t features_of(const Tensor& tensor) { return tensor.dim() > 0 ? tensor.size(-1) : 1; }
+
+Tensor run_forward(const Tensor& input, const std::optional<Tensor>& bias,
+                   const std::optional<Tensor>& residual, const RngSource& rng, double p,
+                   Activation activation, double scale) {
+  if (input.numel() == 0) return at::empty_like(input);
+  const Tensor in = input.contiguous();
+  const Tensor row_bias = contiguous_or_undefined(bias);
+  const Tensor addend = contiguous_or_undefined(residual);
+  const Tensor out = at::empty_like(in);
+  const MaskRule rule = unseeded_rule(p, kStreamMask, kDefaultDigits);
+  with_type(in, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const EpilogueForward<T> tensors = {data_or_null<T>(in), data_or_null<T>(row_bias),
+                                        data_or_null<T>(addend),
+                                        static_cast<T*>(out.mutable_data_ptr())};
+    const EpilogueGrid grid = forward_grid<T>(rule, in.numel(), features_of(in), tensors);
+    check_launch(
+        launch_epilogue_forward<T>(rule, rng, activation, scale, grid, tensors, current_stream()));
+  });
+  return with_strides_like(out, input);
+}
+
+Tensor forward(const Tensor& input, const std::optional<Tensor>& bias,
+               const std::optional<Tensor>& residual, const Tensor& rng_state, double p,
+               std::string_view activation, double scale) {
+  const auto guard = device_guard(input, "input");
+  const Activation kind = activation_of(activation);
+  check_bias_act_forward(input, bias, residual, p);
+  const RngSource rng = rng_on_device(rng_state, input.device());
+  return run_forward(input, bias, residual, rng, p, kind, scale);
+}
+
+std::tuple<Tensor, Tensor> drawn_forward(const Tensor& input, const std::optional<Tensor>& bias,
+                                         const std::optional<Tensor>& residual,
+                                         const std::optional<at::Generator>& generator, double p,
+                                         std::string_view activation, double scale) {
+  const auto guard = device_guard(input, "input");
+  const Activation kind = activation_of(activation);
+  check_bias_act_forward(input, bias, residual, p);
+  const DrawnRng rng = draw_on_device(generator, input, input.numel() > 0);
+  return {run_forward(input, bias, residual, rng.source, p, kind, scale), rng.state};
+}
+
+// (d_input, the bias gradient or an undefined tensor).
+std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_output,
+                                        const std::optional<Tensor>& input,
+                                        const std::optional<Tensor>& bias, const Tensor& rng_state,
+                                        double p, std::string_view activation, double scale,
+                                        bool to_bias) {
+  const auto guard = device_guard(grad_output, "grad_output");
+  const Activation kind = activation_of(activation);
+  check_bias_act_backward(grad_output, input, bias, p, kind);
+  const RngSource rng = rng_on_device(rng_state, grad_output.device());
+  const int64_t features = features_of(grad_output);
+  if (grad_output.numel() == 0) {
+    return {at::empty_like(grad_output), at::zeros({features}, grad_output.options())};
+  }
+  const bool is_plain = kind == Activation::kNone;
+  const Tensor grad = grad_output.contiguous();
+  const Tensor in = is_plain ? Tensor() : contiguous_or_undefined(input);
+  const Tensor row_bias = is_plain ? Tensor() : contiguous_or_undefined(bias);
+  const Tensor d_input = at::empty_like(grad);
+  const Tensor d_bias = to_bias ? at::empty({features}, grad.options()) : Tensor();
+  const MaskRule rule = unseeded_rule(p, kStreamMask, kDefaultDigits);
+  with_type(grad, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    EpilogueBackward<T, Sum<T>> tensors = {data_or_null<T>(grad), data_or_null<T>(in),
+                                           data_or_null<T>(row_bias),
+                                           static_cast<T*>(d_input.mutable_data_ptr()), nullptr};
+    const EpilogueGrid grid = backward_grid<T>(rule, grad.numel(), features, to_bias, tensors);
+    Tensor workspace;
+    if (to_bias) {
+      const auto type_of_sums = sizeof(Sum<T>) == sizeof(double) ? at::kDouble : at::kFloat;
+      workspace = at::empty({grid.slices * grid.columns}, grad.options().dtype(type_of_sums));
+      tensors.sums = static_cast<Sum<T>*>(workspace.mutable_data_ptr());
+    }
+    check_launch(
+        launch_epilogue_backward<T>(rule, rng, kind, scale, grid, tensors, current_stream()));
+    if (to_bias) {
+      check_launch(launch_bias_sums<T>(
+          grid, tensors.sums, static_cast<T*>(d_bias.mutable_data_ptr()), current_stream()));
+    }
+  });
+  return {with_strides_like(d_input, grad_output), d_bias};
+}
+
+Tensor d_input(const Tensor& grad_output, const std::optional<Tensor>& input,
+               const std::optional<Tensor>& bias, const Tensor& rng_state, double p,
+               std::string_view activation, double scale) {
+  return std::get<0>(
+      run_backward(grad_output, input, bias, rng_state, p, activation, scale, false));
+}
+
+std::tuple<Tensor, Tensor> d_both(const Tensor& grad_output, const std::optional<Tensor>& input,
+                                  const std::optional<Tensor>& bias, const Tensor& rng_state,
+                                  double p, std::string_view activation, double scale) {
+  TORCH_CHECK(grad_output.dim() > 0, "grad_output must have shape [..., features]");
+  return run_backward(grad_output, input, bias, rng_state, p, activation, scale, true);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
+  m.impl("bias_act_dropout_add", forward);
+  m.impl("bias_act_dropout_add.generator", drawn_forward);
+  m.impl("bias_act_dropout_add_d_input", d_input);
+  m.impl("bias_act_dropout_add_d_both", d_both);
+}
+
+}  // namespace fused_dropout
