@@ -24,14 +24,6 @@ constexpr double kInverseSqrt2Pi = 0.39894228040143267794;
 constexpr double kTanhScale = 1.59576912160573071176;  // 2 sqrt(2 / pi)
 constexpr double kTanhCubic = 0.044715;
 
-// `a` where `condition` holds, else `b`. With ?: the compiler would move the computation of a float
-// into a branch and then not make vectors of the loop.
-FUSED_DROPOUT_INLINE float select(bool condition, float a, float b) {
-  const uint32_t mask = 0u - static_cast<uint32_t>(condition);
-  return float_from_bits((bits_from_float(a) & mask) | (bits_from_float(b) & ~mask));
-}
-FUSED_DROPOUT_INLINE double select(bool condition, double a, double b) { return condition ? a : b; }
-
 // exp(high + low) for high <= 0 and |low| below 1e-2; 0 where it is below 2^-125.
 // high + low = n ln 2 + r with |r| <= ln 2 / 2; the polynomial is (e^r - 1 - r) / r^2, its minimax
 // fit there (relative error of e^r 3e-9).

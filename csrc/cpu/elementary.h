@@ -36,13 +36,6 @@ FUSED_DROPOUT_INLINE float log_of(float x) {
   return exponent * kLog2High + (f + small);
 }
 
-// `condition ? a : b` by the bits: of a constant `a` the compiler would make a path of its own, and
-// no vectors.
-FUSED_DROPOUT_INLINE float select(bool condition, float a, float b) {
-  const uint32_t from_a = condition ? ~0u : 0u;
-  return float_from_bits((bits_from_float(a) & from_a) | (bits_from_float(b) & ~from_a));
-}
-
 // e to the power of x, which is taken for -87 below that and for 87 above (700 for doubles): so
 // that neither the result nor its reciprocal leaves the normal numbers.
 FUSED_DROPOUT_INLINE float exp_of(float x) {

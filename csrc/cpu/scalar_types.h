@@ -29,6 +29,14 @@ FUSED_DROPOUT_INLINE uint32_t bits_from_float(float x) {
   return bits;
 }
 
+// `a` where `condition` holds, else `b`. With ?: the compiler would move the computation of a float
+// into a branch, and then not make vectors of the loop around it.
+FUSED_DROPOUT_INLINE float select(bool condition, float a, float b) {
+  const uint32_t from_a = condition ? ~0u : 0u;
+  return float_from_bits((bits_from_float(a) & from_a) | (bits_from_float(b) & ~from_a));
+}
+FUSED_DROPOUT_INLINE double select(bool condition, double a, double b) { return condition ? a : b; }
+
 FUSED_DROPOUT_INLINE float half_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
   const uint32_t magnitude = half & 0x7FFF;
