@@ -69,8 +69,8 @@ AffineSums<Sum<T>> sums_of(const AffineMap& map) {
 // of 0 would turn -0 into 0.
 template <class S>
 FUSED_DROPOUT_DEVICE S mapped(const AffineSums<S>& map, S x, bool kept) {
-  const S scaled = map.scale * x;
-  return kept ? (map.shift != 0 ? scaled + map.shift : scaled) : map.fill;
+  const S y = map.shift != 0 ? fma(map.scale, x, map.shift) : map.scale * x;
+  return kept ? y : map.fill;
 }
 
 // Elements k .. k + kCount - 1, whose keep bits are the lowest ones of `bits`.

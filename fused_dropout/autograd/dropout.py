@@ -57,12 +57,22 @@ class Dropout(torch.autograd.Function):
             ctx.mark_non_differentiable(drawn)
             rng_state = drawn
         ctx.save_for_backward(rng_state)
-        ctx.save_for_forward(rng_state)
         ctx.settings = DropoutSettings(p, shared_dims, scale)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: None) -> tuple[Tensor | None, ...]:
         return (*_gradients(ctx, grad_output), *[None] * 7)
+
+
+class DropoutWithTangents(Dropout):
+    """The same with forward-mode derivatives, which torch.compile refuses to trace."""
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor | None]
+    ) -> None:
+        Dropout.setup_context(ctx, inputs, outputs)
+        ctx.save_for_forward(inputs[3] if outputs[1] is None else outputs[1])
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, residual_tangent: Tensor | None, *_: None) -> Any:

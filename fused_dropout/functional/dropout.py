@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from fused_dropout import _checks, _ext
-from fused_dropout.autograd.dropout import Dropout, DropoutInPlace, DropoutSettings
+from fused_dropout.autograd.dropout import (
+    Dropout,
+    DropoutInPlace,
+    DropoutSettings,
+    DropoutWithTangents,
+)
 from fused_dropout.reference import keep_rate
 from fused_dropout.rng import check_single_source, make_rng_state, resolve_rng_state
 
@@ -259,7 +264,8 @@ def run_dropout(
 
 
 def _output_of(*arguments: Any) -> Tensor:
-    output: Tensor = Dropout.apply(*arguments)[0]
+    function = Dropout if torch.compiler.is_compiling() else DropoutWithTangents
+    output: Tensor = function.apply(*arguments)[0]
     return output
 
 

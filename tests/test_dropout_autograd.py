@@ -1,0 +1,365 @@
+"""Dropout under autograd, torch.compile, vmap and the like; where its randomness comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from conftest import generator_state
+from test_dropout import layouts, permuted, random_input
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import fused_dropout
+from fused_dropout import functional
+
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "dropout": functional.dropout,
+    "dropout1d": lambda input, *args, **keys: functional.dropout1d(input[0, 0], *args, **keys),
+    "dropout2d": functional.dropout2d,
+    "dropout3d": functional.dropout3d,
+    "alpha_dropout": functional.alpha_dropout,
+    "feature_alpha_dropout": functional.feature_alpha_dropout,
+    "locked_dropout": functional.locked_dropout,
+}
+SHAPE = (3, 4, 2, 3)
+
+
+def leaf(shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float64) -> Tensor:
+    return random_input(shape, dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradcheck(name: str, place: torch.device) -> None:
+    def run(input: Tensor) -> Tensor:
+        return FUNCTIONS[name](input, 0.4, True, seed=3)
+
+    assert torch.autograd.gradcheck(run, leaf(), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(run, leaf())
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradcheck_in_place(name: str, place: torch.device) -> None:
+    def run(input: Tensor) -> Tensor:
+        return FUNCTIONS[name](input * 1, 0.4, True, True, seed=3)
+
+    assert torch.autograd.gradcheck(run, leaf())
+    assert torch.autograd.gradgradcheck(run, leaf())
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_backward_uses_the_forward_s_mask(name: str, place: torch.device) -> None:
+    """On constant inputs an element was kept where its gradient is not 0."""
+    for inplace in (False, True):
+        input = torch.full(SHAPE, 3.0, requires_grad=True)
+        output = FUNCTIONS[name](input * 1, 0.5, True, inplace)
+        (gradient,) = torch.autograd.grad(output.sum(), input)
+        gradient = gradient[0, 0] if name == "dropout1d" else gradient
+        kept, dropped = output[gradient != 0].unique(), output[gradient == 0].unique()
+        assert len(kept) <= 1
+        assert len(dropped) <= 1
+        assert kept.tolist() != dropped.tolist()
+
+
+@pytest.mark.parametrize("shape", [(7,), (20, 30), (2, 20, 5, 6)])
+def test_gradients_lie_in_memory_as_those_of_torch(
+    shape: tuple[int, ...], place: torch.device
+) -> None:
+    for name, view in layouts(random_input(shape)):
+        for _, gradient in layouts(random_input(shape, seed=1)):
+            input = view.clone().requires_grad_()
+            output = functional.dropout(input, 0.5, seed=3)
+            (ours,) = torch.autograd.grad(output, input, gradient)
+            kept = fused_dropout.mask(input.numel(), 0.5, seed=3).view(shape)
+            assert torch.equal(ours, gradient * 2 * kept), name
+            assert ours.stride() == torch.empty_like(gradient).stride()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_saves_16_bytes(name: str, inplace: bool, place: torch.device) -> None:
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    for keys in ({}, {"seed": 1}, {"generator": torch.Generator(place)}):
+        input = leaf() + 0
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            FUNCTIONS[name](input, 0.1, True, inplace, **keys)
+        assert [tensor.nbytes for tensor in saved] == [16]
+
+
+def test_double_backward_of_a_residual(place: torch.device) -> None:
+    """The operator behind it, as other layers use it."""
+    from fused_dropout.autograd.dropout import DropoutInPlace, DropoutWithTangents
+
+    state = fused_dropout.make_rng_state(3)
+
+    def run(function: type, input: Tensor, residual: Tensor) -> Tensor:
+        result = function.apply(input * 1, residual, None, state, 0.4, (1,), 1.5, 0.25, -1.0)
+        return result[0] if isinstance(result, tuple) else result
+
+    for function in (DropoutWithTangents, DropoutInPlace):
+        leaves = (leaf(), random_input(SHAPE, torch.float64, seed=1).requires_grad_())
+        forward = function is DropoutWithTangents
+        call = partial(run, function)
+        assert torch.autograd.gradcheck(call, leaves, check_forward_ad=forward)
+        assert torch.autograd.gradgradcheck(call, leaves)
+
+
+# ---- in place
+
+
+def test_a_leaf_is_refused_before_it_is_changed(place: torch.device) -> None:
+    for view in (lambda x: x, lambda x: x[1:]):
+        ours, torch_s = (torch.ones(5, 6, requires_grad=True) for _ in range(2))
+        with pytest.raises(RuntimeError) as theirs:
+            torch.nn.functional.dropout(view(torch_s), 0.5, True, True)
+        with pytest.raises(RuntimeError) as error:
+            functional.dropout(view(ours), 0.5, True, True)
+        assert str(error.value) == str(theirs.value)
+        assert torch.equal(ours, torch.ones(5, 6))
+        with torch.no_grad():
+            functional.dropout(view(ours), 0.5, True, True)
+        assert ours.requires_grad
+        assert not torch.equal(ours, torch.ones(5, 6))
+
+
+def test_in_place_on_a_view_changes_the_whole(place: torch.device) -> None:
+    """The gradient of the part is masked, that of the rest is not."""
+    kept = fused_dropout.mask((1, 40), 0.5, seed=3).view(10, 4)
+    for cut in (lambda x: x[:, 1:5], lambda x: x.t()[1:5].t()):
+        input = torch.ones(10, 6, requires_grad=True)
+        whole = input * 1
+        part = cut(whole)
+        assert functional.dropout(part, 0.5, inplace=True, seed=3) is part
+        expected = torch.ones(10, 6)
+        expected[:, 1:5] = 2.0 * kept
+        assert torch.equal(whole, expected)
+        (gradient,) = torch.autograd.grad(whole.sum(), input)
+        assert torch.equal(gradient, expected)
+
+
+def test_in_place_raises_the_version(place: torch.device) -> None:
+    """Autograd notices that something which it had saved was overwritten."""
+    input = torch.ones(5, 6, requires_grad=True)
+    saved = input.exp()
+    output = functional.dropout(saved, 0.5, True, True)
+    assert output is saved
+    assert saved._version == 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+# ---- torch.compile
+
+
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    torch.compiler.reset()
+    return torch.compile(function, backend="aot_eager", fullgraph=True)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compiles_to_one_graph_with_the_same_numbers(
+    name: str, inplace: bool, place: torch.device
+) -> None:
+    def layer(input: Tensor) -> Tensor:
+        return FUNCTIONS[name](input * 2, 0.3, True, inplace, seed=4) + 1
+
+    run = compiled(layer)
+    for input in (leaf(), permuted(leaf().detach(), 0, 2, 3, 1).requires_grad_()):
+        output, expected = run(input), layer(input)
+        assert torch.equal(output, expected)
+        assert torch.equal(*(torch.autograd.grad(y.sum(), input)[0] for y in (output, expected)))
+        with torch.no_grad():
+            assert torch.equal(run(input), expected)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_equal_calls_in_one_graph_differ(grad: bool, place: torch.device) -> None:
+    def layer(input: Tensor) -> Tensor:
+        a, b = functional.dropout(input, 0.5), functional.dropout(input, 0.5)
+        c, d = functional.dropout2d(input, 0.5), functional.dropout2d(input, 0.5)
+        return torch.stack([a, b, c, d])
+
+    run = compiled(layer)
+    input = torch.ones(20, 30, 2, 2, requires_grad=grad)
+    first, second = run(input), run(input)
+    masks = [*first, *second]
+    assert all(not torch.equal(masks[i], masks[j]) for i in range(8) for j in range(i))
+
+
+def test_compiled_in_place_changes_the_input(place: torch.device) -> None:
+    run = compiled(lambda input: functional.dropout(input, 0.5, True, True))
+    input = torch.ones(20, 30)
+    with torch.no_grad():
+        output = run(input)
+    assert torch.equal(output, input)
+    assert sorted(input.unique().tolist()) == [0, 2]
+
+
+def test_compiled_modules_follow_manual_seed_and_mode(place: torch.device) -> None:
+    layer = fused_dropout.nn.Dropout(0.3)
+    run = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    input = torch.ones(20, 30, requires_grad=True)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(4)
+        output = run(input)
+        (gradient,) = torch.autograd.grad(output.sum(), input)
+        assert torch.equal(output.detach(), gradient), "the backward pass draws the same mask"
+        results.append(output)
+    assert torch.equal(*results)
+    assert not torch.equal(run(input), results[0])
+    layer.eval()
+    assert torch.equal(run(input), input)
+
+
+def test_opcheck(place: torch.device) -> None:
+    """Schema, aliasing and fake kernels, on more layouts than test_compile.py has."""
+    ops = torch.ops.fused_dropout
+    state = fused_dropout.make_rng_state(1, 2)
+    for shape, dims in (((), []), ((0, 3), [1]), ((2, 20, 3, 4), [2, 3]), ((2, 20, 3, 4), [])):
+        for dtype in (torch.float32, torch.bfloat16):
+            for _, input in layouts(random_input(shape, dtype)):
+                settings = (0.3, dims, 1.5, 0.0, 0.0)
+                for residual in (None, torch.ones_like(input)):
+                    given, drawn = (input, residual, state), (input, residual, None)
+                    for op, tensors in (
+                        (ops.dropout.default, given),
+                        (ops.dropout.generator, drawn),
+                        (ops.dropout_.default, given),
+                        (ops.dropout_.generator, drawn),
+                    ):
+                        tests = ("test_schema", "test_faketensor")
+                        torch.library.opcheck(op, (*tensors, *settings), test_utils=tests)
+
+
+# ---- vmap and grad
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("inplace", [False, True])
+def test_vmap(inplace: bool, place: torch.device) -> None:
+    """torch's three kinds of randomness; "same" is one mask for all examples."""
+
+    def layer(example: Tensor) -> Tensor:
+        return functional.dropout(example * 1, 0.5, True, inplace)
+
+    batch = torch.ones(6, 200)
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.vmap(layer)(batch)
+    same = torch.vmap(layer, randomness="same")(batch)
+    assert torch.equal(same, same[:1].expand_as(same))
+    different = torch.vmap(layer, randomness="different")(batch)
+    assert len({tuple(row.tolist()) for row in different}) == 6
+    assert sorted(different.unique().tolist()) == [0, 2]
+    pure = torch.vmap(lambda x: functional.dropout(x * 1, 0.5, True, inplace, seed=3))(batch)
+    assert torch.equal(pure, functional.dropout(torch.ones(200), 0.5, seed=3).expand_as(pure))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("inplace", [False, True])
+def test_per_example_gradients(inplace: bool, place: torch.device) -> None:
+    def loss(example: Tensor) -> tuple[Tensor, Tensor]:
+        output = functional.dropout(example * 1, 0.5, True, inplace)
+        return output.sum(), output
+
+    gradients, outputs = torch.vmap(torch.func.grad(loss, has_aux=True), randomness="different")(
+        torch.ones(6, 200)
+    )
+    assert torch.equal(gradients, outputs)
+
+
+def test_func_transforms(place: torch.device) -> None:
+    """grad of grad, jvp and vjp of one Function."""
+
+    def loss(input: Tensor) -> Tensor:
+        return functional.dropout(input, 0.4, seed=3).pow(3).sum()
+
+    input = random_input((50,), torch.float64)
+    scale = functional.dropout(torch.ones(50, dtype=torch.float64), 0.4, seed=3)
+    gradient = 3 * scale**3 * input**2
+    torch.testing.assert_close(torch.func.grad(loss)(input), gradient)
+    hessian_times_ones = torch.func.grad(lambda x: torch.func.grad(loss)(x).sum())(input)
+    torch.testing.assert_close(hessian_times_ones, 6 * scale**3 * input)
+    tangent = torch.ones_like(input)
+    value, derivative = torch.func.jvp(loss, (input,), (tangent,))
+    torch.testing.assert_close(value, loss(input))
+    torch.testing.assert_close(derivative, gradient.sum())
+
+
+# ---- where the randomness comes from
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_random_sources(name: str, place: torch.device) -> None:
+    def draw(**keys: object) -> Tensor:
+        return FUNCTIONS[name](torch.ones(60, 60, 3, 3), 0.5, True, **keys)
+
+    torch.manual_seed(1)
+    first, second = draw(), draw()
+    torch.manual_seed(1)
+    assert torch.equal(draw(), first)
+    assert torch.equal(draw(), second)
+    if name != "dropout1d":  # whose three channels may well repeat
+        assert not torch.equal(first, second)
+    before = generator_state(place)
+    generator = torch.Generator(place).manual_seed(7)
+    a, b = draw(generator=generator), draw(generator=generator)
+    generator.manual_seed(7)
+    assert torch.equal(draw(generator=generator), a)
+    assert torch.equal(draw(generator=generator), b)
+    assert torch.equal(draw(seed=5), draw(seed=5))
+    assert torch.equal(draw(seed=5), draw(rng_state=fused_dropout.make_rng_state(5)))
+    assert torch.equal(generator_state(place), before)
+    with pytest.raises(ValueError, match="at most one"):
+        draw(seed=5, generator=generator)
+    with pytest.raises(ValueError, match="rng_state"):
+        draw(rng_state=torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(TypeError, match="generator"):
+        draw(generator=3)
+
+
+def test_nothing_is_drawn_where_nothing_is_random(place: torch.device) -> None:
+    before = generator_state(place)
+    for name, function in FUNCTIONS.items():
+        for p, training in ((0.3, False), (0.0, True), (1.0, True), (1e-9, True)):
+            for inplace in (False, True):
+                function(torch.ones(SHAPE), p, training, inplace)
+        if name != "dropout1d":
+            function(torch.ones(3, 0, 5, 6), 0.3, True)
+    assert torch.equal(generator_state(place), before)
+
+
+def test_checkpointing_draws_the_same_masks_again(place: torch.device) -> None:
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(30, 30), fused_dropout.nn.Dropout(0.3), torch.nn.Linear(30, 30)
+    )
+    input = random_input((8, 30)).requires_grad_()
+    for reentrant in (False, True):
+        torch.manual_seed(5)
+        (plain,) = torch.autograd.grad(layers(input).sum(), input)
+        torch.manual_seed(5)
+        output = checkpoint(layers, input, use_reentrant=reentrant)
+        input.grad = None
+        output.sum().backward()
+        assert torch.equal(plain, input.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_dtype(dtype: torch.dtype, place: torch.device) -> None:
+    """As torch's own: dropout computes in the dtype that it is given."""
+    linear, layer = torch.nn.Linear(30, 20), fused_dropout.nn.Dropout(0.3)
+    input = random_input((4, 30)).requires_grad_()
+    with torch.autocast(place.type, dtype=dtype):
+        assert layer(linear(input)).dtype == dtype
+        assert layer(input).dtype == torch.float32
+        layer(linear(input)).float().sum().backward()
+    assert input.grad.dtype == torch.float32
