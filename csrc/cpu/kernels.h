@@ -3,6 +3,7 @@
 // picks a table at run time.
 #pragma once
 
+#include "drop_block_kernels.h"
 #include "dropconnect_kernels.h"
 #include "dropout_kernels.h"
 #include "mask_kernels.h"
@@ -14,6 +15,7 @@ struct Kernels {
   MaskKernels mask;
   DropConnectKernels dropconnect;
   DropoutKernels dropout;
+  DropBlockKernels drop_block;
 };
 
 const Kernels& plain_kernels();

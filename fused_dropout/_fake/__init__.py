@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from fused_dropout._fake import dropconnect, dropout, masks
+from fused_dropout._fake import drop_block, dropconnect, dropout, masks
 from fused_dropout._fake.common import Fakes
 
-FAKES: Fakes = {**masks.FAKES, **dropconnect.FAKES, **dropout.FAKES}
+FAKES: Fakes = {**masks.FAKES, **dropconnect.FAKES, **dropout.FAKES, **drop_block.FAKES}
 
 
 def register() -> None:

@@ -1,5 +1,6 @@
 """Functional forms of the layers."""
 
+from fused_dropout.functional.drop_block import drop_block1d, drop_block2d, drop_block3d
 from fused_dropout.functional.drop_path import (
     drop_path,
     drop_path_add,
@@ -19,6 +20,9 @@ from fused_dropout.functional.dropout import (
 
 __all__ = [
     "alpha_dropout",
+    "drop_block1d",
+    "drop_block2d",
+    "drop_block3d",
     "drop_path",
     "drop_path_add",
     "dropconnect_linear",

@@ -3,6 +3,7 @@
 Nothing here is fast, and nothing here calls the compiled extension.
 """
 
+from fused_dropout.reference.drop_block import block_mask, drop_block
 from fused_dropout.reference.dropconnect import dropconnect_linear, rows_per_mask
 from fused_dropout.reference.masks import (
     fraction_digit,
@@ -14,6 +15,8 @@ from fused_dropout.reference.masks import (
 )
 
 __all__ = [
+    "block_mask",
+    "drop_block",
     "dropconnect_linear",
     "fraction_digit",
     "keep_rate",
