@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 
@@ -30,13 +31,18 @@ def paper_gamma(p: float, sizes: Sequence[int], block: Sequence[int]) -> float:
     return gamma
 
 
-@lru_cache(maxsize=4096)
-def exact_gamma(p: float, sizes: tuple[int, ...], block: tuple[int, ...]) -> float:
+@torch.compiler.assume_constant_result
+def exact_gamma(p: float, sizes: Sequence[int], block: Sequence[int]) -> float:
     """The seeds' drop probability at which the expected rate of dropped elements is p.
 
     Found by bisection of :func:`expected_drop_rate` to the last digit of a float. Arguments as
     :func:`paper_gamma`.
     """
+    return _solve(p, tuple(sizes), tuple(block))
+
+
+@lru_cache(maxsize=4096)
+def _solve(p: float, sizes: tuple[int, ...], block: tuple[int, ...]) -> float:
     if p in (0.0, 1.0):
         return p
     counts, shares = _blocks_per_element(sizes, block)
@@ -66,12 +72,14 @@ def _drop_rate(gamma: float, counts: NDArray[np.float64], shares: NDArray[np.flo
 def _blocks_per_element(
     sizes: tuple[int, ...], block: tuple[int, ...]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How many seeds reach an element: the numbers that occur, and the share of elements of each."""
-    counts, shares = np.ones(1), np.ones(1)
+    """The numbers of seeds that reach an element, and the share of elements of each number."""
+    counts: NDArray[np.float64] = np.ones(1)
+    shares: NDArray[np.float64] = np.ones(1)
     for size, side in zip(sizes, block, strict=True):
         position = np.arange(size)
         reached = np.minimum(position, size - side) - np.maximum(position - side + 1, 0) + 1
         values, elements = np.unique(reached, return_counts=True)
         counts, which = np.unique(np.outer(counts, values), return_inverse=True)
-        shares = np.bincount(which.ravel(), np.outer(shares, elements / size).ravel())
+        weights = np.outer(shares, elements / size).ravel()
+        shares = np.bincount(which.ravel(), weights).astype(np.float64)
     return counts, shares

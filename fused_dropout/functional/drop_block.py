@@ -34,7 +34,7 @@ def drop_block1d(
     seed: int | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    """:func:`drop_block2d` for inputs ``[N, C, L]``; ``block_size`` elements in a row are dropped."""
+    """Drops ``block_size`` elements in a row of ``[N, C, L]``; see :func:`drop_block2d`."""
     options = Options(inplace, eps, normalize, share_channels, gamma)
     return _drop_block(1, input, p, block_size, options, training, generator, seed, rng_state)
 
@@ -78,13 +78,14 @@ def drop_block2d(
         inplace: write the result into ``input``.
         eps: added to the number of kept elements before dividing by it.
         training: if False, returns ``input``.
-        normalize: kept elements are multiplied by (number of elements) / (number kept + eps), counted
-            over the whole ``"batch"`` or over each ``"sample"``; ``"none"`` leaves them as they
-            are.
+        normalize: kept elements are multiplied by (number of elements) / (number kept + eps),
+            counted over the whole ``"batch"`` or over each ``"sample"``; ``"none"`` leaves them as
+            they are.
         share_channels: all channels of a sample get the same regions, as in timm's.
         gamma: ``"paper"``: gamma is the paper's p H W / (bh bw (H - bh + 1) (W - bw + 1)), as
             torchvision's, which makes the realised rate lower than p, since regions overlap.
-            ``"exact"``: gamma is such that the expected rate is p.
+            ``"exact"``: gamma is such that the expected rate is p; torch.compile then compiles
+            for each size by itself.
         generator: draws the random state; default: torch's generator of the input's device.
         seed: makes the call a pure function: the mask of seed ``seed`` and offset 0.
         rng_state: int64[2] tensor (seed, offset), likewise.
@@ -118,7 +119,7 @@ def drop_block3d(
     seed: int | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    """:func:`drop_block2d` for inputs ``[N, C, D, H, W]``, with regions of three sides."""
+    """Drops cubes of every channel of ``[N, C, D, H, W]``; see :func:`drop_block2d`."""
     options = Options(inplace, eps, normalize, share_channels, gamma)
     return _drop_block(3, input, p, block_size, options, training, generator, seed, rng_state)
 
@@ -184,6 +185,14 @@ def _drop_block(
     return input.copy_(output) if options.inplace and not writes else output
 
 
+def _seed_rate(p: float, sizes: Sequence[int], block: Sequence[int], gamma: str) -> float:
+    if gamma == "paper":
+        return paper_gamma(p, sizes, block)
+    # torch.compile knows the numbers of a range, also where it leaves the size itself open.
+    numbers = [len(range(size)) for size in (*sizes, *block)]
+    return exact_gamma(p, tuple(numbers[: len(sizes)]), tuple(numbers[len(sizes) :]))
+
+
 def _draw_mask(
     input: Tensor,
     p: float,
@@ -196,8 +205,7 @@ def _draw_mask(
     """The packed mask of ``input`` and the factors of what it keeps."""
     sizes = tuple(input.shape[2:])
     block = tuple(min(side, size) for side, size in zip(sides, sizes, strict=True))
-    solve = paper_gamma if options.gamma == "paper" else exact_gamma
-    gamma = solve(p, sizes, block)
+    gamma = _seed_rate(p, sizes, block, options.gamma)
     scales = {"none": 0, "batch": 1, "sample": input.shape[0]}[options.normalize]
     settings = (block, gamma, options.share_channels, scales, float(options.eps))
     if gamma == 1.0:  # nothing is drawn, so the generator stays where it is

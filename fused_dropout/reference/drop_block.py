@@ -29,7 +29,8 @@ def block_mask(
     dropped = np.zeros(shape, dtype=np.bool_)
     for shift in np.ndindex(*block):
         window = tuple(slice(s, s + n) for s, n in zip(shift, places, strict=True))
-        dropped[(slice(None), slice(None), *window)] |= ~kept
+        every_map = (slice(None), slice(None))
+        dropped[every_map + window] |= ~kept
     return torch.from_numpy(~dropped)
 
 
@@ -59,7 +60,7 @@ def drop_block(
         scale = torch.ones(1, dtype=torch.float64)
     else:
         rows = kept.reshape(1 if normalize == "batch" else kept.shape[0], -1)
-        scale = rows.shape[1] / (rows.sum(1) + eps).double()
+        scale = torch.tensor(rows.shape[1]).double() / (rows.sum(1).double() + eps)
     scale = scale.to(input.dtype if input.dtype == torch.float64 else torch.float32)
     scaled = input.to(scale.dtype) * scale.view(-1, *[1] * (input.dim() - 1))
     return torch.where(kept, scaled, 0.0).to(input.dtype)
