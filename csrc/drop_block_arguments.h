@@ -64,19 +64,9 @@ inline bool samples_are_apart(const at::Tensor& input) {
   return input.size(0) == 1 || input.stride(0) * input.size(0) == input.numel();
 }
 
-// Where the elements that share a scale lie apart from the others: `runs` pieces of memory, each as
-// `layout` says but for the first bit.
-struct ScaledRuns {
-  int64_t runs;
-  DropoutLayout layout;
-};
-
-// `input` has no gaps, and its samples are apart if there are several scales.
-inline ScaledRuns scaled_runs(const at::Tensor& input, int64_t scales, bool share_channels) {
+inline DropoutLayout drop_block_layout(const at::Tensor& input, bool share_channels) {
   const int64_t channel_dim = 1;
-  const at::IntArrayRef shared(&channel_dim, share_channels ? 1 : 0);
-  if (scales <= 1) return {1, dropout_layout(input, shared)};
-  return {scales, dropout_layout(input.narrow(0, 0, 1), shared)};
+  return dropout_layout(input, at::IntArrayRef(&channel_dim, share_channels ? 1 : 0));
 }
 
 }  // namespace fused_dropout

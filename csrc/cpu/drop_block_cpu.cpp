@@ -111,8 +111,10 @@ std::tuple<Tensor, Tensor, Tensor> drawn_drop_block_mask_cpu(
 // there are several scales.
 void drop_block_into(const Tensor& out, const Tensor& input, const Tensor& bits,
                      const Tensor& scale, bool share_channels) {
-  const ScaledRuns runs = scaled_runs(input, scale.size(0), share_channels);
-  const int64_t run_numel = input.numel() / runs.runs;
+  const int64_t runs = std::max<int64_t>(1, scale.size(0));  // of elements with the same scale
+  const int64_t run_numel = input.numel() / runs;
+  const DropoutLayout first_run =
+      drop_block_layout(runs == 1 ? input : input.narrow(0, 0, 1), share_channels);
   const MaskedWork all{kernels().dropout,
                        static_cast<int>(kernel_type(input)),
                        input.element_size(),
@@ -124,13 +126,13 @@ void drop_block_into(const Tensor& out, const Tensor& input, const Tensor& bits,
     MaskedWork work = all;
     if (scale.size(0) > 0) work.map.scale = factors[run];
     work.all = all.run(run * run_numel, run_numel);
-    DropoutLayout layout = runs.layout;
+    DropoutLayout layout = first_run;
     layout.first_bit = run * layout.mask_numel;
     run_masked(work, layout, words);
   };
-  if (runs.runs == 1) return apply(0);
+  if (runs == 1) return apply(0);
   const int64_t grain = std::max<int64_t>(1, kGrainGroups * kGroupColumns / run_numel);
-  at::parallel_for(0, runs.runs, grain, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, runs, grain, [&](int64_t begin, int64_t end) {
     for (int64_t run = begin; run < end; ++run) apply(run);
   });
 }
