@@ -217,9 +217,9 @@ __global__ void __launch_bounds__(kDilateThreads)
 
 inline cudaError_t launch_dilate(const uint32_t* seeds, const FlatMaps& maps,
                                  const RunCounts& counts, int64_t words, uint32_t* out,
-                                 cudaStream_t stream) {
+                                 cudaStream_t stream, int64_t max_blocks) {
   const int64_t blocks = ceil_div(words, kDilateThreads);
-  const dim3 grid(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks));
+  const dim3 grid(static_cast<unsigned>(blocks < max_blocks ? blocks : max_blocks));
   return launch_kernel<dilate_kernel>(grid, dim3(kDilateThreads), 0, stream, seeds, maps, counts,
                                       words, out);
 }
@@ -234,17 +234,18 @@ inline int64_t block_mask_scratch(const BlockMaps& maps) {
 // elements become 0. There is at least one element.
 inline cudaError_t launch_block_mask(const BlockMaps& maps, const uint32_t* seeds,
                                      const RunCounts& counts, uint32_t* scratch, int64_t words,
-                                     uint32_t* out, cudaStream_t stream) {
+                                     uint32_t* out, cudaStream_t stream,
+                                     int64_t max_blocks = kMaxBlocks) {
   const int64_t slices = maps.count * seeds_along(maps, 0);
   const FlatMaps flat =
       make_flat_maps(slices, maps.size[1], maps.size[2], maps.block[1], maps.block[2]);
-  if (maps.block[0] == 1) return launch_dilate(seeds, flat, counts, words, out, stream);
-  const cudaError_t error =
-      launch_dilate(seeds, flat, no_counts(), block_mask_scratch(maps), scratch, stream);
+  if (maps.block[0] == 1) return launch_dilate(seeds, flat, counts, words, out, stream, max_blocks);
+  const cudaError_t error = launch_dilate(seeds, flat, no_counts(), block_mask_scratch(maps),
+                                          scratch, stream, max_blocks);
   if (error != cudaSuccess) return error;
   const FlatMaps deep =
       make_flat_maps(maps.count, maps.size[0], maps.size[1] * maps.size[2], maps.block[0], 1);
-  return launch_dilate(scratch, deep, counts, words, out, stream);
+  return launch_dilate(scratch, deep, counts, words, out, stream, max_blocks);
 }
 
 }  // namespace
