@@ -21,6 +21,7 @@ struct DropoutLayout {
   std::vector<MaskedDim> dims;  // outermost in memory first; never empty
   int64_t numel;
   int64_t mask_numel;
+  int64_t first_bit = 0;  // of the mask that the first element has
   // Bit k belongs to the k-th element in memory.
   bool is_linear() const { return dims.size() == 1 && (dims[0].mask_stride == 1 || numel == 1); }
 };
@@ -46,7 +47,7 @@ inline std::vector<int64_t> mask_strides(const at::Tensor& input, at::IntArrayRe
 
 // `input` has no gaps or overlaps; its elements are visited in the order of memory.
 inline DropoutLayout dropout_layout(const at::Tensor& input, at::IntArrayRef shared_dims) {
-  DropoutLayout layout{{}, input.numel(), 0};
+  DropoutLayout layout{{}, input.numel(), 0, 0};
   const std::vector<int64_t> strides = mask_strides(input, shared_dims, &layout.mask_numel);
   c10::SmallVector<int64_t, 8> order;
   for (int64_t dim = 0; dim < input.dim(); ++dim) {

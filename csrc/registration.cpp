@@ -86,6 +86,18 @@ TORCH_LIBRARY(fused_dropout, m) {
   m.def(
       "bias_act_dropout_add_d_both(Tensor grad_output, Tensor? input, Tensor? bias,"
       " Tensor rng_state, float p, str activation, float scale) -> (Tensor, Tensor)");
+  // DropBlock of input [N, C, spatial sizes...]: the packed keep bits of its elements (of one
+  // channel if they share the blocks), and the factors that make up for what was dropped: none,
+  // one, or one for each of the N, as `scales` says. drop_block applies them.
+  m.def(
+      "drop_block_mask(Tensor input, Tensor rng_state, SymInt[] block, float gamma,"
+      " bool share_channels, SymInt scales, float eps) -> (Tensor, Tensor)");
+  m.def(
+      "drop_block_mask.generator(Tensor input, Generator? generator, SymInt[] block, float gamma,"
+      " bool share_channels, SymInt scales, float eps) -> (Tensor, Tensor, Tensor)",
+      random);
+  m.def("drop_block(Tensor input, Tensor bits, Tensor scale, bool share_channels) -> Tensor");
+  m.def("drop_block_(Tensor(a!) input, Tensor bits, Tensor scale, bool share_channels) -> ()");
 
   // Matrices: input [rows, in], weight [out, in], grad_output [rows, out]. Row n uses mask
   // n / rows_per_mask. mask_bits are the stored masks, or None to draw them again.

@@ -6,7 +6,7 @@ that is installed, the first operator used raises an ImportError with the reason
 
 from __future__ import annotations
 
-from fused_dropout import functional, nn, reference
+from fused_dropout import functional, nn, reference, schedules
 from fused_dropout._version import __version__
 from fused_dropout.convert import to_dropconnect, to_linear
 from fused_dropout.masks import mask, packed_mask
@@ -28,6 +28,7 @@ __all__ = [
     "normal_noise",
     "packed_mask",
     "reference",
+    "schedules",
     "to_dropconnect",
     "to_linear",
     "uniform_noise",

@@ -25,6 +25,9 @@ def operator_calls() -> dict[str, list[tuple]]:
     layer = (state, 0.3, 2, True)
     dropout = (0.3, [1], 1.5, 0.25, -1.0)
     logit_p = torch.zeros(1)
+    maps = torch.randn(2, 3, 9, 8)
+    blocks = ([3, 2], 0.1, False, 2, 1e-6)
+    block_mask = _ext.operators().drop_block_mask(maps, state, *blocks)
     return {
         "mask": [(state, 3, 140, 0.3, 0, 16)],
         "packed_mask": [(state, 3, 140, 0.3, 0, 16)],
@@ -58,6 +61,10 @@ def operator_calls() -> dict[str, list[tuple]]:
         "dropout.generator": [(input, None, None, *dropout), (input, input + 1, None, *dropout)],
         "dropout_": [(input, None, state, *dropout), (input, input + 1, state, *dropout)],
         "dropout_.generator": [(input, None, None, *dropout)],
+        "drop_block_mask": [(maps, state, *blocks), (maps, state, [3, 2], 0.1, True, 0, 1e-6)],
+        "drop_block_mask.generator": [(maps, None, *blocks)],
+        "drop_block": [(maps, *block_mask, False), (maps.mT.contiguous().mT, *block_mask, False)],
+        "drop_block_": [(maps, *block_mask, False)],
         **epilogue_calls(state),
     }
 

@@ -10,6 +10,7 @@ constexpr int kGroupColumns = 128;               // elements that share one Phil
 constexpr int kGroupWords = kGroupColumns / 32;  // 32-bit words of a packed group
 constexpr int kGroupBytes = kGroupColumns / 8;
 constexpr int kDefaultDigits = 16;
+constexpr int kSeedDigits = 32;  // DropBlock's seeds are rare: 16 would round their rate coarsely
 
 enum MaskStream : uint32_t { kStreamMask = 0, kStreamBias = 1, kStreamNoise = 2 };
 
@@ -44,6 +45,13 @@ struct AffineMap {
 struct MaskedDim {
   int64_t size;
   int64_t mask_stride;
+};
+
+// The maps of a DropBlock mask, one after another: a bit for each element.
+struct BlockMaps {
+  int64_t count;
+  int64_t size[3];   // depth, height, width; 1 where the input has no such dimension
+  int64_t block[3];  // the sides of a block, 1 <= block <= size
 };
 
 // A matrix of any strides, counted in elements.

@@ -14,7 +14,7 @@ namespace {
 class BitsInMemoryOrder {
  public:
   BitsInMemoryOrder(const DropoutLayout& layout, const uint32_t* bits, int64_t element)
-      : dims_(layout.dims), bits_(bits), index_(layout.dims.size()) {
+      : dims_(layout.dims), bits_(bits), index_(layout.dims.size()), row_bit_(layout.first_bit) {
     for (size_t d = dims_.size(); d-- > 0; element /= dims_[d].size) {
       index_[d] = element % dims_[d].size;
       (d + 1 < dims_.size() ? row_bit_ : col_bit_) += index_[d] * dims_[d].mask_stride;
@@ -65,7 +65,7 @@ class BitsInMemoryOrder {
   const std::vector<MaskedDim>& dims_;
   const uint32_t* bits_;
   std::vector<int64_t> index_;
-  int64_t row_bit_ = 0;  // where the row of the last dimension starts
+  int64_t row_bit_;      // where the row of the last dimension starts
   int64_t col_bit_ = 0;  // from there
 };
 

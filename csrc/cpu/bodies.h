@@ -3,6 +3,7 @@
 
 #include "bias_act_dropout_add_body.h"
 #include "concrete_dropout_body.h"
+#include "drop_block_body.h"
 #include "dropconnect_body.h"
 #include "dropout_body.h"
 #include "gaussian_dropout_body.h"
@@ -23,7 +24,8 @@ Kernels make_kernels(const char* isa) {
           make_gaussian_dropout_kernels(),
           make_gaussian_noise_kernels(),
           make_concrete_dropout_kernels(),
-          make_bias_act_kernels()};
+          make_bias_act_kernels(),
+          make_drop_block_kernels()};
 }
 
 }  // namespace

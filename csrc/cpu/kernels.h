@@ -4,6 +4,7 @@
 #pragma once
 
 #include "bias_act_dropout_add_kernels.h"
+#include "drop_block_kernels.h"
 #include "dropconnect_kernels.h"
 #include "dropout_kernels.h"
 #include "mask_kernels.h"
@@ -21,6 +22,7 @@ struct Kernels {
   GaussianNoiseKernels gaussian_noise;
   ConcreteDropoutKernels concrete_dropout;
   BiasActKernels bias_act;
+  DropBlockKernels drop_block;
 };
 
 const Kernels& plain_kernels();

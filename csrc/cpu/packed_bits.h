@@ -33,6 +33,13 @@ FUSED_DROPOUT_INLINE bool bit_at(const uint32_t* words, uint64_t k) {
   return words[k / 32] >> (k % 32) & 1;
 }
 
+// Bits first, first + 1, ... become those of `value` where they were 0.
+FUSED_DROPOUT_INLINE void put_bits(uint64_t* out, int64_t first, uint64_t value) {
+  const int shift = static_cast<int>(first % 64);
+  out[first / 64] |= value << shift;
+  if (shift != 0) out[first / 64 + 1] |= value >> (64 - shift);
+}
+
 // Writes bits one after the other, from the first of `out` on. finish() writes what is left.
 class BitWriter {
  public:

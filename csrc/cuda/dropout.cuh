@@ -65,6 +65,25 @@ AffineSums<Sum<T>> sums_of(const AffineMap& map) {
           static_cast<Sum<T>>(map.fill)};
 }
 
+// One map for all elements.
+template <class S>
+struct OneMap {
+  AffineSums<S> map;
+  FUSED_DROPOUT_DEVICE AffineSums<S> of_element(int64_t) const { return map; }
+  bool allows_vectors_of(int) const { return true; }
+};
+
+// Element k is multiplied by scale[k / run], in device memory, if it is kept.
+template <class S>
+struct ScaleOfRun {
+  const double* scale;
+  Divisor run;
+  FUSED_DROPOUT_DEVICE AffineSums<S> of_element(int64_t k) const {
+    return {static_cast<S>(scale[quotient(k, run)]), 0, 0};
+  }
+  bool allows_vectors_of(int count) const { return run.value % count == 0; }
+};
+
 // Whatever stands in x, a NaN too, does not reach the result of a dropped element. Adding a shift
 // of 0 would turn -0 into 0.
 template <class S>
@@ -169,31 +188,6 @@ FUSED_DROPOUT_DEVICE ElementPlace place_of_element(const MaskedDims& dims, int64
   return place;
 }
 
-// Elements in any order of their mask bits, which have been drawn. A thread takes kCount
-// neighbours.
-template <class T, int kCount>
-__global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
-    masked_dropout_kernel(const uint32_t* bits, MaskedDims dims, AffineSums<Sum<T>> map,
-                          DropoutOperands<T> tensors) {
-  const int64_t stride = dims.mask_stride[dims.count - 1];
-  for (int64_t first = thread_in_grid() * kCount; first < tensors.count;
-       first += threads_in_grid() * kCount) {
-    const int64_t left = tensors.count - first;
-    const int count = left < kCount ? static_cast<int>(left) : kCount;
-    ElementPlace place = {0, 0};
-    uint32_t word = 0;
-    for (int i = 0; i < count; ++i, place.bit += stride, --place.left) {
-      if (place.left == 0) place = place_of_element(dims, first + i);
-      word |= bit_at(bits, place.bit) << i;
-    }
-    if (count == kCount) {
-      apply_neighbours<T, kCount>(tensors, map, first, word);
-    } else {
-      for (int i = 0; i < count; ++i) apply_neighbours<T, 1>(tensors, map, first + i, word >> i);
-    }
-  }
-}
-
 // The 32 bits from bit `first` on; of those past `count` nothing is read.
 FUSED_DROPOUT_DEVICE uint32_t bits_from(const uint32_t* bits, int64_t first, int64_t count) {
   const uint32_t low = bits[first / 32];
@@ -202,13 +196,43 @@ FUSED_DROPOUT_DEVICE uint32_t bits_from(const uint32_t* bits, int64_t first, int
   return __funnelshift_r(low, high, static_cast<uint32_t>(first % 32));
 }
 
+// Elements in any order of their mask bits, which have been drawn. A thread takes kCount
+// neighbours.
+template <class T, int kCount, class Maps>
+__global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
+    masked_dropout_kernel(const uint32_t* bits, MaskedDims dims, Maps maps,
+                          DropoutOperands<T> tensors) {
+  const int64_t stride = dims.mask_stride[dims.count - 1];
+  for (int64_t first = thread_in_grid() * kCount; first < tensors.count;
+       first += threads_in_grid() * kCount) {
+    const int64_t left = tensors.count - first;
+    const int count = left < kCount ? static_cast<int>(left) : kCount;
+    ElementPlace place = place_of_element(dims, first);
+    uint32_t word = 0;
+    if (stride == 1 && place.left >= count) {
+      word = bits_from(bits, place.bit, count);
+    } else {
+      for (int i = 0; i < count; ++i, place.bit += stride, --place.left) {
+        if (place.left == 0) place = place_of_element(dims, first + i);
+        word |= bit_at(bits, place.bit) << i;
+      }
+    }
+    const AffineSums<Sum<T>> map = maps.of_element(first);
+    if (count == kCount) {
+      apply_neighbours<T, kCount>(tensors, map, first, word);
+    } else {
+      for (int i = 0; i < count; ++i) apply_neighbours<T, 1>(tensors, map, first + i, word >> i);
+    }
+  }
+}
+
 // The last dimension's bits are far apart and those of the one before it consecutive, as in
 // channels_last. A thread stays in its column: it reads the bits of kTileRows rows at once, and a
 // warp reads 32 neighbours of each row.
-template <class T>
+template <class T, class Maps>
 __global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
     transposed_dropout_kernel(const uint32_t* bits, MaskedDims dims, Divisor tiles, int64_t columns,
-                              AffineSums<Sum<T>> map, DropoutOperands<T> tensors) {
+                              Maps maps, DropoutOperands<T> tensors) {
   const int64_t rows = dims.size[dims.count - 2].value;
   const int64_t cols = dims.size[dims.count - 1].value;
   for (int64_t k = thread_in_grid(); k < columns; k += threads_in_grid()) {
@@ -220,6 +244,7 @@ __global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
     const int count = left < kTileRows ? static_cast<int>(left) : kTileRows;
     const int64_t element = (plane * rows + first_row) * cols + col;
     const uint32_t word = bits_from(bits, place_of_element(dims, element).bit, count);
+    const AffineSums<Sum<T>> map = maps.of_element(element);
     for (int r = 0; r < count; ++r) {
       apply_neighbours<T, 1>(tensors, map, element + r * cols, word >> r);
     }
@@ -276,28 +301,26 @@ cudaError_t launch_linear_dropout(const MaskRule& rule, const RngSource& rng, co
 }
 
 // Elements in any order of their mask bits, which `bits` holds.
-template <class T>
-cudaError_t launch_masked_dropout(const uint32_t* bits, const MaskedDims& dims,
-                                  const AffineMap& map, const DropoutOperands<T>& tensors,
-                                  cudaStream_t stream) {
+template <class T, class Maps>
+cudaError_t launch_masked_dropout(const uint32_t* bits, const MaskedDims& dims, const Maps& maps,
+                                  const DropoutOperands<T>& tensors, cudaStream_t stream) {
   if (tensors.count == 0) return cudaSuccess;
   const int last = dims.count - 1;
   if (dims.mask_stride[last] > 1 && last > 0 && dims.mask_stride[last - 1] == 1) {
     const int64_t rows = dims.size[last - 1].value;
     const int64_t tiles = ceil_div(rows, kTileRows);
     const int64_t columns = tensors.count / rows * tiles;
-    return launch_kernel<transposed_dropout_kernel<T>>(
+    return launch_kernel<transposed_dropout_kernel<T, Maps>>(
         dropout_blocks(columns), dim3(kDropoutThreads), 0, stream, bits, dims, make_divisor(tiles),
-        columns, sums_of<T>(map), tensors);
+        columns, maps, tensors);
   }
-  if (vectors_fit(tensors)) {
-    return launch_kernel<masked_dropout_kernel<T, kVector<T>>>(
+  if (vectors_fit(tensors) && maps.allows_vectors_of(kVector<T>)) {
+    return launch_kernel<masked_dropout_kernel<T, kVector<T>, Maps>>(
         dropout_blocks(ceil_div(tensors.count, kVector<T>)), dim3(kDropoutThreads), 0, stream, bits,
-        dims, sums_of<T>(map), tensors);
+        dims, maps, tensors);
   }
-  return launch_kernel<masked_dropout_kernel<T, 1>>(dropout_blocks(tensors.count),
-                                                    dim3(kDropoutThreads), 0, stream, bits, dims,
-                                                    sums_of<T>(map), tensors);
+  return launch_kernel<masked_dropout_kernel<T, 1, Maps>>(
+      dropout_blocks(tensors.count), dim3(kDropoutThreads), 0, stream, bits, dims, maps, tensors);
 }
 
 }  // namespace

@@ -53,7 +53,8 @@ void dropout_into(const Tensor& out, const Tensor& input, const std::optional<Te
     }
     const Tensor bits = draw_all_bits(rule, rng, layout.mask_numel, input);
     check_launch(launch_masked_dropout<T>(static_cast<const uint32_t*>(bits.const_data_ptr()),
-                                          dims_of(layout), map, tensors, current_stream()));
+                                          dims_of(layout), OneMap<Sum<T>>{sums_of<T>(map)}, tensors,
+                                          current_stream()));
   });
 }
 

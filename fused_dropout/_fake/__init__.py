@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from fused_dropout._fake import bias_act_dropout_add, dropconnect, dropout, masks, noise
+from fused_dropout._fake import (
+    bias_act_dropout_add,
+    drop_block,
+    dropconnect,
+    dropout,
+    masks,
+    noise,
+)
 from fused_dropout._fake.common import Fakes
 
 FAKES: Fakes = {
     **masks.FAKES,
     **dropconnect.FAKES,
     **dropout.FAKES,
+    **drop_block.FAKES,
     **bias_act_dropout_add.FAKES,
     **noise.FAKES,
 }

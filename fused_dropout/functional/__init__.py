@@ -2,6 +2,7 @@
 
 from fused_dropout.functional.bias_act_dropout_add import bias_act_dropout_add
 from fused_dropout.functional.concrete_dropout import concrete_dropout
+from fused_dropout.functional.drop_block import drop_block1d, drop_block2d, drop_block3d
 from fused_dropout.functional.drop_path import (
     drop_path,
     drop_path_add,
@@ -25,6 +26,9 @@ __all__ = [
     "alpha_dropout",
     "bias_act_dropout_add",
     "concrete_dropout",
+    "drop_block1d",
+    "drop_block2d",
+    "drop_block3d",
     "drop_path",
     "drop_path_add",
     "dropconnect_linear",

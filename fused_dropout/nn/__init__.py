@@ -2,6 +2,7 @@
 
 from fused_dropout.nn.bias_act_dropout_add import BiasActDropoutAdd
 from fused_dropout.nn.concrete_dropout import ConcreteDropout, ConcreteRegularisation
+from fused_dropout.nn.drop_block import DropBlock1d, DropBlock2d, DropBlock3d
 from fused_dropout.nn.drop_path import DropPath, DropPathAdd, StochasticDepth
 from fused_dropout.nn.dropconnect import DropConnectLinear
 from fused_dropout.nn.dropout import (
@@ -21,6 +22,9 @@ __all__ = [
     "BiasActDropoutAdd",
     "ConcreteDropout",
     "ConcreteRegularisation",
+    "DropBlock1d",
+    "DropBlock2d",
+    "DropBlock3d",
     "DropConnectLinear",
     "DropPath",
     "DropPathAdd",

@@ -4,6 +4,7 @@ Nothing here is fast, and nothing here calls the compiled extension.
 """
 
 from fused_dropout.reference.bias_act_dropout_add import ACTIVATIONS, bias_act_dropout_add
+from fused_dropout.reference.drop_block import block_mask, drop_block
 from fused_dropout.reference.dropconnect import dropconnect_linear, rows_per_mask
 from fused_dropout.reference.dropout import (
     alpha_dropout,
@@ -34,7 +35,9 @@ __all__ = [
     "ACTIVATIONS",
     "alpha_dropout",
     "bias_act_dropout_add",
+    "block_mask",
     "concrete_dropout",
+    "drop_block",
     "dropconnect_linear",
     "dropout",
     "dropout1d",

@@ -1,0 +1,221 @@
+"""DropBlock: dropout of contiguous regions of a feature map, in one, two or three dimensions."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fused_dropout import _checks, _ext
+from fused_dropout.autograd.drop_block import DropBlock
+from fused_dropout.drop_block_gamma import exact_gamma, paper_gamma
+from fused_dropout.rng import check_single_source, make_rng_state, resolve_rng_state
+
+NORMALIZATIONS = ("batch", "sample", "none")
+GAMMAS = ("paper", "exact")
+
+
+def drop_block1d(
+    input: Tensor,
+    p: float,
+    block_size: int | Sequence[int],
+    inplace: bool = False,
+    eps: float = 1e-6,
+    training: bool = True,
+    *,
+    normalize: str = "batch",
+    share_channels: bool = False,
+    gamma: str = "paper",
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """Drops ``block_size`` elements in a row of ``[N, C, L]``; see :func:`drop_block2d`."""
+    options = Options(inplace, eps, normalize, share_channels, gamma)
+    return _drop_block(1, input, p, block_size, options, training, generator, seed, rng_state)
+
+
+def drop_block2d(
+    input: Tensor,
+    p: float,
+    block_size: int | Sequence[int],
+    inplace: bool = False,
+    eps: float = 1e-6,
+    training: bool = True,
+    *,
+    normalize: str = "batch",
+    share_channels: bool = False,
+    gamma: str = "paper",
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    r"""Zeroes square regions of every channel of ``[N, C, H, W]`` and scales up what is left.
+
+    Equivalent to ``torchvision.ops.drop_block2d``, whose arguments, defaults and distribution it
+    has. What differs: block sizes may be even; a block that is larger than the map is cut to it
+    along each dimension by itself (torchvision cuts all its sides to the smallest size; a pair as
+    ``block_size`` gives that); kept elements are counted in integers, whatever the dtype; dropped
+    elements become 0 even where the input is infinite or NaN.
+
+    What is dropped: a block of ``bh x bw`` can begin at (H - bh + 1) (W - bw + 1) places of a map.
+    Each place is a seed, dropped with probability gamma on its own; in the order of (sample,
+    channel, row, column) they are the columns of a one-row mask of stream 0 with 32 digits. A
+    dropped seed drops the block that begins there, and what no dropped block covers is kept.
+
+    Source: Ghiasi, Lin and Le, "DropBlock: A regularization method for convolutional networks",
+    NeurIPS 2018.
+
+    Args:
+        input: ``[N, C, H, W]``, any strides and memory format; float32, bfloat16, float16 or
+            float64.
+        p: rate of elements to drop, in [0, 1].
+        block_size: side of the regions, or one for each dimension.
+        inplace: write the result into ``input``.
+        eps: added to the number of kept elements before dividing by it.
+        training: if False, returns ``input``.
+        normalize: kept elements are multiplied by (number of elements) / (number kept + eps),
+            counted over the whole ``"batch"`` or over each ``"sample"``; ``"none"`` leaves them as
+            they are.
+        share_channels: all channels of a sample get the same regions, as in timm's.
+        gamma: ``"paper"``: gamma is the paper's p H W / (bh bw (H - bh + 1) (W - bw + 1)), as
+            torchvision's, which makes the realised rate lower than p, since regions overlap.
+            ``"exact"``: gamma is such that the expected rate is p; torch.compile then compiles
+            for each size by itself.
+        generator: draws the random state; default: torch's generator of the input's device.
+        seed: makes the call a pure function: the mask of seed ``seed`` and offset 0.
+        rng_state: int64[2] tensor (seed, offset), likewise.
+
+    Returns:
+        The shape and memory format of ``input``, differentiable (any number of times). Backward
+        reads the mask from packed bits, 1/32 of a float32 input's memory.
+
+    Raises:
+        ValueError: p, block_size, eps, normalize or gamma out of range; another number of
+            dimensions; more than one of generator, seed and rng_state.
+        RuntimeError: a dtype that is not floating point; no kernels for the device.
+        TypeError: an argument of the wrong type.
+    """
+    options = Options(inplace, eps, normalize, share_channels, gamma)
+    return _drop_block(2, input, p, block_size, options, training, generator, seed, rng_state)
+
+
+def drop_block3d(
+    input: Tensor,
+    p: float,
+    block_size: int | Sequence[int],
+    inplace: bool = False,
+    eps: float = 1e-6,
+    training: bool = True,
+    *,
+    normalize: str = "batch",
+    share_channels: bool = False,
+    gamma: str = "paper",
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """Drops cubes of every channel of ``[N, C, D, H, W]``; see :func:`drop_block2d`."""
+    options = Options(inplace, eps, normalize, share_channels, gamma)
+    return _drop_block(3, input, p, block_size, options, training, generator, seed, rng_state)
+
+
+class Options(NamedTuple):
+    """What the three functions and their modules have in common."""
+
+    inplace: bool
+    eps: float
+    normalize: str
+    share_channels: bool
+    gamma: str
+
+    def check(self) -> None:
+        """Raises a ValueError or TypeError for an option out of range."""
+        if isinstance(self.eps, bool) or not isinstance(self.eps, (float, numbers.Real)):
+            raise TypeError(f"eps must be a float, got {type(self.eps).__name__}")
+        if not 0.0 <= self.eps < math.inf:  # false for NaN too
+            raise ValueError(f"eps must be a finite number >= 0, got {self.eps}")
+        _checks.check_choice(self.normalize, "normalize", NORMALIZATIONS)
+        _checks.check_choice(self.gamma, "gamma", GAMMAS)
+
+
+def check_block_size(block_size: Any, dims: int) -> tuple[int, ...]:
+    """``block_size``, an int or one for each of ``dims`` dimensions, as a tuple of ints >= 1."""
+    if isinstance(block_size, Sequence) and not isinstance(block_size, str):
+        sides = tuple(_checks.as_int(side, "block_size's elements") for side in block_size)
+        if len(sides) != dims:
+            raise ValueError(f"block_size must be an int or {dims} of them, got {block_size}")
+    else:
+        sides = (_checks.as_int(block_size, "block_size"),) * dims
+    if min(sides) < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    return sides
+
+
+def _drop_block(
+    dims: int,
+    input: Tensor,
+    p: float,
+    block_size: int | Sequence[int],
+    options: Options,
+    training: bool,
+    generator: torch.Generator | None,
+    seed: int | None,
+    rng_state: Tensor | None,
+) -> Tensor:
+    p = _checks.check_probability(p)
+    options.check()
+    sides = check_block_size(block_size, dims)
+    check_single_source(generator, seed, rng_state)
+    _checks.check_dense(input, "input")
+    if input.dim() != dims + 2:
+        raise ValueError(f"input should be {dims + 2} dimensional. Got {input.dim()} dimensions.")
+    if not training or p == 0.0 or input.numel() == 0:
+        return input
+    _checks.check_float_tensor(input, "input")
+    _ext.require_backend(input.device)
+    bits, scale = _draw_mask(input, p, sides, options, generator, seed, rng_state)
+    # torch.compile cannot trace a Function that writes to its input.
+    writes = options.inplace and not torch.compiler.is_compiling()
+    output: Tensor = DropBlock.apply(input, bits, scale, options.share_channels, writes)
+    return input.copy_(output) if options.inplace and not writes else output
+
+
+def _seed_rate(p: float, sizes: Sequence[int], block: Sequence[int], gamma: str) -> float:
+    if gamma == "paper":
+        return paper_gamma(p, sizes, block)
+    # torch.compile knows the numbers of a range, also where it leaves the size itself open.
+    numbers = [len(range(size)) for size in (*sizes, *block)]
+    return exact_gamma(p, tuple(numbers[: len(sizes)]), tuple(numbers[len(sizes) :]))
+
+
+def _draw_mask(
+    input: Tensor,
+    p: float,
+    sides: tuple[int, ...],
+    options: Options,
+    generator: torch.Generator | None,
+    seed: int | None,
+    rng_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The packed mask of ``input`` and the factors of what it keeps."""
+    sizes = tuple(input.shape[2:])
+    block = tuple(min(side, size) for side, size in zip(sides, sizes, strict=True))
+    gamma = _seed_rate(p, sizes, block, options.gamma)
+    scales = {"none": 0, "batch": 1, "sample": input.shape[0]}[options.normalize]
+    settings = (block, gamma, options.share_channels, scales, float(options.eps))
+    if gamma == 1.0:  # nothing is drawn, so the generator stays where it is
+        state: Tensor | None = make_rng_state(0, 0, input.device)
+    else:
+        state = resolve_rng_state(input.device, generator, seed, rng_state)
+    draw = _ext.operators().drop_block_mask
+    like = input.detach()
+    if state is None:
+        bits, scale, _ = draw.generator(like, generator, *settings)
+    else:
+        bits, scale = draw(like, state, *settings)
+    return bits, scale

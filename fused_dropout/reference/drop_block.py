@@ -1,0 +1,66 @@
+"""DropBlock in readable NumPy and torch; see :func:`fused_dropout.functional.drop_block2d`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fused_dropout.drop_block_gamma import exact_gamma, paper_gamma
+from fused_dropout.reference.masks import mask_matrix
+
+SEED_DIGITS = 32
+
+
+def block_mask(
+    shape: Sequence[int], block: Sequence[int], gamma: float, seed: int, offset: int = 0
+) -> Tensor:
+    """Which elements of ``shape`` [N, C, sizes...] are kept, as a bool tensor.
+
+    Seed k of all seeds [N, C, sizes - block + 1...] in row-major order is bit k of the mask. A
+    dropped seed drops the elements from its own position to block - 1 further along each dimension.
+    """
+    places = [size - side + 1 for size, side in zip(shape[2:], block, strict=True)]
+    seeds = [*shape[:2], *places]
+    kept = mask_matrix(1, math.prod(seeds), gamma, seed, offset, 0, SEED_DIGITS).reshape(seeds)
+    dropped = np.zeros(shape, dtype=np.bool_)
+    for shift in np.ndindex(*block):
+        window = tuple(slice(s, s + n) for s, n in zip(shift, places, strict=True))
+        every_map = (slice(None), slice(None))
+        dropped[every_map + window] |= ~kept
+    return torch.from_numpy(~dropped)
+
+
+def drop_block(
+    input: Tensor,
+    p: float,
+    block_size: int | Sequence[int],
+    eps: float = 1e-6,
+    *,
+    normalize: str = "batch",
+    share_channels: bool = False,
+    gamma: str = "paper",
+    seed: int,
+    offset: int = 0,
+) -> Tensor:
+    """DropBlock in training, in as many dimensions as ``input`` [N, C, sizes...] has.
+
+    Arguments as :func:`fused_dropout.functional.drop_block2d`; gradients are plain autograd's.
+    """
+    sizes = tuple(input.shape[2:])
+    sides = (block_size,) * len(sizes) if isinstance(block_size, int) else block_size
+    block = tuple(min(side, size) for side, size in zip(sides, sizes, strict=True))
+    rate = (paper_gamma if gamma == "paper" else exact_gamma)(p, sizes, block)
+    channels = 1 if share_channels else input.shape[1]
+    kept = block_mask((input.shape[0], channels, *sizes), block, rate, seed, offset)
+    if normalize == "none":
+        scale = torch.ones(1, dtype=torch.float64)
+    else:
+        rows = kept.reshape(1 if normalize == "batch" else kept.shape[0], -1)
+        scale = torch.tensor(rows.shape[1]).double() / (rows.sum(1).double() + eps)
+    scale = scale.to(input.dtype if input.dtype == torch.float64 else torch.float32)
+    scaled = input.to(scale.dtype) * scale.view(-1, *[1] * (input.dim() - 1))
+    return torch.where(kept, scaled, 0.0).to(input.dtype)

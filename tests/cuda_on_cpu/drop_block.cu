@@ -1,0 +1,87 @@
+// Entries of the DropBlock kernels: the packed mask, and dropout with it for each dtype. Arrays are
+// in device memory, where only kernels can read them.
+#include <vector>
+
+#include "../../csrc/cuda/drop_block.cuh"
+#include "device_memory.h"
+#include "entries.h"
+
+namespace {
+
+using namespace fused_dropout;
+
+// Device memory that starts as so many equal bytes.
+class Memory {
+ public:
+  Memory(int64_t bytes, uint8_t value) {
+    const std::vector<uint8_t> content(static_cast<size_t>(bytes), value);
+    memory_ = device_allocate(content.size());
+    copy_to_device(memory_, content.data(), content.size());
+  }
+  ~Memory() { device_free(memory_); }  // waits for the kernels
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(memory_);
+  }
+
+ private:
+  uint8_t* memory_;
+};
+
+constexpr uint8_t kPoison = 0xA5;
+
+template <class T>
+std::vector<T> on_host(const T* device_memory, size_t count) {
+  std::vector<T> values(count);
+  copy_to_host(values.data(), device_memory, count * sizeof(T));
+  return values;
+}
+
+// `geometry` is a BlockMaps; `words` is the size of `bits`, `scales` that of `scale`.
+int block_mask(const int64_t* rng_state, const BlockMaps* geometry, double gamma, double eps,
+               int64_t scales, int64_t words, uint32_t* bits, double* scale, int64_t max_blocks) {
+  const BlockMaps maps = on_host(geometry, 1)[0];
+  const int64_t groups = group_count(maps.count * seeds_of_map(maps));
+  const Memory seeds(groups * kGroupBytes, kPoison);
+  const Memory scratch(block_mask_scratch(maps) * 4, kPoison);
+  const Memory kept((scales + 1) * 8, 0);
+  RunCounts counts = no_counts();
+  if (scales > 0) {
+    counts = {scales, make_divisor(maps.count * elements_of_map(maps) / scales), eps,
+              kept.as<unsigned long long>(), scale};
+  }
+  const MaskRule rule = make_mask_rule(0, 0, kStreamMask, gamma, kSeedDigits);
+  const cudaError_t error = launch_draw_groups(rule, rng_from_state(rng_state), 0, 1, groups,
+                                               seeds.as<uint32_t>(), nullptr);
+  if (error != cudaSuccess) return error;
+  return launch_block_mask(maps, seeds.as<uint32_t>(), counts, scratch.as<uint32_t>(), words, bits,
+                           nullptr, max_blocks);
+}
+
+CUDA_ON_CPU_ENTRY(block_mask);
+
+// Elements in memory as `layout`, an array of MaskedDims, says. Without scales they are kept as
+// they are.
+template <class T>
+int drop_block(const MaskedDim* layout, int64_t dims, int64_t count, const uint32_t* bits,
+               const double* scale, int64_t scales, const T* in, T* out) {
+  const std::vector<MaskedDim> host_dims = on_host(layout, static_cast<size_t>(dims));
+  const MaskedDims masked = make_masked_dims(host_dims.data(), static_cast<int>(dims));
+  const DropoutOperands<T> tensors = {in, nullptr, out, count};
+  if (scales == 0) {
+    const OneMap<Sum<T>> map = {{1, 0, 0}};
+    return launch_masked_dropout<T>(bits, masked, map, tensors, nullptr);
+  }
+  const ScaleOfRun<Sum<T>> maps = {scale, make_divisor(count / scales)};
+  return launch_masked_dropout<T>(bits, masked, maps, tensors, nullptr);
+}
+
+const worker::Registration float32_entry("drop_block_float32", drop_block<float>);
+const worker::Registration bfloat16_entry("drop_block_bfloat16", drop_block<__nv_bfloat16>);
+const worker::Registration float16_entry("drop_block_float16", drop_block<__half>);
+const worker::Registration float64_entry("drop_block_float64", drop_block<double>);
+
+}  // namespace

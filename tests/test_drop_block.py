@@ -1,0 +1,459 @@
+"""DropBlock: on every backend the reference's numbers, bit for bit; its options; its statistics."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from conftest import generator_state
+from torch import Tensor
+
+import fused_dropout
+from fused_dropout import _ext, reference
+from fused_dropout.drop_block_gamma import exact_gamma, paper_gamma
+from fused_dropout.functional import drop_block1d, drop_block2d, drop_block3d
+from fused_dropout.nn import DropBlock1d, DropBlock2d, DropBlock3d
+
+FUNCTIONS = {3: drop_block1d, 4: drop_block2d, 5: drop_block3d}
+MODULES = {3: DropBlock1d, 4: DropBlock2d, 5: DropBlock3d}
+SEED = 1234567
+
+# (shape, block size): words of 32, 64 and 128 bits cut at any place; even and unequal sides; blocks
+# as large as the map and larger; rows longer than a word; blocks longer than a word.
+CASES = (
+    ((2, 3, 7, 7), 7),
+    ((2, 3, 7, 7), 3),
+    ((3, 5, 13, 9), 4),
+    ((2, 2, 3, 28), 7),
+    ((2, 2, 28, 3), (2, 1)),
+    ((1, 1, 1, 1), 1),
+    ((5, 4, 8, 8), 1),
+    ((1, 2, 5, 200), (3, 66)),
+    ((1, 3, 70, 129), 35),
+    ((2, 1, 64, 64), 7),
+    ((4, 33, 14, 14), 5),
+    ((3, 2, 17), 5),
+    ((2, 2, 300), 150),
+    ((1, 1, 300), 1000),
+    ((2, 3, 5, 6, 7), 3),
+    ((2, 2, 4, 9, 20), (4, 2, 5)),
+    ((1, 2, 3, 1, 40), 2),
+)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def on_cpu(function: Any, input: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    """A reference's result, on the device of `input`."""
+    with torch.device("cpu"):
+        result: Tensor = function(input.cpu(), *arguments, **options)
+    return result.to(input.device)
+
+
+def memory_formats(input: Tensor) -> dict[str, Tensor]:
+    """The same numbers, placed in memory in several ways."""
+    outer_last = input.movedim(0, -1).contiguous().movedim(-1, 0)
+    with_gaps = input.new_zeros(*input.shape[:-1], 2 * input.shape[-1])[..., ::2].copy_(input)
+    formats = {
+        "contiguous": input,
+        "channels_last": input.movedim(1, -1).contiguous().movedim(-1, 1),
+        "samples_last": outer_last,
+        "reversed": input.permute(*reversed(range(input.dim())))
+        .contiguous()
+        .permute(*reversed(range(input.dim()))),
+        "with_gaps": with_gaps,
+        "expanded": input[:1].expand_as(input) if input.dim() else input,
+    }
+    return formats
+
+
+@pytest.mark.parametrize("share_channels", [False, True])
+@pytest.mark.parametrize("normalize", ["batch", "sample", "none"])
+@pytest.mark.parametrize(("shape", "block_size"), CASES, ids=str)
+def test_matches_reference(
+    shape: tuple[int, ...],
+    block_size: Any,
+    normalize: str,
+    share_channels: bool,
+    backend: torch.device,
+) -> None:
+    input = torch.randn(shape)
+    options = {"normalize": normalize, "share_channels": share_channels, "seed": SEED}
+    for p, gamma in ((0.1, "paper"), (0.6, "exact")):
+        ours = FUNCTIONS[len(shape)](input, p, block_size, gamma=gamma, **options)
+        expected = on_cpu(reference.drop_block, input, p, block_size, gamma=gamma, **options)
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", memory_formats(torch.zeros(1, 1, 1, 1)))
+def test_dtypes_and_memory_formats(name: str, dtype: torch.dtype, backend: torch.device) -> None:
+    for shape in ((3, 5, 9, 11), (2, 130, 6, 6), (2, 8, 20), (2, 3, 4, 5, 6)):
+        input = memory_formats(torch.randn(shape, dtype=dtype))[name]
+        like_torch = torch.empty_like(input)
+        for normalize in ("batch", "sample"):
+            for share_channels in (False, True):
+                options = {"normalize": normalize, "share_channels": share_channels, "seed": SEED}
+                ours = FUNCTIONS[len(shape)](input, 0.3, 3, **options)
+                assert ours.stride() == like_torch.stride()
+                assert torch.equal(ours, on_cpu(reference.drop_block, input, 0.3, 3, **options))
+                if name != "expanded":
+                    written = torch.empty_strided(input.shape, input.stride(), dtype=dtype)
+                    written.copy_(input)
+                    result = FUNCTIONS[len(shape)](written, 0.3, 3, inplace=True, **options)
+                    assert result is written
+                    assert torch.equal(written, ours)
+
+
+def test_many_maps_are_cut_between_threads_alike(backend: torch.device) -> None:
+    input = torch.randn(9, 70, 15, 15)
+    expected = on_cpu(reference.drop_block, input, 0.2, 5, seed=SEED, normalize="sample")
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            ours = drop_block2d(input, 0.2, 5, seed=SEED, normalize="sample")
+            assert torch.equal(ours, expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_infinite_and_nan_inputs_do_not_leak_into_dropped_elements(backend: torch.device) -> None:
+    input = torch.full((4, 4, 20, 20), math.nan)
+    input[::2] = math.inf
+    output = drop_block2d(input, 0.5, 3, seed=SEED)
+    with torch.device("cpu"):
+        kept = reference.block_mask(
+            input.shape, (3, 3), paper_gamma(0.5, (20, 20), (3, 3)), SEED
+        ).to(input.device)
+    assert (output[~kept] == 0).all()
+    assert output[kept].isnan().any() and output[kept].isinf().any()
+    assert not output[kept].isfinite().any()
+
+
+def test_everything_dropped_is_zero(backend: torch.device) -> None:
+    for normalize in ("batch", "sample", "none"):
+        for eps in (0.0, 1e-6):
+            input = torch.randn(2, 3, 9, 9)
+            output = drop_block2d(
+                input, 1.0, 3, eps=eps, gamma="exact", normalize=normalize, seed=1
+            )
+            assert (output == 0).all()
+
+
+def test_counts_beyond_float16(backend: torch.device) -> None:
+    """100000 elements, more than float16 can count, keep their sum."""
+    input = torch.ones(2, 50, 25, 40, dtype=torch.float16)
+    output = drop_block2d(input, 0.2, 5, seed=3)
+    assert output.isfinite().all()
+    assert output.double().mean().item() == pytest.approx(1, rel=1e-3)
+
+
+def test_eps_is_added_to_the_count(backend: torch.device) -> None:
+    input = torch.ones(1, 1, 8, 8, dtype=torch.float64)
+    kept = (drop_block2d(input, 0.3, 3, seed=5) != 0).sum().item()
+    output = drop_block2d(input, 0.3, 3, seed=5, eps=10.0)
+    assert 0 < kept < 64
+    assert output.max().item() == pytest.approx(64 / (kept + 10), rel=1e-12)
+
+
+# ---- gradients ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalize", ["batch", "sample", "none"])
+def test_gradients_of_all_orders(normalize: str, place: torch.device) -> None:
+    input = torch.randn(2, 3, 6, 5, dtype=torch.float64, requires_grad=True)
+
+    def function(x: Tensor) -> Tensor:
+        return drop_block2d(x, 0.4, 3, seed=SEED, normalize=normalize)
+
+    assert torch.autograd.gradcheck(function, input)
+    assert torch.autograd.gradgradcheck(function, input)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward_is_forward_on_the_gradient(dtype: torch.dtype, backend: torch.device) -> None:
+    for share_channels in (False, True):
+        options = {"seed": SEED, "share_channels": share_channels}
+        input = torch.randn(3, 8, 19, 19, dtype=dtype, requires_grad=True)
+        grad = torch.randn_like(input).contiguous(memory_format=torch.channels_last)
+        output = drop_block2d(input, 0.3, 5, **options)
+        (d_input,) = torch.autograd.grad(output, input, grad)
+        assert torch.equal(d_input, drop_block2d(grad, 0.3, 5, **options))
+        assert torch.equal(d_input == 0, output == 0)
+
+
+def test_in_place_gradient(place: torch.device) -> None:
+    input = torch.randn(2, 3, 9, 9, requires_grad=True)
+    outputs = [drop_block2d(input * 1, 0.3, 3, inplace, seed=SEED) for inplace in (False, True)]
+    assert torch.equal(*outputs)
+    grads = [torch.autograd.grad((out * out).sum(), input)[0] for out in outputs]
+    assert torch.equal(*grads)
+    with pytest.raises(RuntimeError, match="leaf Variable"):
+        drop_block2d(input, 0.3, 3, inplace=True)
+
+
+def test_saves_one_bit_per_element(place: torch.device) -> None:
+    input = torch.randn(4, 16, 32, 32, requires_grad=True)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        drop_block2d(input, 0.1, 7)
+        everything = sum(tensor.nbytes for tensor in saved)
+        saved.clear()
+        drop_block2d(input, 0.1, 7, share_channels=True)
+    assert everything <= input.numel() / 8 + 64
+    assert sum(tensor.nbytes for tensor in saved) <= input.numel() / 16 / 8 + 64
+
+
+def test_vmap_draws_each_its_own_mask_or_one_for_all(place: torch.device) -> None:
+    input = torch.ones(4, 2, 3, 12, 12)
+
+    def function(x: Tensor) -> Tensor:
+        return drop_block2d(x, 0.4, 3)
+
+    different = torch.func.vmap(function, randomness="different")(input)
+    same = torch.func.vmap(function, randomness="same")(input)
+    assert not torch.equal(different[0], different[1])
+    assert all(torch.equal(same[0], other) for other in same)
+
+
+# ---- the random state ---------------------------------------------------------------------------
+
+
+def test_sources_of_randomness(place: torch.device) -> None:
+    input = torch.ones(2, 3, 20, 20)
+    torch.manual_seed(7)
+    first, second = drop_block2d(input, 0.3, 3), drop_block2d(input, 0.3, 3)
+    torch.manual_seed(7)
+    assert torch.equal(first, drop_block2d(input, 0.3, 3))
+    assert not torch.equal(first, second)
+    generator = torch.Generator(place).manual_seed(7)
+    assert torch.equal(first, drop_block2d(input, 0.3, 3, generator=generator))
+    assert torch.equal(second, drop_block2d(input, 0.3, 3, generator=generator))
+    state = fused_dropout.make_rng_state(9, 0)
+    assert torch.equal(
+        drop_block2d(input, 0.3, 3, seed=9), drop_block2d(input, 0.3, 3, rng_state=state)
+    )
+
+
+def test_what_draws_nothing_leaves_the_generator(place: torch.device) -> None:
+    input, empty = torch.randn(2, 3, 8, 8), torch.randn(0, 3, 8, 8)
+    before = generator_state(place)
+    assert drop_block2d(input, 0.0, 3) is input
+    assert drop_block2d(input, 0.3, 3, training=False) is input
+    drop_block2d(input, 1.0, 3, gamma="exact")
+    drop_block2d(input, 0.3, 3, seed=1)
+    assert drop_block2d(empty, 0.3, 3) is empty
+    assert torch.equal(before, generator_state(place))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0, 8, 8), (2, 3, 0, 8), (2, 3, 8, 0)])
+def test_empty_inputs(shape: tuple[int, ...], place: torch.device) -> None:
+    input = torch.randn(shape, requires_grad=True)
+    for options in ({}, {"normalize": "sample"}, {"share_channels": True, "gamma": "exact"}):
+        output = drop_block2d(input, 0.5, 3, **options)
+        assert output.shape == shape
+        torch.autograd.grad(output.sum(), input)
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        ((1.5, 3), {}, ValueError, "has to be between 0 and 1, but got 1.5"),
+        ((math.nan, 3), {}, ValueError, "has to be between 0 and 1"),
+        (("0.1", 3), {}, TypeError, "p must be a float"),
+        ((0.1, 0), {}, ValueError, "block_size must be at least 1, got 0"),
+        ((0.1, (3, -1)), {}, ValueError, "block_size must be at least 1"),
+        ((0.1, (3, 3, 3)), {}, ValueError, "block_size must be an int or 2 of them"),
+        ((0.1, 3.0), {}, TypeError, "block_size must be an int, got float"),
+        ((0.1, 3), {"eps": -1.0}, ValueError, "eps must be a finite number >= 0, got -1"),
+        ((0.1, 3), {"eps": math.nan}, ValueError, "eps must be a finite number"),
+        ((0.1, 3), {"eps": "x"}, TypeError, "eps must be a float"),
+        ((0.1, 3), {"normalize": "all"}, ValueError, "normalize must be one of 'batch'"),
+        ((0.1, 3), {"gamma": 0.1}, ValueError, "gamma must be one of 'paper', 'exact'"),
+    ],
+)
+def test_bad_arguments(
+    arguments: tuple, options: dict, error: type[Exception], words: str, place: torch.device
+) -> None:
+    with pytest.raises(error, match=words):
+        drop_block2d(torch.randn(2, 3, 8, 8), *arguments, **options)
+    if error is ValueError or "float" in words:
+        with pytest.raises(error, match=words):
+            DropBlock2d(*arguments, **options)
+
+
+def test_bad_inputs(place: torch.device) -> None:
+    for dims, function in FUNCTIONS.items():
+        with pytest.raises(ValueError, match=f"input should be {dims} dimensional. Got 2"):
+            function(torch.randn(3, 8), 0.1, 3)
+    with pytest.raises(RuntimeError, match="must have a dtype of float32"):
+        drop_block2d(torch.ones(2, 3, 8, 8, dtype=torch.int64), 0.1, 3)
+    with pytest.raises(TypeError, match="input must be a Tensor"):
+        drop_block2d([1.0], 0.1, 3)
+    with pytest.raises(ValueError, match="at most one of generator, seed and rng_state"):
+        drop_block2d(
+            torch.randn(2, 3, 8, 8), 0.1, 3, seed=1, rng_state=fused_dropout.make_rng_state(1)
+        )
+    expanded = torch.randn(2, 3, 8, 1).expand(2, 3, 8, 8)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        drop_block2d(expanded, 0.1, 3, inplace=True)
+
+
+def test_direct_calls_of_the_operators_are_checked(place: torch.device) -> None:
+    ops = _ext.operators()
+    input = torch.randn(2, 3, 8, 8)
+    state = fused_dropout.make_rng_state(1)
+    good = {"block": [3, 3], "gamma": 0.1, "share_channels": False, "scales": 1, "eps": 1e-6}
+    bits, scale = ops.drop_block_mask(input, state, **good)
+    for wrong in (
+        {"block": [3]},
+        {"block": [9, 3]},
+        {"block": [0, 3]},
+        {"gamma": 1.5},
+        {"scales": 3},
+        {"eps": -1.0},
+    ):
+        with pytest.raises((RuntimeError, ValueError)):
+            ops.drop_block_mask(input, state, **(good | wrong))
+    for arguments in (
+        (input, bits[1:], scale, False),
+        (input, bits, scale, True),
+        (input, bits.float(), scale, False),
+        (input, bits, scale.float(), False),
+        (input, bits, scale.expand(3), False),
+        (input.int(), bits, scale, False),
+        (input[0, 0, 0], bits, scale, False),
+    ):
+        with pytest.raises((RuntimeError, TypeError)):
+            ops.drop_block(*arguments)
+        with pytest.raises((RuntimeError, TypeError)):
+            ops.drop_block_(*arguments)
+
+
+# ---- modules ------------------------------------------------------------------------------------
+
+
+def test_repr_is_torchvision_s() -> None:
+    assert repr(DropBlock2d(0.1, 7)) == "DropBlock2d(p=0.1, block_size=7, inplace=False)"
+    assert repr(DropBlock3d(p=0.2, block_size=3, inplace=True)) == (
+        "DropBlock3d(p=0.2, block_size=3, inplace=True)"
+    )
+    shown = repr(DropBlock1d(0.1, 7, normalize="sample", share_channels=True, gamma="exact"))
+    assert shown.startswith("DropBlock1d(p=0.1, block_size=7, inplace=False, normalize='sample'")
+    assert shown.endswith("share_channels=True, gamma='exact')")
+
+
+@pytest.mark.parametrize("dims", [3, 4, 5])
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_module_is_the_function(dims: int, clone: Any, place: torch.device) -> None:
+    layer = clone(MODULES[dims](0.3, 3, False, 1e-3, normalize="sample", gamma="exact"))
+    input = torch.randn(2, 3, *[8] * (dims - 2))
+    torch.manual_seed(1)
+    output = layer(input)
+    torch.manual_seed(1)
+    expected = FUNCTIONS[dims](input, 0.3, 3, eps=1e-3, normalize="sample", gamma="exact")
+    assert torch.equal(output, expected)
+    assert layer.eval()(input) is input
+    assert not list(layer.state_dict())
+
+
+# ---- torch.compile ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"gamma": "exact", "normalize": "sample"}], ids=str)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_compiles_to_one_graph(options: dict, inplace: bool, place: torch.device) -> None:
+    def function(x: Tensor) -> Tensor:
+        return drop_block2d(x * 1, 0.3, 3, inplace, seed=4, **options)
+
+    torch.compiler.reset()
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    for size in (9, 12, 15):  # from the second size on, torch compiles for any
+        input = torch.randn(2, 3, size, 10, requires_grad=True)
+        results = []
+        for run in (function, compiled):
+            output = run(input)
+            results.append((output, *torch.autograd.grad(output.sum(), input)))
+        for ours, expected in zip(*results, strict=True):
+            assert torch.equal(ours, expected)
+        with torch.no_grad():
+            assert torch.equal(compiled(input), function(input))
+
+
+def test_compiled_draws_anew_on_every_call(place: torch.device) -> None:
+    torch.compiler.reset()
+    layer = torch.compile(DropBlock2d(0.3, 3), backend="aot_eager", fullgraph=True)
+    input = torch.randn(2, 3, 16, 16)
+    assert not torch.equal(layer(input), layer(input))
+
+
+def test_meta_tensors_give_shapes() -> None:
+    input = torch.empty(2, 3, 8, 8, device="meta").contiguous(memory_format=torch.channels_last)
+    output = DropBlock2d(0.1, 3)(input)
+    assert output.shape == input.shape
+    assert output.stride() == input.stride()
+
+
+# ---- statistics ---------------------------------------------------------------------------------
+
+# Every test below has a fixed seed, so it either passes or fails for good. Its bounds are 6
+# standard deviations wide: fresh seeds would fail one comparison in 5e8.
+SIGMAS = 6
+
+
+def dropped(shape: tuple[int, ...], p: float, block: int, **options: Any) -> Tensor:
+    output = FUNCTIONS[len(shape)](torch.ones(shape), p, block, seed=SEED, **options)
+    return (output == 0).double()
+
+
+@pytest.mark.parametrize(("size", "block"), [(7, 7), (7, 3), (14, 7), (20, 4)])
+def test_realised_rate(size: int, block: int, backend: torch.device) -> None:
+    rates = dropped((500, 8, size, size), 0.1, block, gamma="exact").mean((2, 3)).flatten()
+    error = SIGMAS * rates.std() / math.sqrt(rates.numel())
+    assert abs(rates.mean() - 0.1) < error
+    assert error < 0.03  # tight enough to tell 0.1 from what edges and overlaps would make of it
+
+
+@pytest.mark.parametrize("share_channels", [False, True])
+def test_samples_and_channels_are_independent(share_channels: bool, backend: torch.device) -> None:
+    drops = dropped((64, 32, 10, 10), 0.2, 3, gamma="exact", share_channels=share_channels)
+    maps = drops.mean((2, 3)) - 0.2  # [N, C]
+    count = 64 * 31
+    if share_channels:
+        assert torch.equal(drops, drops[:, :1].expand_as(drops))
+        maps, count = maps[:, :1], 63
+    else:
+        products = maps[:, 1:] * maps[:, :-1]
+        assert abs(products.mean()) < SIGMAS * products.std() / math.sqrt(count)
+    products = maps[1:] * maps[:-1]
+    assert abs(products.mean()) < SIGMAS * products.std() / math.sqrt(products.numel())
+
+
+def test_neighbours_depend_on_each_other_within_a_block_only(backend: torch.device) -> None:
+    block, size = 4, 24
+    drops = dropped((2000, 1, size, size), 0.2, block, gamma="exact")[:, 0]
+    row = drops[:, size // 2] - drops[:, size // 2].mean(0)
+    centre = size // 2
+    for distance in range(1, 9):
+        products = row[:, centre] * row[:, centre + distance]
+        bound = SIGMAS * products.std() / math.sqrt(products.numel())
+        if distance < block:
+            assert products.mean() > bound
+        else:
+            assert abs(products.mean()) < bound
+
+
+def test_seeds_follow_their_gamma(backend: torch.device) -> None:
+    """With blocks of one element the mask is the seeds' own."""
+    gamma = exact_gamma(0.003, (40, 40), (1, 1))
+    drops = dropped((50, 20, 40, 40), 0.003, 1)
+    assert gamma == pytest.approx(0.003)
+    deviation = math.sqrt(gamma * (1 - gamma) / drops.numel())
+    assert abs(drops.mean().item() - gamma) < SIGMAS * deviation
