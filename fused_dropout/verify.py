@@ -130,9 +130,14 @@ def run(args: argparse.Namespace) -> int:
 def _all_checks(settings: Settings) -> list[Check]:
     # Imported here: the check modules need torch and the extension, `--help` does not.
     from fused_dropout.verify_dropconnect import dropconnect_checks
+    from fused_dropout.verify_elementwise import elementwise_checks
     from fused_dropout.verify_mask import mask_checks
 
-    per_op: Iterable[Callable[[Settings], Iterator[Check]]] = (mask_checks, dropconnect_checks)
+    per_op: Iterable[Callable[[Settings], Iterator[Check]]] = (
+        mask_checks,
+        dropconnect_checks,
+        elementwise_checks,
+    )
     return [check for checks_of in per_op for check in checks_of(settings)]
 
 

@@ -27,6 +27,7 @@ _PS = (0.5, 0.1, 0.3)
 _ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 
 Function = Callable[..., Tensor]  # operands, settings and seed= in; one tensor out
+Case = tuple[tuple[str, Any], ...]  # keyword arguments
 Shape = tuple[int, ...]
 SHAPES: tuple[Shape, ...] = ((1,), (129,), (3, 5, 31), (2, 7, 9, 11), (4, 40_000))
 MAPS: tuple[Shape, ...] = ((1, 1, 1, 1), (2, 3, 5, 7), (3, 16, 14, 9))
@@ -42,7 +43,7 @@ class Op:
     name: str
     fused: Function
     written_out: Function
-    settings: tuple[dict[str, Any], ...]
+    settings: tuple[Case, ...]
     shapes: tuple[Shape, ...] = SHAPES
     operands: Callable[[Shape, torch.Generator], list[Tensor]] = lambda shape, draw: [
         normal(shape, draw)
@@ -54,10 +55,16 @@ def normal(shape: Shape, draw: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=draw, dtype=torch.float64)
 
 
+def case(**keywords: Any) -> Case:
+    """Keyword arguments that can be a key."""
+    return tuple(keywords.items())
+
+
+@cache
 def ops() -> tuple[Op, ...]:
     """Everything that is checked here."""
     f, r = functional, reference
-    rates = tuple({"p": p} for p in _PS)
+    rates = tuple(case(p=p) for p in _PS)
     with_batch = tuple(shape for shape in SHAPES if len(shape) > 1)
     return (
         Op("dropout", f.dropout, r.dropout, rates),
@@ -74,14 +81,17 @@ def ops() -> tuple[Op, ...]:
         Op("drop_path", _drop_path, _drop_path_written_out, rates),
         Op("drop_path_add", _drop_path_add, _drop_path_add_written_out, rates, operands=_two),
         Op("gaussian_dropout", f.gaussian_dropout, r.gaussian_dropout, rates),
-        Op("gaussian_noise", f.gaussian_noise, r.gaussian_noise, ({},), operands=_mean_variance),
+        Op(
+            "gaussian_noise", f.gaussian_noise, r.gaussian_noise, (case(),),
+            operands=_mean_variance,
+        ),
         Op(
             "concrete_dropout", f.concrete_dropout, r.concrete_dropout,
-            ({"temperature": 0.1}, {"temperature": 0.7}), operands=_with_logit,
+            (case(temperature=0.1), case(temperature=0.7)), operands=_with_logit,
         ),
         Op(
             "bias_act_dropout_add", f.bias_act_dropout_add, r.bias_act_dropout_add,
-            tuple({"activation": name, "p": 0.1} for name in _ACTIVATIONS), with_batch,
+            tuple(case(activation=name, p=0.1) for name in _ACTIVATIONS), with_batch,
             operands=_with_bias,
         ),
         Op("drop_block2d", f.drop_block2d, r.drop_block, _block_settings(), MAPS),
@@ -91,74 +101,76 @@ def ops() -> tuple[Op, ...]:
 
 
 def elementwise_checks(settings: Settings) -> Iterator[Check]:
-    """Every check of these ops."""
-    for op, target, dtype in itertools.product(ops(), settings.targets, _DTYPES):
-        name = str(dtype).removeprefix("torch.")
-        run = partial(_errors, op, target, dtype, settings)
-        yield Check(op.name, "output, gradients", target.name, name, run)
+    """Two checks for each op and implementation."""
     for op, target in itertools.product(ops(), settings.targets):
-        run = partial(_strides_agree, op, target, settings)
-        yield Check(op.name, "strided = contiguous", target.name, "float32", run)
+        for what, check in (
+            ("output, gradients", _errors),
+            ("strided = contiguous", _strides_agree),
+        ):
+            run = partial(check, op, target, settings)
+            yield Check(op.name, what, target.name, "all", run)
 
 
-def _errors(op: Op, target: Target, dtype: torch.dtype, settings: Settings) -> Outcome:
+def _errors(op: Op, target: Target, settings: Settings) -> Outcome:
     outcome = Outcome()
-    for shape, keywords in _cases(op, settings):
-        case = {"seed": settings.seed, **keywords}
-        operands = [operand.to(dtype) for operand in _operands(op, shape, settings.seed)]
-        key = tuple(sorted(case.items(), key=str))
-        truth, own = _expected(op, shape, settings.seed, dtype, key)
+    for dtype, (shape, keywords) in itertools.product(_DTYPES, _cases(op, settings)):
+        truth, own = _expected(op, shape, settings.seed, dtype, keywords)
+        operands = [
+            operand.to(target.device, dtype) for operand in _operands(op, shape, settings.seed)
+        ]
         with target.active():
-            ours = _results(op.fused, [operand.to(target.device) for operand in operands], case)
+            ours = _results(op.fused, operands, settings.seed, keywords)
         for ours_one, truth_one, own_one in zip(ours, truth, own, strict=True):
-            outcome.add(_ratio(ours_one, truth_one, own_one, dtype), f"{shape}, {case}")
+            ratio = _ratio(ours_one, truth_one, own_one, dtype)
+            outcome.add(ratio, f"{dtype}, {shape}, {dict(keywords)}")
     return outcome
 
 
 @cache
 def _expected(
-    op: Op, shape: Shape, seed: int, dtype: torch.dtype, case: tuple[tuple[str, Any], ...]
+    op: Op, shape: Shape, seed: int, dtype: torch.dtype, keywords: Case
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Results of the reference in float64 and in `dtype`."""
     operands = [operand.to(dtype) for operand in _operands(op, shape, seed)]
-    truth = _results(op.written_out, [operand.double() for operand in operands], dict(case))
-    return truth, _results(op.written_out, operands, dict(case))
+    wide = [operand.double() for operand in operands]
+    truth = _results(op.written_out, wide, seed, keywords)
+    return truth, _results(op.written_out, operands, seed, keywords)
 
 
 def _strides_agree(op: Op, target: Target, settings: Settings) -> Outcome:
     outcome = Outcome()
-    for shape, keywords in _cases(op, settings):
-        case = {"seed": settings.seed, **keywords}
+    for dtype, (shape, keywords) in itertools.product(_DTYPES, _cases(op, settings)):
         operands = [
-            operand.float().to(target.device) for operand in _operands(op, shape, settings.seed)
+            operand.to(target.device, dtype) for operand in _operands(op, shape, settings.seed)
         ]
         with target.active():
-            dense = _results(op.fused, operands, case)
-            reverse = _results(op.fused, [_reversed(operand) for operand in operands], case)
-        same = all(torch.equal(a, b) for a, b in zip(dense[:1], reverse[:1], strict=True))
-        outcome.add_exact(same, f"{shape}, {case}")
+            dense = _output(op, operands, settings.seed, keywords)
+            reverse = _output(op, list(map(_reversed, operands)), settings.seed, keywords)
+        outcome.add_exact(torch.equal(dense, reverse), f"{dtype}, {shape}, {dict(keywords)}")
     return outcome
 
 
-def _cases(op: Op, settings: Settings) -> Iterator[tuple[Shape, dict[str, Any]]]:
+def _output(op: Op, operands: list[Tensor], seed: int, keywords: Case) -> Tensor:
+    return op.fused(*operands, seed=seed, **dict(keywords))
+
+
+def _cases(op: Op, settings: Settings) -> list[tuple[Shape, Case]]:
     """All shapes and settings, or in a quick run as few as show each of them once."""
-    pairs = list(itertools.product(op.shapes, op.settings))
     if not settings.quick:
-        return iter(pairs)
+        return list(itertools.product(op.shapes, op.settings))
     count = max(len(op.shapes), len(op.settings))
-    return (
-        (op.shapes[k % len(op.shapes)], op.settings[k % len(op.settings)]) for k in range(count)
-    )
+    shapes, cases = itertools.cycle(op.shapes), itertools.cycle(op.settings)
+    return list(itertools.islice(zip(shapes, cases, strict=False), count))
 
 
 def _operands(op: Op, shape: Shape, seed: int) -> list[Tensor]:
     return op.operands(shape, torch.Generator().manual_seed(seed))
 
 
-def _results(function: Function, operands: list[Tensor], case: dict[str, Any]) -> list[Tensor]:
+def _results(function: Function, operands: list[Tensor], seed: int, keywords: Case) -> list[Tensor]:
     """The output and the gradients of its product with fixed numbers, on the CPU."""
     leaves = [operand.detach().requires_grad_() for operand in operands]
-    output = function(*leaves, **case)
+    output = function(*leaves, seed=seed, **dict(keywords))
     draw = torch.Generator().manual_seed(1)
     direction = torch.randn(output.shape, generator=draw, dtype=torch.float64)
     gradients = torch.autograd.grad(output, leaves, direction.to(output.device, output.dtype))
@@ -193,15 +205,15 @@ def _training(function: Function) -> Function:
     return partial(function, training=True)
 
 
-def _shared_settings() -> tuple[dict[str, Any], ...]:
-    return tuple({"p": 0.3, "broadcast_dims": dims} for dims in ((0,), (1,), (0, 2), (1, 2, 3)))
+def _shared_settings() -> tuple[Case, ...]:
+    return tuple(case(p=0.3, broadcast_dims=dims) for dims in ((0,), (1,), (0, 2), (1, 2, 3)))
 
 
-def _block_settings() -> tuple[dict[str, Any], ...]:
+def _block_settings() -> tuple[Case, ...]:
     return (
-        {"p": 0.1, "block_size": 3},
-        {"p": 0.2, "block_size": 2, "normalize": "sample"},
-        {"p": 0.1, "block_size": 3, "gamma": "exact", "share_channels": True},
+        case(p=0.1, block_size=3),
+        case(p=0.2, block_size=2, normalize="sample"),
+        case(p=0.1, block_size=3, gamma="exact", share_channels=True),
     )
 
 

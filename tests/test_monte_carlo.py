@@ -11,8 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fused_dropout
 from fused_dropout import mc_dropout, mc_predict
 from fused_dropout.nn import DropConnectLinear, DropPath, DropPathAdd, StochasticDepth
+
+
+def test_every_layer_of_this_package_is_known_to_drop() -> None:
+    layers = [getattr(fused_dropout.nn, name) for name in fused_dropout.nn.__all__]
+    for layer in layers:
+        if issubclass(layer, nn.Module):
+            marked = getattr(layer, "drops_in_training", False)
+            assert marked or issubclass(layer, nn.modules.dropout._DropoutNd), layer.__name__
 
 
 class Functional(nn.Module):

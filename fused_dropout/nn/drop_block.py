@@ -14,6 +14,7 @@ from fused_dropout.functional import drop_block as functional
 class _DropBlock(torch.nn.Module):
     """What the layers share; `_dims` is the number of spatial dimensions."""
 
+    drops_in_training = True  # for fused_dropout.mc_dropout
     _dims: int
 
     def __init__(
