@@ -109,10 +109,11 @@ FUSED_DROPOUT_DEVICE void draw_by_digits(const MaskRule& rule, int64_t first_gro
 }
 
 // Elements in the order of their mask bits; a warp takes `warp_groups` <= 32 groups at a time.
-template <class T, int kCount>
-__global__ void __launch_bounds__(kDropoutThreads)
+// kByDigits is no argument: registers would have to be saved around the shuffles of a branch.
+template <class T, int kCount, bool kByDigits>
+__global__ void __launch_bounds__(kDropoutThreads, 4)
     linear_dropout_kernel(MaskRule rule, RngSource rng, AffineSums<Sum<T>> map,
-                          DropoutOperands<T> tensors, int warp_groups, bool by_digits) {
+                          DropoutOperands<T> tensors, int warp_groups) {
   constexpr int kPerGroup = kGroupColumns / kCount;  // accesses
   FUSED_DROPOUT_SHARED(GroupBits, drawn, [kDropoutThreads]);
   const int lane = threadIdx.x % kWarpLanes;
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(kDropoutThreads)
   for (int64_t first = thread_in_grid() / kWarpLanes * warp_groups; first < groups;
        first += warps * warp_groups) {
     const int mine = static_cast<int>(groups - first < warp_groups ? groups - first : warp_groups);
-    if (by_digits) {
+    if constexpr (kByDigits) {
       draw_by_digits(rule, first, mine, lane, bits);
     } else {
       draw_by_groups(rule, first, mine, lane, bits);
@@ -136,6 +137,7 @@ __global__ void __launch_bounds__(kDropoutThreads)
       if (element + kCount <= tensors.count) {
         apply_neighbours<T, kCount>(tensors, map, element, word);
       } else {
+#pragma unroll 1
         for (int i = 0; element + i < tensors.count; ++i) {
           apply_neighbours<T, 1>(tensors, map, element + i, word >> i);
         }
@@ -147,6 +149,14 @@ __global__ void __launch_bounds__(kDropoutThreads)
 
 FUSED_DROPOUT_DEVICE uint32_t bit_at(const uint32_t* bits, int64_t k) {
   return bits[k / 32] >> (k % 32) & 1;
+}
+
+// The 32 bits from bit `first` on; of those past `count` nothing is read.
+FUSED_DROPOUT_DEVICE uint32_t bits_from(const uint32_t* bits, int64_t first, int64_t count) {
+  const uint32_t low = bits[first / 32];
+  const bool crosses = first % 32 + count > 32;
+  const uint32_t high = crosses ? bits[first / 32 + 1] : 0;
+  return __funnelshift_r(low, high, static_cast<uint32_t>(first % 32));
 }
 
 // The mask bit of an element, and how far the last dimension goes on from there.
@@ -167,6 +177,17 @@ FUSED_DROPOUT_DEVICE ElementPlace place_of_element(const MaskedDims& dims, int64
   return place;
 }
 
+// The bits of `count` < 32 elements of the last dimension.
+FUSED_DROPOUT_DEVICE uint32_t bits_of_row(const uint32_t* bits, int64_t first, int64_t stride,
+                                          int count) {
+  const uint32_t ones = (1u << count) - 1;
+  if (stride == 0) return bit_at(bits, first) != 0 ? ones : 0;
+  if (stride == 1) return bits_from(bits, first, count) & ones;
+  uint32_t word = 0;
+  for (int i = 0; i < count; ++i) word |= bit_at(bits, first + i * stride) << i;
+  return word;
+}
+
 // Elements in any order of their mask bits, which have been drawn. A thread takes kCount
 // neighbours.
 template <class T, int kCount>
@@ -178,26 +199,20 @@ __global__ void __launch_bounds__(kDropoutThreads)
        first += threads_in_grid() * kCount) {
     const int64_t left = tensors.count - first;
     const int count = left < kCount ? static_cast<int>(left) : kCount;
-    ElementPlace place = {0, 0};
     uint32_t word = 0;
-    for (int i = 0; i < count; ++i, place.bit += stride, --place.left) {
-      if (place.left == 0) place = place_of_element(dims, first + i);
-      word |= bit_at(bits, place.bit) << i;
+    for (int i = 0; i < count;) {
+      const ElementPlace place = place_of_element(dims, first + i);
+      const int n = place.left < count - i ? static_cast<int>(place.left) : count - i;
+      word |= bits_of_row(bits, place.bit, stride, n) << i;
+      i += n;
     }
     if (count == kCount) {
       apply_neighbours<T, kCount>(tensors, map, first, word);
     } else {
+#pragma unroll 1
       for (int i = 0; i < count; ++i) apply_neighbours<T, 1>(tensors, map, first + i, word >> i);
     }
   }
-}
-
-// The 32 bits from bit `first` on; of those past `count` nothing is read.
-FUSED_DROPOUT_DEVICE uint32_t bits_from(const uint32_t* bits, int64_t first, int64_t count) {
-  const uint32_t low = bits[first / 32];
-  const bool crosses = first % 32 + count > 32;
-  const uint32_t high = crosses ? bits[first / 32 + 1] : 0;
-  return __funnelshift_r(low, high, static_cast<uint32_t>(first % 32));
 }
 
 // The last dimension's bits are far apart and those of the one before it consecutive, as in
@@ -246,6 +261,19 @@ bool vectors_fit(const DropoutOperands<T>& tensors) {
          is_aligned(tensors.out, 16);
 }
 
+template <class T, bool kByDigits>
+cudaError_t launch_linear_dropout_as(const MaskRule& rule, const RngSource& rng,
+                                     const AffineMap& map, const DropoutOperands<T>& tensors,
+                                     int warp_groups, bool vectors, dim3 blocks,
+                                     cudaStream_t stream) {
+  if (vectors) {
+    return launch_kernel<linear_dropout_kernel<T, kVector<T>, kByDigits>>(
+        blocks, dim3(kDropoutThreads), 0, stream, rule, rng, sums_of<T>(map), tensors, warp_groups);
+  }
+  return launch_kernel<linear_dropout_kernel<T, 1, kByDigits>>(
+      blocks, dim3(kDropoutThreads), 0, stream, rule, rng, sums_of<T>(map), tensors, warp_groups);
+}
+
 // Elements in the order of their mask bits.
 template <class T>
 cudaError_t launch_linear_dropout(const MaskRule& rule, const RngSource& rng, const AffineMap& map,
@@ -256,14 +284,9 @@ cudaError_t launch_linear_dropout(const MaskRule& rule, const RngSource& rng, co
   const bool by_digits =
       warp_groups <= 2 && rule.digits > 1 && rule.digits <= static_cast<uint32_t>(kDigitLanes);
   const dim3 blocks = dropout_blocks(ceil_div(groups, warp_groups) * kWarpLanes);
-  if (vectors_fit(tensors)) {
-    return launch_kernel<linear_dropout_kernel<T, kVector<T>>>(blocks, dim3(kDropoutThreads), 0,
-                                                               stream, rule, rng, sums_of<T>(map),
-                                                               tensors, warp_groups, by_digits);
-  }
-  return launch_kernel<linear_dropout_kernel<T, 1>>(blocks, dim3(kDropoutThreads), 0, stream, rule,
-                                                    rng, sums_of<T>(map), tensors, warp_groups,
-                                                    by_digits);
+  const auto launch =
+      by_digits ? launch_linear_dropout_as<T, true> : launch_linear_dropout_as<T, false>;
+  return launch(rule, rng, map, tensors, warp_groups, vectors_fit(tensors), blocks, stream);
 }
 
 // Elements in any order of their mask bits, which `bits` holds.

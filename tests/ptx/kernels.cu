@@ -69,9 +69,8 @@ int linear_dropout(const int64_t* rng_state, double p, const AffineMap& map,
   const MaskRule rule = rule_of(p, kStreamMask, kDefaultDigits);
   const RngSource rng = rng_from_state(rng_state);
   if (warp_groups == 0) return launch_linear_dropout<T>(rule, rng, map, tensors, nullptr);
-  return launch_kernel<linear_dropout_kernel<T, kVector<T>>>(
-      dim3(1), dim3(kDropoutThreads), 0, nullptr, rule, rng, sums_of<T>(map), tensors,
-      static_cast<int>(warp_groups), false);
+  return launch_linear_dropout_as<T, false>(rule, rng, map, tensors, static_cast<int>(warp_groups),
+                                            true, dim3(1), nullptr);
 }
 
 // Each of 32 threads copies 2 x `Bytes`, in two groups, the second with `valid` bytes. The first
