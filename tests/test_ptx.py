@@ -322,11 +322,17 @@ def interpreted(
         ("mul.hi.s32 %r1, -1, 5;", -1),
         ("mul.wide.s32 %rd1, -3, 5; shr.u64 %rd1, %rd1, 32; cvt.u32.u64 %r1, %rd1;", -1),
         ("mul.wide.u32 %rd1, -3, 5; shr.u64 %rd1, %rd1, 32; cvt.u32.u64 %r1, %rd1;", 4),
+        ("mul.hi.u64 %rd1, -1, -1; cvt.u32.u64 %r1, %rd1;", -2),
+        ("mul.hi.u64 %rd1, 0x8000000000000001, 0x300000002; cvt.u32.u64 %r1, %rd1;", -(2**31) + 1),
+        ("shf.r.wrap.b32 %r1, 0x80000000, 5, 31;", 11),
+        ("shf.r.wrap.b32 %r1, 7, 5, 32;", 7),
         ("mad.lo.s32 %r1, 65536, 65536, -9;", -9),
         ("neg.s32 %r1, 5;", -5),
         ("not.b32 %r1, 5;", -6),
         ("setp.lt.s32 %p1, -1, 0; selp.b32 %r1, 3, 4, %p1;", 3),
         ("setp.lt.u32 %p1, -1, 0; selp.b32 %r1, 3, 4, %p1;", 4),
+        ("setp.neu.f32 %p1, 0f7FC00000, 0f7FC00000; selp.b32 %r1, 3, 4, %p1;", 3),
+        ("setp.gt.f32 %p1, 0f7FC00000, 0f00000000; selp.b32 %r1, 3, 4, %p1;", 4),
         ("mov.b64 %rd1, {7, 9}; mov.b64 {%r2, %r1}, %rd1;", 9),
         ("mov.u32 %r2, 65535; cvt.s32.s16 %r1, %r2;", -1),
         ("mov.u32 %r2, 65535; cvt.u32.u16 %r1, %r2;", 65535),
@@ -338,6 +344,15 @@ def interpreted(
 )
 def test_instructions(body: str, expected: int) -> None:
     assert interpreted(body).read("%r1", "s32").tolist() == [expected]
+
+
+def test_shuffle() -> None:
+    """Lane t gets the number of lane t ^ 5, of its own warp."""
+    machine = interpreted(
+        "mov.u32 %r0, %tid.x; shfl.sync.bfly.b32 %r1|%p1, %r0, 5, 31, -1; @!%p1 mov.u32 %r1, 0;",
+        threads=64,
+    )
+    assert machine.read("%r1", "u32").tolist() == [lane ^ 5 for lane in range(64)]
 
 
 def test_threads_part_and_meet_again() -> None:
@@ -373,6 +388,7 @@ def test_generic_addresses_of_shared_memory() -> None:
         ("brkpt;", "unsupported instruction"),
         ("add.sat.s32 %r1, %r1, 1;", "unsupported instruction"),
         ("bar.sync 1;", "unsupported barrier"),
+        ("shfl.sync.bfly.b32 %r1|%p1, %r0, 1, 31, 3;", "less than a warp"),
         ("LOOP: bra LOOP;", "endless loop"),
     ],
 )

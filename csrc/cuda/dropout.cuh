@@ -130,6 +130,7 @@ FUSED_DROPOUT_DEVICE void draw_by_digits(const MaskRule& rule, int64_t first_gro
 }
 
 // Elements in the order of their mask bits; a warp takes `warp_groups` <= 32 groups at a time.
+// kByDigits is no argument: registers would have to be saved around the shuffles of a branch.
 template <class T, int kCount, bool kByDigits>
 __global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
     linear_dropout_kernel(MaskRule rule, RngSource rng, AffineSums<Sum<T>> map,
@@ -157,6 +158,7 @@ __global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
       if (element + kCount <= tensors.count) {
         apply_neighbours<T, kCount>(tensors, map, element, word);
       } else {
+#pragma unroll 1
         for (int i = 0; element + i < tensors.count; ++i) {
           apply_neighbours<T, 1>(tensors, map, element + i, word >> i);
         }
@@ -168,6 +170,14 @@ __global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
 
 FUSED_DROPOUT_DEVICE uint32_t bit_at(const uint32_t* bits, int64_t k) {
   return bits[k / 32] >> (k % 32) & 1;
+}
+
+// The 32 bits from bit `first` on; of those past `count` nothing is read.
+FUSED_DROPOUT_DEVICE uint32_t bits_from(const uint32_t* bits, int64_t first, int64_t count) {
+  const uint32_t low = bits[first / 32];
+  const bool crosses = first % 32 + count > 32;
+  const uint32_t high = crosses ? bits[first / 32 + 1] : 0;
+  return __funnelshift_r(low, high, static_cast<uint32_t>(first % 32));
 }
 
 // The mask bit of an element, and how far the last dimension goes on from there.
@@ -188,12 +198,15 @@ FUSED_DROPOUT_DEVICE ElementPlace place_of_element(const MaskedDims& dims, int64
   return place;
 }
 
-// The 32 bits from bit `first` on; of those past `count` nothing is read.
-FUSED_DROPOUT_DEVICE uint32_t bits_from(const uint32_t* bits, int64_t first, int64_t count) {
-  const uint32_t low = bits[first / 32];
-  const bool crosses = first % 32 + count > 32;
-  const uint32_t high = crosses ? bits[first / 32 + 1] : 0;
-  return __funnelshift_r(low, high, static_cast<uint32_t>(first % 32));
+// The bits of `count` < 32 elements of the last dimension.
+FUSED_DROPOUT_DEVICE uint32_t bits_of_row(const uint32_t* bits, int64_t first, int64_t stride,
+                                          int count) {
+  const uint32_t ones = (1u << count) - 1;
+  if (stride == 0) return bit_at(bits, first) != 0 ? ones : 0;
+  if (stride == 1) return bits_from(bits, first, count) & ones;
+  uint32_t word = 0;
+  for (int i = 0; i < count; ++i) word |= bit_at(bits, first + i * stride) << i;
+  return word;
 }
 
 // Elements in any order of their mask bits, which have been drawn. A thread takes kCount
@@ -207,20 +220,18 @@ __global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
        first += threads_in_grid() * kCount) {
     const int64_t left = tensors.count - first;
     const int count = left < kCount ? static_cast<int>(left) : kCount;
-    ElementPlace place = place_of_element(dims, first);
     uint32_t word = 0;
-    if (stride == 1 && place.left >= count) {
-      word = bits_from(bits, place.bit, count);
-    } else {
-      for (int i = 0; i < count; ++i, place.bit += stride, --place.left) {
-        if (place.left == 0) place = place_of_element(dims, first + i);
-        word |= bit_at(bits, place.bit) << i;
-      }
+    for (int i = 0; i < count;) {
+      const ElementPlace place = place_of_element(dims, first + i);
+      const int n = place.left < count - i ? static_cast<int>(place.left) : count - i;
+      word |= bits_of_row(bits, place.bit, stride, n) << i;
+      i += n;
     }
     const AffineSums<Sum<T>> map = maps.of_element(first);
     if (count == kCount) {
       apply_neighbours<T, kCount>(tensors, map, first, word);
     } else {
+#pragma unroll 1
       for (int i = 0; i < count; ++i) apply_neighbours<T, 1>(tensors, map, first + i, word >> i);
     }
   }

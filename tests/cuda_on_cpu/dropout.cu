@@ -33,16 +33,10 @@ int linear_as(uint64_t seed, uint64_t offset, int64_t* record, double p, const T
               int64_t count, int warp_groups, int by_digits, int vectors, int blocks) {
   const MaskRule rule = make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits);
   const RngSource rng = {nullptr, nullptr, seed, offset, record};
-  const AffineSums<Sum<T>> map = {Sum<T>(2), Sum<T>(0), Sum<T>(0)};
-  const DropoutOperands<T> tensors = operands_of<T>(in, nullptr, out, count, 0);
-  const dim3 grid(static_cast<unsigned>(blocks));
-  if (vectors) {
-    return launch_kernel<linear_dropout_kernel<T, kVector<T>>>(grid, dim3(kDropoutThreads), 0,
-                                                               nullptr, rule, rng, map, tensors,
-                                                               warp_groups, by_digits != 0);
-  }
-  return launch_kernel<linear_dropout_kernel<T, 1>>(grid, dim3(kDropoutThreads), 0, nullptr, rule,
-                                                    rng, map, tensors, warp_groups, by_digits != 0);
+  const auto launch =
+      by_digits ? launch_linear_dropout_as<T, true> : launch_linear_dropout_as<T, false>;
+  return launch(rule, rng, {2, 0, 0}, operands_of<T>(in, nullptr, out, count, 0), warp_groups,
+                vectors != 0, dim3(static_cast<unsigned>(blocks)), nullptr);
 }
 
 // `dims` are (size, mask_stride) pairs, outermost in memory first.

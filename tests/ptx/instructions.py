@@ -138,6 +138,15 @@ def shift(machine: Machine, instruction: Instruction) -> None:
     machine.write(to, values)
 
 
+@implements("shf", "r", "wrap")
+def funnel_shift(machine: Machine, instruction: Instruction) -> None:
+    """The low word of two, shifted to the right by the count modulo 32."""
+    to, *operands = instruction.operands
+    low, high, count = (machine.read(operand, "u32").astype(np.uint64) for operand in operands)
+    both = high << np.uint64(32) | low
+    machine.write(to, (both >> (count & np.uint64(31))).astype(np.uint32))
+
+
 @implements("not")
 def invert(machine: Machine, instruction: Instruction) -> None:
     to, a = instruction.operands
@@ -151,11 +160,21 @@ def negate(machine: Machine, instruction: Instruction) -> None:
     machine.write(to, -machine.read(a, instruction.type))
 
 
+def high_half(a: Numbers, b: Numbers) -> Numbers:
+    """That of a product of 64-bit numbers, from the products of their words."""
+    low, word = np.uint64(0xFFFFFFFF), np.uint64(32)
+    crossed = (a >> word) * (b & low) + ((a & low) * (b & low) >> word)
+    middle = (a & low) * (b >> word) + (crossed & low)
+    return (a >> word) * (b >> word) + (crossed >> word) + (middle >> word)
+
+
 def product(machine: Machine, instruction: Instruction) -> Numbers:
     """The low or high half of a product, or all of it; floats have no halves."""
     kind = instruction.type
     a, b = (machine.read(operand, kind) for operand in instruction.operands[1:3])
     if "wide" in instruction.flags or "hi" in instruction.flags:
+        if kind == "u64" and "hi" in instruction.flags:
+            return high_half(a, b)
         if bits_of(kind) > 32:
             raise PtxError("unsupported width")
         double = np.dtype(f"{a.dtype.kind}{2 * a.itemsize}")
@@ -194,6 +213,7 @@ def fused_multiply_add(machine: Machine, instruction: Instruction) -> None:
 COMPARE: dict[str, Callable[[Numbers, Numbers], Numbers]] = {
     "eq": operator.eq,
     "ne": operator.ne,
+    "neu": operator.ne,
     "lt": operator.lt,
     "le": operator.le,
     "gt": operator.gt,
@@ -201,10 +221,9 @@ COMPARE: dict[str, Callable[[Numbers, Numbers], Numbers]] = {
 }
 
 
+# Of floats: false for NaNs but in `neu`.
 @implements("setp", *COMPARE)
 def set_predicate(machine: Machine, instruction: Instruction) -> None:
-    if is_float(instruction.type):
-        raise PtxError("unsupported for floats")
     to, a, b = instruction.operands
     (comparison,) = instruction.flags
     kind = instruction.type
@@ -281,6 +300,24 @@ def convert_address(machine: Machine, instruction: Instruction) -> None:
     machine.write(to, addresses - window if "to" in instruction.flags else addresses + window)
 
 
+@implements("shfl", "sync", "bfly")
+def exchange(machine: Machine, instruction: Instruction) -> None:
+    """The values of the lanes whose numbers differ in the bits of the third operand."""
+    to, source, lane_mask, *limits = instruction.operands
+    for limit, of_whole_warps in zip(limits, (31, -1), strict=True):
+        found = np.broadcast_to(machine.read(limit, "s32"), machine.threads)[machine.active]
+        if (found != of_whole_warps).any():
+            raise PtxError("unsupported shuffle of less than a warp")
+    if not all(machine.active[machine.warp == number].all() for number in machine.active_warps()):
+        raise PtxError("not all threads of a warp reach the same shuffle")
+    values = np.broadcast_to(machine.read(source, "b32"), machine.threads)
+    others = np.arange(machine.threads) ^ machine.read(lane_mask, "s32")
+    register, _, is_there = to.partition("|")
+    machine.write(register, values[others])
+    if is_there:
+        machine.write(is_there, np.array([True]))
+
+
 # ---- memory
 
 VECTORS = {"v2": 2, "v4": 4}
@@ -292,10 +329,14 @@ def space_of(instruction: Instruction) -> str:
 
 
 def load_parameter(machine: Machine, operand: str, dtype: np.dtype[np.generic], k: int) -> Numbers:
-    """Number `k` of those at `[name+offset]`."""
+    """Number `k` of those at `[name+offset]`, or at `[register+offset]` where an index decides."""
     name, _, offset = operand.strip("[]").partition("+")
-    start = int(offset or 0) + k * dtype.itemsize
-    return np.frombuffer(machine.parameters[name], dtype, 1, start)
+    if name in machine.parameters:
+        start = int(offset or 0) + k * dtype.itemsize
+        return np.frombuffer(machine.parameters[name], dtype, 1, start)
+    memory = machine.parameter_memory
+    places = memory.offsets(machine.addresses(operand) + k * dtype.itemsize, dtype.itemsize)
+    return machine.spread(memory.load(places, dtype))
 
 
 @implements("ld", "volatile", "nc", *SPACES, *VECTORS)

@@ -1,13 +1,20 @@
 // The kernels whose PTX is interpreted, and entries that launch them as the package does. Every
 // pointer is to the interpreted device's memory, but the entries never look behind it. Matrices are
-// dense; `Layer` is rows, in_features, out_features, rows_per_mask.
+// dense; `Layer` is rows, in_features, out_features, rows_per_mask. `Layout` is the dimensions of a
+// tensor, outermost in memory first.
 #include "../../csrc/cuda/dropconnect.cuh"
+#include "../../csrc/cuda/dropout.cuh"
 
 // Not in a second unnamed namespace beside fused_dropout's: nvcc would confuse the two.
 namespace fused_dropout {
 
 struct Layer {
   int64_t rows, in_features, out_features, rows_per_mask;
+};
+
+struct Layout {
+  int64_t count;
+  MaskedDim dims[4];
 };
 
 namespace {
@@ -53,6 +60,17 @@ int bias_grad(const Layer& layer, double scale, const uint32_t* bias_bits, const
               T* result) {
   return launch_bias_grad<T>(dense(grad, layer.out_features), layer.rows, layer.out_features,
                              layer.rows_per_mask, bias_bits, scale, result, nullptr);
+}
+
+// With the groups of bits that a warp of a large tensor draws at a time; 0 as launched for `count`.
+template <class T>
+int linear_dropout(const int64_t* rng_state, double p, const AffineMap& map,
+                   const DropoutOperands<T>& tensors, int64_t warp_groups) {
+  const MaskRule rule = rule_of(p, kStreamMask, kDefaultDigits);
+  const RngSource rng = rng_from_state(rng_state);
+  if (warp_groups == 0) return launch_linear_dropout<T>(rule, rng, map, tensors, nullptr);
+  return launch_linear_dropout_as<T, false>(rule, rng, map, tensors, static_cast<int>(warp_groups),
+                                            true, dim3(1), nullptr);
 }
 
 // Each of 32 threads copies 2 x `Bytes`, in two groups, the second with `valid` bytes. The first
@@ -154,6 +172,26 @@ DROPCONNECT_ENTRIES(float32, float)
 DROPCONNECT_ENTRIES(bfloat16, __nv_bfloat16)
 DROPCONNECT_ENTRIES(float16, __half)
 DROPCONNECT_ENTRIES(float64, double)
+
+// Dropout of one dtype. A residual of 0 is none.
+#define DROPOUT_ENTRIES(name, T)                                                                  \
+  int dropout_linear_##name(const int64_t* rng_state, double p, double scale, double shift,       \
+                            double fill, const T* in, const T* residual, T* out, int64_t count,   \
+                            int64_t warp_groups) {                                                \
+    return linear_dropout<T>(rng_state, p, {scale, shift, fill}, {in, residual, out, count},      \
+                             warp_groups);                                                        \
+  }                                                                                               \
+  int dropout_masked_##name(const uint32_t* bits, Layout layout, double scale, double shift,      \
+                            double fill, const T* in, const T* residual, T* out, int64_t count) { \
+    const MaskedDims dims = make_masked_dims(layout.dims, static_cast<int>(layout.count));        \
+    return launch_masked_dropout<T>(bits, dims, {scale, shift, fill}, {in, residual, out, count}, \
+                                    nullptr);                                                     \
+  }
+
+DROPOUT_ENTRIES(float32, float)
+DROPOUT_ENTRIES(bfloat16, __nv_bfloat16)
+DROPOUT_ENTRIES(float16, __half)
+DROPOUT_ENTRIES(float64, double)
 
 int copy_async(int64_t bytes, const unsigned char* from, int64_t valid, unsigned char* results) {
   if (bytes == 4) return launch_copy_async<4>(from, valid, results);

@@ -50,6 +50,12 @@ class Machine:
         self.shared = SharedMemory(blocks, kernel.shared_size + launch.shared_bytes)
         self.copies = AsyncCopies(self)
         self.parameters = dict(zip(kernel.parameters, launch.arguments, strict=True))
+        # For those whose address a kernel computes.
+        self.parameter_memory = GlobalMemory(1 << 16)
+        self.parameter_addresses = {
+            name: self.parameter_memory.put(np.frombuffer(argument, np.uint8))
+            for name, argument in self.parameters.items()
+        }
         self._set_up_schedule()
 
     def _set_up_registers(self, launch: Launch) -> None:
@@ -156,6 +162,10 @@ class Machine:
                 raise PtxError(f"{self.kernel.name}: not all threads reach the same {name}")
         waiting[:] = False
 
+    def active_warps(self) -> Offsets:
+        """Those of which some thread executes the current instruction."""
+        return np.unique(self.warp[self.active])
+
     # ---- operands
 
     def read(self, operand: str, kind: str) -> Numbers:
@@ -184,7 +194,9 @@ class Machine:
         return np.array([int(operand, 0) != 0])
 
     def _constant(self, operand: str) -> int:
-        """The bits of a number or of a shared array's address."""
+        """The bits of a number, or of the address of a shared array or a parameter."""
+        if operand in self.parameter_addresses:
+            return self.parameter_addresses[operand]
         if operand in self.kernel.shared:
             return self.kernel.shared[operand]
         if float_bits := re.fullmatch(r"0([fF][0-9a-fA-F]{8}|[dD][0-9a-fA-F]{16})", operand):
