@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -80,36 +81,29 @@ def _gamma(x: Tensor) -> float:
     return paper_gamma(P, x.shape[2:], (BLOCK, BLOCK))
 
 
-def torchvision_layer(x: Tensor) -> Tensor:
-    """torchvision's own, where it is installed."""
+def peer_layer(x: Tensor, *, package: str, module: str, function: str) -> Tensor:
+    """A peer's own, where it is installed."""
     try:
-        from torchvision.ops import drop_block2d as peer
+        layer = getattr(import_module(module), function)
     except ImportError as error:
-        raise RuntimeError("not installed: pip install torchvision") from error
-    output: Tensor = peer(x, P, BLOCK)
+        raise RuntimeError(f"not installed: pip install {package}") from error
+    output: Tensor = layer(x, P, BLOCK)
     return output
 
 
-def timm_layer(x: Tensor) -> Tensor:
-    """timm's own, where it is installed."""
-    try:
-        from timm.layers import drop_block_2d as peer
-    except ImportError as error:
-        raise RuntimeError("not installed: pip install timm") from error
-    output: Tensor = peer(x, P, BLOCK)
-    return output
+PEERS: dict[str, Layer] = {
+    "torchvision": partial(
+        peer_layer, package="torchvision", module="torchvision.ops", function="drop_block2d"
+    ),
+    "timm": partial(peer_layer, package="timm", module="timm.layers", function="drop_block_2d"),
+}
 
 
 def layers(share_channels: bool) -> dict[str, Layer]:
     """What is measured, by name."""
     ours = partial(drop_block2d, p=P, block_size=BLOCK, share_channels=share_channels)
-    forms: dict[str, Layer] = {
-        OWN_FORM: form_of_torchvision,
-        "torchvision": torchvision_layer,
-        SHARED_FORM: form_of_timm,
-        "timm": timm_layer,
-    }
-    return {OURS: ours, **forms, CLONE: torch.clone}
+    forms: dict[str, Layer] = {OWN_FORM: form_of_torchvision, SHARED_FORM: form_of_timm}
+    return {OURS: ours, **forms, **PEERS, CLONE: torch.clone}
 
 
 def measure(
@@ -125,7 +119,7 @@ def measure(
     calls = layers(share_channels)
     prepare = _Calls(shape, device.kind)
     subjects = [
-        Subject(name, partial(prepare, call), may_fail=name in ("torchvision", "timm"))
+        Subject(name, partial(prepare, call), may_fail=name in PEERS)
         for name, call in calls.items()
     ]
     measured = measure_interleaved(
@@ -284,7 +278,11 @@ GOALS = [
     Goal(1, P, "faster_than_timm's_form", at_least=2, phase="forward"),
     Goal(2, P, "off_the_wanted_rate", at_most=1.01),
 ]
-MEASUREMENTS = [partial(measure, False), partial(measure, True), measure_rates]
+MEASUREMENTS: list[Callable[..., dict[str, Any]]] = [
+    partial(measure, False),
+    partial(measure, True),
+    measure_rates,
+]
 SETUPS = {
     "cpu": Setup("drop-block-", MEASUREMENTS, GOALS),
     "cuda": Setup("drop-block-", MEASUREMENTS, GOALS),
