@@ -29,11 +29,12 @@ int64_t maps_of_chunk(int64_t map_bits) {
   return unit * std::max<int64_t>(1, kChunkBits / (unit * map_bits));
 }
 
-// The kept bits among `count` from bit `first` on, added up per `run` bits.
+// How many elements are kept in each run of so many bits.
 class KeptCounts {
  public:
   KeptCounts(int64_t runs, int64_t run_bits) : counts_(runs), run_bits_(run_bits) {}
 
+  // Adds those among bits first, first + 1, ... first + count - 1.
   void add(const uint64_t* bits, int64_t first, int64_t count) {
     if (counts_.empty()) return;
     const int64_t end = first + count;
@@ -86,8 +87,9 @@ std::tuple<Tensor, Tensor> drop_block_mask_cpu(const Tensor& input, const Tensor
   const BlockMaps maps = check_drop_block_mask(input, block, gamma, share_channels, scales, eps);
   const MaskRule rule = rule_from_cpu_state(rng_state, gamma, kStreamMask, kSeedDigits);
   const int64_t count = maps.count * elements_of_map(maps);
-  if (count == 0)
+  if (count == 0) {
     return {at::zeros({block_mask_words(0)}, at::kInt), at::ones({scales}, at::kDouble)};
+  }
   const Tensor seeds = draw_all_bits(rule, maps.count * seeds_of_map(maps));
   Tensor bits = at::empty({block_mask_words(count)}, at::kInt);
   const int64_t words = ceil_div(count, kWordBits);

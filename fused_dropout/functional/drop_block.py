@@ -65,7 +65,8 @@ def drop_block2d(
     What is dropped: a block of ``bh x bw`` can begin at (H - bh + 1) (W - bw + 1) places of a map.
     Each place is a seed, dropped with probability gamma on its own; in the order of (sample,
     channel, row, column) they are the columns of a one-row mask of stream 0 with 32 digits. A
-    dropped seed drops the block that begins there, and what no dropped block covers is kept.
+    dropped seed drops the block that begins there, and what no dropped block covers is kept. With
+    ``share_channels`` there are the seeds of one channel only.
 
     Source: Ghiasi, Lin and Le, "DropBlock: A regularization method for convolutional networks",
     NeurIPS 2018.

@@ -1,0 +1,298 @@
+"""Does DropBlock meet its goals here? Run: python bench/drop_block.py
+
+Measures a map of a ResNet (32 x 64 x 56 x 56, fp32, blocks of 7, p = 0.1), with blocks of each
+channel's own, as torchvision draws them, and with the same for all channels, as timm does. The
+forms of both are written out here, and measured themselves where they are installed. Then the rates
+at which elements are really dropped, for maps of 7 to 56. `--save` writes all figures as JSON and a
+plot as PNG to bench/results/. Exit status 1 if a goal is missed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from fused_dropout import _ext, make_rng_state
+from fused_dropout.benchmark import (
+    OURS,
+    Measured,
+    Spread,
+    Subject,
+    load_warning,
+    measure_interleaved,
+    ratio,
+    spread,
+)
+from fused_dropout.benchmark_devices import Device
+from fused_dropout.benchmark_report import Goal, Script, Setup, run_script
+from fused_dropout.drop_block_gamma import exact_gamma, paper_gamma
+from fused_dropout.functional import drop_block2d
+
+RESULTS = Path(__file__).parent / "results"
+PHASES = ("forward", "total")  # total: and the gradient
+SHAPE, BLOCK, P = (32, 64, 56, 56), 7, 0.1
+OWN_FORM, SHARED_FORM = "torchvision's form", "timm's form"
+CLONE = "clone"
+RATE_SIZES = (7, 14, 28, 56)
+RATE_ELEMENTS = 180_000_000  # a standard deviation of 0.17 % of the rate
+
+# Columns of the table: figure and phase, heading.
+_SPEEDUPS = {
+    ("faster_than_torchvision's_form", "forward"): "faster than\ntorchvision's,\nforward",
+    ("faster_than_torchvision's_form", "total"): "\n\ntotal",
+    ("faster_than_timm's_form", "forward"): "faster than\ntimm's,\nforward",
+    ("faster_than_timm's_form", "total"): "\n\ntotal",
+    ("times_clone", "forward"): "\ntimes clone,\nforward",
+}
+
+Layer = Callable[[Tensor], Tensor]
+
+
+def form_of_torchvision(x: Tensor) -> Tensor:
+    """A mask for each channel by max pooling, as torchvision writes it."""
+    height, width = x.shape[2:]
+    places = (height - BLOCK + 1, width - BLOCK + 1)
+    dropped = x.new_empty(*x.shape[:2], *places).bernoulli_(_gamma(x))
+    dropped = F.max_pool2d(F.pad(dropped, [BLOCK // 2] * 4), BLOCK, 1, BLOCK // 2)
+    kept = 1 - dropped
+    return x * kept * (kept.numel() / (kept.sum() + 1e-6))
+
+
+def form_of_timm(x: Tensor) -> Tensor:
+    """One mask for all channels of a sample, as timm writes it."""
+    with torch.no_grad():
+        dropped = x.new_empty(len(x), 1, *x.shape[2:]).bernoulli_(_gamma(x))
+        kept = 1 - F.max_pool2d(dropped, BLOCK, 1, BLOCK // 2)
+        kept.mul_(kept.numel() / (kept.sum() + 1e-7))
+    return x * kept
+
+
+def _gamma(x: Tensor) -> float:
+    return paper_gamma(P, x.shape[2:], (BLOCK, BLOCK))
+
+
+def peer_layer(x: Tensor, *, package: str, module: str, function: str) -> Tensor:
+    """A peer's own, where it is installed."""
+    try:
+        layer = getattr(import_module(module), function)
+    except ImportError as error:
+        raise RuntimeError(f"not installed: pip install {package}") from error
+    output: Tensor = layer(x, P, BLOCK)
+    return output
+
+
+PEERS: dict[str, Layer] = {
+    "torchvision": partial(
+        peer_layer, package="torchvision", module="torchvision.ops", function="drop_block2d"
+    ),
+    "timm": partial(peer_layer, package="timm", module="timm.layers", function="drop_block_2d"),
+}
+
+
+def layers(share_channels: bool) -> dict[str, Layer]:
+    """What is measured, by name."""
+    ours = partial(drop_block2d, p=P, block_size=BLOCK, share_channels=share_channels)
+    forms: dict[str, Layer] = {OWN_FORM: form_of_torchvision, SHARED_FORM: form_of_timm}
+    return {OURS: ours, **forms, **PEERS, CLONE: torch.clone}
+
+
+def measure(
+    share_channels: bool,
+    *,
+    rounds: int,
+    compiled: bool,
+    device: Device,
+    progress: Callable[[str], object],
+    shape: Sequence[int] = SHAPE,
+) -> dict[str, Any]:
+    """Times of all layers; `compiled` changes nothing, the peers here are not compiled."""
+    calls = layers(share_channels)
+    prepare = _Calls(shape, device.kind)
+    subjects = [
+        Subject(name, partial(prepare, call), may_fail=name in PEERS)
+        for name, call in calls.items()
+    ]
+    measured = measure_interleaved(
+        subjects, PHASES, rounds=rounds, memory_phase="total", device=device, progress=progress
+    )
+    return {
+        "blocks": "same in all channels" if share_channels else "own in each channel",
+        "shape": list(shape),
+        "block_size": BLOCK,
+        "dtype": "float32",
+        "device": device.kind,
+        "rounds": rounds,
+        "other_busy_cores": round(measured.other_busy_cores, 2),
+        "rows": [_row(name, measured.subjects) for name in calls],
+    }
+
+
+class _Calls:
+    """The same input for every subject; called with a layer and a phase, returns what to time."""
+
+    def __init__(self, shape: Sequence[int], device: str) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.input, self.grad = (torch.randn(*shape, generator=draw).to(device) for _ in range(2))
+
+    def __call__(self, layer: Layer, phase: str) -> Callable[[], object]:
+        input = self.input.detach().requires_grad_()
+        if phase == "forward":
+            return lambda: layer(input)
+        return lambda: torch.autograd.grad(layer(input), input, self.grad)
+
+
+def _row(name: str, subjects: Mapping[str, Measured]) -> dict[str, Any]:
+    own = subjects[name]
+
+    def speedups(other: str) -> dict[str, Spread | None]:
+        peer = subjects[other]
+        return {phase: spread(ratio(peer.seconds[phase], own.seconds[phase])) for phase in PHASES}
+
+    note = own.note.removeprefix("failed: RuntimeError: ")  # says what to install
+    row: dict[str, Any] = {"name": name, "p": P if name == OURS else None, "note": note}
+    if own.note:
+        return row
+    return row | {
+        "peak_extra_bytes": own.peak_extra_bytes,
+        "seconds": {phase: spread(timings) for phase, timings in own.timings.items()},
+        "faster_than_torchvision's_form": speedups(OWN_FORM),
+        "faster_than_timm's_form": speedups(SHARED_FORM),
+        "times_clone": {
+            phase: spread(ratio(own.seconds[phase], subjects[CLONE].seconds[phase]))
+            for phase in PHASES
+        },
+    }
+
+
+def measure_rates(
+    *,
+    rounds: int,
+    compiled: bool,
+    device: Device,
+    progress: Callable[[str], object],
+    elements: int = RATE_ELEMENTS,
+) -> dict[str, Any]:
+    """The share of elements that masks of many maps drop, for each size of map.
+
+    The peers give the seeds the paper's rate. timm draws seeds outside the map's whole blocks too.
+    """
+    draws = {
+        OURS: partial(_dropped_share, exact_gamma, elements),
+        "torchvision": partial(_dropped_share, paper_gamma, elements),
+        "timm": partial(_dropped_share_of_timm, elements // 10),  # max pooling takes its time
+    }
+    rows = []
+    for name, draw in draws.items():
+        progress(f"rates of dropped elements: {name}")
+        rates = {str(size): draw(size, device.kind) for size in RATE_SIZES}
+        factors = [max(rate / P, P / rate) for rate in rates.values()]
+        row = {"name": name, "p": P, "note": "", "rate": rates, "off_the_wanted_rate": max(factors)}
+        rows.append(row)
+    return {"blocks": "rates", "block_size": BLOCK, "elements": elements, "rows": rows}
+
+
+def _dropped_share(solve: Callable[..., float], elements: int, size: int, device: str) -> float:
+    maps = torch.empty((), device=device).expand(elements // size**2, 1, size, size)
+    block = (BLOCK, BLOCK)
+    gamma = solve(P, (size, size), block)
+    draw = _ext.operators().drop_block_mask
+    # The scale is the number of elements by that of the kept ones.
+    _, scale = draw(maps, make_rng_state(0, device=device), block, gamma, False, 1, 0.0)
+    return 1 - 1 / float(scale)
+
+
+def _dropped_share_of_timm(elements: int, size: int, device: str) -> float:
+    maps = torch.ones((), device=device).expand(elements // size**2, 1, size, size)
+    return float((form_of_timm(maps) == 0).double().mean())
+
+
+def print_result(result: Mapping[str, Any], console: Console) -> None:
+    """A table of times or of rates, and a warning if the machine was busy."""
+    if result["blocks"] == "rates":
+        console.print(_rate_table(result))
+        return
+    table = Table("", title=result_title(result))
+    for heading in [*(f"{phase}\nms" for phase in PHASES), "peak extra\nMiB", *_SPEEDUPS.values()]:
+        table.add_column(heading, justify="right")
+    for row in result["rows"]:
+        if row["note"]:
+            continue
+        table.add_row(
+            row["name"],
+            *[f"{1e3 * row['seconds'][phase]['median']:.3g}" for phase in PHASES],
+            "-" if row["peak_extra_bytes"] is None else f"{row['peak_extra_bytes'] / 2**20:.0f}",
+            *[_shown(row[figure][phase]) for figure, phase in _SPEEDUPS],
+        )
+    console.print(table)
+    for row in result["rows"]:
+        if row["note"]:
+            console.print(f"{row['name']}: {row['note']}")
+    if warning := load_warning(result["other_busy_cores"]):
+        console.print(warning, style="yellow")
+
+
+def _rate_table(result: Mapping[str, Any]) -> Table:
+    table = Table("map", title=result_title(result))
+    for row in result["rows"]:
+        exact = ', gamma="exact"' if row["name"] == OURS else ""
+        table.add_column(row["name"] + exact, justify="right")
+    for size in map(str, RATE_SIZES):
+        rates = [row["rate"][size] for row in result["rows"]]
+        shown = [f"{rate:.5f} ({100 * (rate / P - 1):+.2f} %)" for rate in rates]
+        table.add_row(f"{size} x {size}", *shown)
+    return table
+
+
+def _shown(found: Spread | None) -> str:
+    return "-" if found is None else f"{found['median']:.3g}x"
+
+
+def shape_text(result: Mapping[str, Any]) -> str:
+    """Which measurement a goal is about."""
+    if result["blocks"] == "rates":
+        return f"rates, maps of {RATE_SIZES[0]} to {RATE_SIZES[-1]}"
+    return f"{'x'.join(map(str, result['shape']))}, blocks {result['blocks']}"
+
+
+def result_title(result: Mapping[str, Any]) -> str:
+    """What a table or a plot is about."""
+    what = f"block {result['block_size']}, p = {P:g}"
+    if result["blocks"] == "rates":
+        return f"Elements really dropped, {what}"
+    return f"DropBlock {shape_text(result)}, {what}"
+
+
+GOALS = [
+    Goal(0, P, "faster_than_torchvision's_form", at_least=50, phase="forward"),
+    Goal(0, P, "faster_than_torchvision's_form", at_least=20, phase="total"),
+    Goal(1, P, "faster_than_timm's_form", at_least=2, phase="forward"),
+    Goal(2, P, "off_the_wanted_rate", at_most=1.01),
+]
+MEASUREMENTS: list[Callable[..., dict[str, Any]]] = [
+    partial(measure, False),
+    partial(measure, True),
+    measure_rates,
+]
+SETUPS = {
+    "cpu": Setup("drop-block-", MEASUREMENTS, GOALS),
+    "cuda": Setup("drop-block-", MEASUREMENTS, GOALS),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    script = Script(__doc__, SETUPS, RESULTS, print_result, shape_text, result_title)
+    return run_script(script, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
