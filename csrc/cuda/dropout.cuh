@@ -50,6 +50,8 @@ struct DropoutOperands {
 namespace {
 
 constexpr int kDropoutThreads = 256;
+// Of a multiprocessor, at least: without a number ptxas aims at 6, and spills.
+constexpr int kDropoutBlocks = 4;
 constexpr int kTileRows = 32;  // rows that a thread of transposed_kernel walks over
 
 template <class S>
@@ -111,7 +113,7 @@ FUSED_DROPOUT_DEVICE void draw_by_digits(const MaskRule& rule, int64_t first_gro
 // Elements in the order of their mask bits; a warp takes `warp_groups` <= 32 groups at a time.
 // kByDigits is no argument: registers would have to be saved around the shuffles of a branch.
 template <class T, int kCount, bool kByDigits>
-__global__ void __launch_bounds__(kDropoutThreads, 4)
+__global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
     linear_dropout_kernel(MaskRule rule, RngSource rng, AffineSums<Sum<T>> map,
                           DropoutOperands<T> tensors, int warp_groups) {
   constexpr int kPerGroup = kGroupColumns / kCount;  // accesses
@@ -191,7 +193,7 @@ FUSED_DROPOUT_DEVICE uint32_t bits_of_row(const uint32_t* bits, int64_t first, i
 // Elements in any order of their mask bits, which have been drawn. A thread takes kCount
 // neighbours.
 template <class T, int kCount>
-__global__ void __launch_bounds__(kDropoutThreads)
+__global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
     masked_dropout_kernel(const uint32_t* bits, MaskedDims dims, AffineSums<Sum<T>> map,
                           DropoutOperands<T> tensors) {
   const int64_t stride = dims.mask_stride[dims.count - 1];
@@ -219,7 +221,7 @@ __global__ void __launch_bounds__(kDropoutThreads)
 // channels_last. A thread stays in its column: it reads the bits of kTileRows rows at once, and a
 // warp reads 32 neighbours of each row.
 template <class T>
-__global__ void __launch_bounds__(kDropoutThreads)
+__global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
     transposed_dropout_kernel(const uint32_t* bits, MaskedDims dims, Divisor tiles, int64_t columns,
                               AffineSums<Sum<T>> map, DropoutOperands<T> tensors) {
   const int64_t rows = dims.size[dims.count - 2].value;

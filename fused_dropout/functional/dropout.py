@@ -240,7 +240,9 @@ def run_dropout(
 ) -> Tensor:
     """The operator on checked arguments, in training."""
     q = keep_rate(settings.p)
-    if input.numel() == 0 or (q == 1.0 and residual is None):
+    if input.numel() == 0:
+        return input if residual is None else input + residual
+    if q == 1.0 and residual is None:
         return input
     if q == 0.0 and settings.fill == 0.0 and residual is None and not input.is_floating_point():
         zero = input.new_zeros(())  # torch takes any dtype here
