@@ -55,6 +55,7 @@ struct EpilogueBackward {
 
 namespace {
 
+constexpr int kEpilogueBlocks = 2;      // of a multiprocessor: without a number, ptxas spills
 constexpr int64_t kFreeColumns = 4096;  // of the matrix, where no column matters
 constexpr int64_t kMaxSumRows = 512;    // that a lane adds up one after another
 
@@ -211,7 +212,7 @@ FUSED_DROPOUT_DEVICE void add(const S* y, S* x) {
 }
 
 template <class T, bool kVectors>
-__global__ void __launch_bounds__(kDropoutThreads)
+__global__ void __launch_bounds__(kDropoutThreads, kEpilogueBlocks)
     epilogue_forward_kernel(MaskRule rule, RngSource rng, Activation activation, Sum<T> scale,
                             EpilogueGrid grid, EpilogueForward<T> tensors) {
   constexpr int kCount = kPerLane<T, kVectors>;
@@ -251,7 +252,7 @@ FUSED_DROPOUT_DEVICE void store_sums(const EpilogueGrid& grid, const EpilogueIte
 }
 
 template <class T, bool kVectors>
-__global__ void __launch_bounds__(kDropoutThreads)
+__global__ void __launch_bounds__(kDropoutThreads, kEpilogueBlocks)
     epilogue_backward_kernel(MaskRule rule, RngSource rng, Activation activation, Sum<T> scale,
                              EpilogueGrid grid, EpilogueBackward<T, Sum<T>> tensors) {
   constexpr int kCount = kPerLane<T, kVectors>;

@@ -50,8 +50,8 @@ struct DropoutOperands {
 namespace {
 
 constexpr int kDropoutThreads = 256;
-constexpr int kDropoutBlocks =
-    4;                         // of a multiprocessor: without a number, ptxas aims at 6 and spills
+// Of a multiprocessor, at least: without a number ptxas aims at 6, and spills.
+constexpr int kDropoutBlocks = 4;
 constexpr int kTileRows = 32;  // rows that a thread of transposed_kernel walks over
 
 template <class S>
@@ -284,14 +284,17 @@ bool vectors_fit(const DropoutOperands<T>& tensors) {
          is_aligned(tensors.out, 16);
 }
 
-template <class T, int kCount, bool kByDigits>
-cudaError_t launch_linear_kernel(const MaskRule& rule, const RngSource& rng, const AffineMap& map,
-                                 const DropoutOperands<T>& tensors, int warp_groups,
-                                 cudaStream_t stream) {
-  const int64_t warps = ceil_div(group_count(tensors.count), warp_groups);
-  return launch_kernel<linear_dropout_kernel<T, kCount, kByDigits>>(
-      dropout_blocks(warps * kWarpLanes), dim3(kDropoutThreads), 0, stream, rule, rng,
-      sums_of<T>(map), tensors, warp_groups);
+template <class T, bool kByDigits>
+cudaError_t launch_linear_dropout_as(const MaskRule& rule, const RngSource& rng,
+                                     const AffineMap& map, const DropoutOperands<T>& tensors,
+                                     int warp_groups, bool vectors, dim3 blocks,
+                                     cudaStream_t stream) {
+  if (vectors) {
+    return launch_kernel<linear_dropout_kernel<T, kVector<T>, kByDigits>>(
+        blocks, dim3(kDropoutThreads), 0, stream, rule, rng, sums_of<T>(map), tensors, warp_groups);
+  }
+  return launch_kernel<linear_dropout_kernel<T, 1, kByDigits>>(
+      blocks, dim3(kDropoutThreads), 0, stream, rule, rng, sums_of<T>(map), tensors, warp_groups);
 }
 
 // Elements in the order of their mask bits.
@@ -299,16 +302,14 @@ template <class T>
 cudaError_t launch_linear_dropout(const MaskRule& rule, const RngSource& rng, const AffineMap& map,
                                   const DropoutOperands<T>& tensors, cudaStream_t stream) {
   if (tensors.count == 0) return cudaSuccess;
-  const int warp_groups = groups_per_warp(group_count(tensors.count));
+  const int64_t groups = group_count(tensors.count);
+  const int warp_groups = groups_per_warp(groups);
   const bool by_digits =
       warp_groups <= 2 && rule.digits > 1 && rule.digits <= static_cast<uint32_t>(kDigitLanes);
-  constexpr int kWide = kVector<T>;
+  const dim3 blocks = dropout_blocks(ceil_div(groups, warp_groups) * kWarpLanes);
   const auto launch =
-      vectors_fit(tensors)
-          ? (by_digits ? launch_linear_kernel<T, kWide, true>
-                       : launch_linear_kernel<T, kWide, false>)
-          : (by_digits ? launch_linear_kernel<T, 1, true> : launch_linear_kernel<T, 1, false>);
-  return launch(rule, rng, map, tensors, warp_groups, stream);
+      by_digits ? launch_linear_dropout_as<T, true> : launch_linear_dropout_as<T, false>;
+  return launch(rule, rng, map, tensors, warp_groups, vectors_fit(tensors), blocks, stream);
 }
 
 // Elements in any order of their mask bits, which `bits` holds.

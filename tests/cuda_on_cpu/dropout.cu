@@ -50,7 +50,8 @@ MaskedDims dims_of(const int64_t* dims, int count) {
 template <class T>
 int masked(const uint32_t* bits, const int64_t* dims, int dim_count, double scale, double shift,
            double fill, const T* in, const T* residual, T* out, int64_t count, int flags) {
-  return launch_masked_dropout<T>(bits, dims_of(dims, dim_count), {scale, shift, fill},
+  const OneMap<Sum<T>> map = {sums_of<T>({scale, shift, fill})};
+  return launch_masked_dropout<T>(bits, dims_of(dims, dim_count), map,
                                   operands_of(in, residual, out, count, flags), nullptr);
 }
 
@@ -59,18 +60,19 @@ template <class T>
 int masked_in_blocks(const uint32_t* bits, const int64_t* dims, int dim_count, const T* in, T* out,
                      int64_t count, int transposed, int blocks) {
   const MaskedDims all = dims_of(dims, dim_count);
-  const AffineSums<Sum<T>> map = {Sum<T>(2), Sum<T>(0), Sum<T>(0)};
+  using Maps = OneMap<Sum<T>>;
+  const Maps maps = {sums_of<T>({2, 0, 0})};
   const DropoutOperands<T> tensors = operands_of<T>(in, nullptr, out, count, 0);
   const dim3 grid(static_cast<unsigned>(blocks));
   if (transposed) {
     const int64_t rows = all.size[dim_count - 2].value;
     const int64_t tiles = ceil_div(rows, kTileRows);
-    return launch_kernel<transposed_dropout_kernel<T>>(grid, dim3(kDropoutThreads), 0, nullptr,
-                                                       bits, all, make_divisor(tiles),
-                                                       count / rows * tiles, map, tensors);
+    return launch_kernel<transposed_dropout_kernel<T, Maps>>(
+        grid, dim3(kDropoutThreads), 0, nullptr, bits, all, make_divisor(tiles),
+        count / rows * tiles, maps, tensors);
   }
-  return launch_kernel<masked_dropout_kernel<T, kVector<T>>>(grid, dim3(kDropoutThreads), 0,
-                                                             nullptr, bits, all, map, tensors);
+  return launch_kernel<masked_dropout_kernel<T, kVector<T>, Maps>>(
+      grid, dim3(kDropoutThreads), 0, nullptr, bits, all, maps, tensors);
 }
 
 template <class T>

@@ -184,8 +184,8 @@ DROPCONNECT_ENTRIES(float64, double)
   int dropout_masked_##name(const uint32_t* bits, Layout layout, double scale, double shift,      \
                             double fill, const T* in, const T* residual, T* out, int64_t count) { \
     const MaskedDims dims = make_masked_dims(layout.dims, static_cast<int>(layout.count));        \
-    return launch_masked_dropout<T>(bits, dims, {scale, shift, fill}, {in, residual, out, count}, \
-                                    nullptr);                                                     \
+    const OneMap<Sum<T>> map = {sums_of<T>({scale, shift, fill})};                                \
+    return launch_masked_dropout<T>(bits, dims, map, {in, residual, out, count}, nullptr);        \
   }
 
 DROPOUT_ENTRIES(float32, float)
