@@ -36,8 +36,12 @@ demo: setup
 test: setup
 	$(PY) -m pytest
 
+# Every script runs, whether or not one before it has missed a goal.
+BENCHES := dropconnect_linear dropout drop_path drop_block bias_act_dropout_add gaussian_dropout
+RUN_BENCHES = status=0; for name in $(BENCHES); do $(1) bench/$$name.py $(2) || status=1; done; exit $$status
+
 bench: setup
-	$(PY) bench/dropconnect_linear.py
+	$(call RUN_BENCHES,$(PY))
 
 setup: $(BUILT)
 
@@ -97,7 +101,7 @@ gpu: $(CUDA_VENV_READY)
 	    TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(CUDA_PY) -c '$(THIS_GPU)')}")
 	cd $(GPU_TREE) && $(WITH_GPU_TREE) -m fused_dropout info
 	cd $(GPU_TREE) && $(WITH_GPU_TREE) -m pytest -q --ignore=tests/test_ptx.py
-	$(WITH_GPU_TREE) bench/dropconnect_linear.py --device cuda --save
+	$(call RUN_BENCHES,$(WITH_GPU_TREE),--device cuda --save)
 
 $(VENV)/.lint: pyproject.toml
 	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
