@@ -16,8 +16,8 @@ namespace {
 
 constexpr int64_t kGrainGroups = 256;  // a task's 32768 elements take about 10 us
 constexpr int64_t kGrainElements = kGrainGroups * kGroupColumns;
-constexpr int64_t kLongRow = 64;  // elements, for which a call of a kernel is worth its price
-constexpr int64_t kTileWords = 1024;
+constexpr int64_t kLongRow = 64;      // elements, for which a call of a kernel is worth its price
+constexpr int64_t kTileWords = 2048;  // of column bits; they stay in level-1 cache
 
 // The elements of one call.
 struct MaskedWork {

@@ -1,0 +1,240 @@
+"""Does dropout meet its goals here? Run: python bench/dropout.py
+
+Measures 2^24 elements [16, 256, 64, 64] in fp32 and bf16: dropout in place, dropout forward and
+backward, and dropout2d; with `--device cuda` also from 1 to 2^28 elements. `torch` is
+torch.nn.functional's function of the same name, `copy` what moves the same bytes: `copy_` into a
+warm tensor for the in-place form, `clone` of input (and gradient) for the others. "channels_last"
+is dropout of a tensor in that memory format. `--save` writes all figures as JSON and a plot as PNG
+to bench/results/. Exit status 1 if a goal is missed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as torch_functional
+
+from fused_dropout import functional
+from fused_dropout.benchmark import (
+    OURS,
+    Measured,
+    Spread,
+    Subject,
+    load_warning,
+    measure_interleaved,
+    ratio,
+    spread,
+)
+from fused_dropout.benchmark_devices import Device
+from fused_dropout.benchmark_report import Goal, Script, Setup, run_script
+
+RESULTS = Path(__file__).parent / "results"
+IN_PLACE, TOTAL, CHANNELS = PHASES = ("in place", "total", "dropout2d")  # total: with backward
+PS = (0.5, 0.1)
+CHANNELS_LAST, TORCH, COPY = "channels_last", "torch", "copy"
+ROWS = [(OURS, p) for p in PS] + [(CHANNELS_LAST, p) for p in PS] + [(TORCH, PS[0]), (COPY, None)]
+DTYPES = ("float32", "bfloat16")
+SHAPE = (16, 256, 64, 64)
+SHAPES_ON_GPU = (
+    (1, 1, 1, 1),
+    (4, 16, 4, 4),
+    (4, 64, 16, 16),
+    (16, 64, 32, 32),
+    SHAPE,
+    (256, 256, 64, 64),
+)
+
+
+def measure(
+    shape: tuple[int, ...],
+    dtype: str,
+    *,
+    rounds: int,
+    compiled: bool,
+    device: Device,
+    progress: Callable[[str], object],
+) -> dict[str, Any]:
+    """One shape and dtype; `compiled` changes nothing, the peers here are not compiled."""
+    prepare = _Calls(shape, dtype, device.kind)
+    subjects = [Subject(_label(*row), partial(prepare, *row)) for row in ROWS]
+    measured = measure_interleaved(
+        subjects, PHASES, rounds=rounds, memory_phase=TOTAL, device=device, progress=progress
+    )
+    return {
+        "shape": list(shape),
+        "dtype": dtype,
+        "device": device.kind,
+        "rounds": rounds,
+        "other_busy_cores": round(measured.other_busy_cores, 2),
+        "rows": [
+            _row(name, p, measured.subjects, prepare.saved_bytes(name, p)) for name, p in ROWS
+        ],
+    }
+
+
+class _Calls:
+    """The same inputs for every subject; called with a row and a phase, returns what to time."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, device: str) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.input, self.grad = (
+            torch.randn(shape, generator=draw).to(device, getattr(torch, dtype)) for _ in range(2)
+        )
+
+    def __call__(self, name: str, p: float | None, phase: str) -> Callable[[], object]:
+        input, grad = self._tensors(name)
+        if phase == IN_PLACE:
+            target = input.clone()
+            if name == COPY:
+                return lambda: target.copy_(input)
+            dropout = _namespace(name).dropout
+            return lambda: dropout(target, p, True, True)
+        if name == COPY:
+            return (lambda: (input.clone(), grad.clone())) if phase == TOTAL else input.clone
+        if phase == CHANNELS:
+            dropout2d = _namespace(name).dropout2d
+            return lambda: dropout2d(input, p)
+        leaf = input.detach().requires_grad_()
+        return lambda: torch.autograd.grad(_namespace(name).dropout(leaf, p), leaf, grad)
+
+    def saved_bytes(self, name: str, p: float | None) -> int | None:
+        """What forward keeps for backward."""
+        if name == COPY:
+            return None
+        saved: list[int] = []
+
+        def pack(tensor: Tensor) -> Tensor:
+            saved.append(tensor.nbytes)
+            return tensor
+
+        leaf = self._tensors(name)[0].detach().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            _namespace(name).dropout(leaf, p)
+        return sum(saved)
+
+    def _tensors(self, name: str) -> tuple[Tensor, Tensor]:
+        if name != CHANNELS_LAST:
+            return self.input, self.grad
+        form = torch.channels_last
+        return self.input.contiguous(memory_format=form), self.grad.contiguous(memory_format=form)
+
+
+def _namespace(name: str) -> Any:
+    return torch_functional if name == TORCH else functional
+
+
+def _label(name: str, p: float | None) -> str:
+    return name if p is None else f"{name} p={p:g}"
+
+
+def _row(
+    name: str, p: float | None, subjects: Mapping[str, Measured], saved_bytes: int | None
+) -> dict[str, Any]:
+    own, copy, peer = (subjects[_label(*row)] for row in ((name, p), ROWS[-1], ROWS[-2]))
+    channels_last = subjects.get(_label(CHANNELS_LAST, p))
+    return {
+        "name": name,
+        "p": p,
+        "note": own.note,
+        "peak_extra_bytes": own.peak_extra_bytes,
+        "saved_bytes": saved_bytes,
+        "seconds": {phase: spread(timings) for phase, timings in own.timings.items()},
+        "times_copy": {
+            phase: spread(ratio(own.seconds[phase], copy.seconds[phase])) for phase in PHASES
+        },
+        "speedup_over_torch": {
+            phase: spread(ratio(peer.seconds[phase], own.seconds[phase])) for phase in PHASES
+        },
+        "channels_last_times_contiguous": channels_last
+        and {
+            phase: spread(ratio(channels_last.seconds[phase], own.seconds[phase]))
+            for phase in PHASES
+        },
+    }
+
+
+def print_result(result: Mapping[str, Any], console: Console) -> None:
+    """A table of one shape and dtype, and a warning if the machine was busy."""
+    table = Table("", title=result_title(result), show_lines=True)
+    for phase in PHASES:
+        table.add_column(f"{phase}: ms,\ntimes copy,\nfaster than torch", justify="right")
+    table.add_column("kept for\nbackward", justify="right")
+    for row in result["rows"]:
+        saved = row["saved_bytes"]
+        table.add_row(
+            _label(row["name"], row["p"]),
+            *[_cell(row, phase) for phase in PHASES],
+            "-" if saved is None else f"{saved} B",
+        )
+    console.print(table)
+    if warning := load_warning(result["other_busy_cores"]):
+        console.print(warning, style="yellow")
+
+
+def _cell(row: Mapping[str, Any], phase: str) -> str:
+    ratios = [_shown(row[figure][phase]) for figure in ("times_copy", "speedup_over_torch")]
+    return "\n".join([f"{1e3 * row['seconds'][phase]['median']:.3g}", *ratios])
+
+
+def _shown(found: Spread | None) -> str:
+    return "-" if found is None else "{median:.3g}x ({p20:.3g}-{p80:.3g})".format_map(found)
+
+
+def shape_text(result: Mapping[str, Any]) -> str:
+    """Which measurement a goal is about."""
+    return f"{'x'.join(map(str, result['shape']))} {result['dtype']}"
+
+
+def result_title(result: Mapping[str, Any]) -> str:
+    """What a table or a plot is about."""
+    return f"Dropout, {shape_text(result)}"
+
+
+GOALS = [
+    goal
+    for number in range(len(DTYPES))
+    for p in PS
+    for goal in (
+        Goal(number, p, "times_copy", at_most=2.5, phase=IN_PLACE),
+        Goal(number, p, "speedup_over_torch", at_least=8, phase=TOTAL),
+        Goal(number, p, "saved_bytes", at_most=16),
+        Goal(number, p, "times_copy", at_most=1.3, phase=CHANNELS),
+        Goal(number, p, "channels_last_times_contiguous", at_most=1.5, phase=IN_PLACE),
+    )
+]
+ON_GPU = [(shape, dtype) for shape in SHAPES_ON_GPU for dtype in DTYPES]
+GOALS_ON_GPU = [
+    goal
+    for number, (shape, _) in enumerate(ON_GPU)
+    for p in PS
+    for goal in (
+        Goal(number, p, "speedup_over_torch", at_least=1, phase=TOTAL),
+        # 92 % of the bandwidth that copying reaches.
+        *[
+            Goal(number, p, "times_copy", at_most=1 / 0.92, phase=phase)
+            for phase in (IN_PLACE, TOTAL)
+            if shape == SHAPES_ON_GPU[-1]
+        ],
+    )
+]
+SETUPS = {
+    "cpu": Setup("dropout-", [partial(measure, SHAPE, dtype) for dtype in DTYPES], GOALS),
+    "cuda": Setup("dropout-", [partial(measure, *case) for case in ON_GPU], GOALS_ON_GPU),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    script = Script(__doc__, SETUPS, RESULTS, print_result, shape_text, result_title)
+    return run_script(script, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
