@@ -159,6 +159,25 @@ def test_a_misaligned_view(backend: torch.device) -> None:
             check(random_input((1000,), dtype)[first:], 0.3)
 
 
+def test_nothing_around_the_tensor_is_written(backend: torch.device) -> None:
+    for dtype in DTYPES:
+        for shape, order, dims in (
+            ((129,), (0,), ()),
+            ((40, 33), (1, 0), ()),
+            ((3, 5), (1, 0), ()),
+            ((2, 20, 3, 5), (0, 2, 3, 1), (2, 3)),
+            ((2, 3, 70), (0, 1, 2), (2,)),
+        ):
+            count = math.prod(shape)
+            memory_ = torch.full((count + 400,), 7.0, dtype=dtype)
+            inside = memory_[200 : 200 + count].view([shape[dim] for dim in order])
+            input = inside.permute([order.index(dim) for dim in range(len(order))])
+            functional.dropout(input, 0.5, inplace=True, broadcast_dims=dims, seed=3)
+            assert (memory_[:200] == 7).all()
+            assert (memory_[200 + count :] == 7).all()
+            assert (inside != 7).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_residual_is_added_after_the_mask(dtype: torch.dtype, backend: torch.device) -> None:
     """out = (kept ? scale * input : fill) + residual: two roundings in the computing type."""

@@ -44,6 +44,11 @@ def dropout(
     ``flax.linen.Dropout`` with ``broadcast_dims``. Backward draws the mask again from 16 bytes of
     random state.
 
+    The mask has the shape of ``input`` with the dimensions of ``broadcast_dims`` set to 1. Its
+    elements, counted in row-major order whatever the strides, are those of
+    ``fused_dropout.mask(numel, p, seed=seed, offset=offset)``. A dropped element is 0, and so is
+    its gradient, even where ``input`` or the gradient is infinite or NaN.
+
     Source: Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
     JMLR 2014.
 
@@ -66,7 +71,9 @@ def dropout(
     Raises:
         ValueError: p or convention out of range; more than one of generator, seed and rng_state.
         IndexError: a dimension of ``broadcast_dims`` that ``input`` lacks.
-        RuntimeError: a dtype that is not floating point; no kernels for the device.
+        RuntimeError: a dtype that is not one of those above (NotImplementedError for complex and
+            8-bit floats, as torch); no kernels for the device; ``inplace`` on a leaf that requires
+            grad, or on elements that share memory.
         TypeError: an argument of the wrong type.
     """
     p = _check(input, p)
@@ -92,6 +99,8 @@ def dropout1d(
     rng_state: Tensor | None = None,
 ) -> Tensor:
     """Drops whole channels of ``[N, C, L]`` or ``[C, L]``, as torch's function of this name.
+
+    Channel c of example n has element n C + c of the mask (see :func:`dropout`).
 
     Source: Tompson et al., "Efficient Object Localization Using Convolutional Networks", CVPR 2015.
     Arguments and errors as :func:`dropout`; RuntimeError for another number of dimensions.
