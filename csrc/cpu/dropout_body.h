@@ -13,8 +13,7 @@
 namespace fused_dropout {
 namespace {
 
-constexpr int64_t kDrawnGroups = 32;  // at a time; their bits stay in level-1 cache
-
+constexpr int64_t kDrawnGroups = 32;      // at a time; their bits stay in level-1 cache
 constexpr int64_t kPrefetchBytes = 2048;  // ahead
 
 template <class R>
