@@ -2,14 +2,13 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "../common/macros.h"
 
 namespace fused_dropout {
 namespace {
 
-// The 64 bits from bit `first` on; of the words, it may read up to 12 bytes past the first bit's.
+// The 64 bits from bit `first` on; it reads 12 bytes from the first bit's word on.
 FUSED_DROPOUT_INLINE uint64_t bits_from(const uint32_t* words, uint64_t first) {
   const uint32_t* const word = words + first / 32;
   uint64_t low;
@@ -19,7 +18,7 @@ FUSED_DROPOUT_INLINE uint64_t bits_from(const uint32_t* words, uint64_t first) {
   return low >> shift | high << 1 << (63 - shift);  // shifting by 64 is not defined
 }
 
-// The 32 bits from bit `first` on; it may read up to 8 bytes from the first bit's word on.
+// The 32 bits from bit `first` on; it reads 8 bytes from the first bit's word on.
 FUSED_DROPOUT_INLINE uint32_t word_from(const uint32_t* words, uint64_t first) {
   uint64_t both;
   __builtin_memcpy(&both, words + first / 32, sizeof both);
