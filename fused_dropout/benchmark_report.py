@@ -52,6 +52,7 @@ class _Unit(NamedTuple):
 
 _UNITS = {
     "peak_extra_bytes": _Unit("peak extra", " MiB", 2**20),
+    "saved_bytes": _Unit("kept for backward", " bytes", 1),
     "share_of_ffma_floor": _Unit("share of the FFMA floor", " %", 0.01),
 }
 
