@@ -55,6 +55,16 @@ FUSED_DROPOUT_INLINE void apply_part(const AffineVectors<Real<T>>& map, const ui
   __builtin_memcpy(out, block, count * sizeof(T));
 }
 
+// These loops outrun the processor's own prefetching.
+template <class T>
+FUSED_DROPOUT_INLINE void prefetch_block(const T* in) {
+  constexpr int64_t kLine = 64;
+  const char* const ahead = reinterpret_cast<const char*>(in) + kPrefetchBytes;
+  for (int64_t k = 0; k < kGroupColumns * static_cast<int64_t>(sizeof(T)); k += kLine) {
+    __builtin_prefetch(ahead + k);
+  }
+}
+
 // Calls words_of(block), the block's four words, for every block of the run.
 template <class T, class WordsOf>
 FUSED_DROPOUT_INLINE void apply_blocks(const AffineMap& map, const DropoutRun& run,
@@ -66,6 +76,7 @@ FUSED_DROPOUT_INLINE void apply_blocks(const AffineMap& map, const DropoutRun& r
   const auto residual_at = [=](int64_t k) { return residual == nullptr ? nullptr : residual + k; };
   int64_t k = 0;
   for (; k + kGroupColumns <= run.count; k += kGroupColumns) {
+    prefetch_block(in + k);
     apply_block<T>(vectors, words_of(k / kGroupColumns), in + k, residual_at(k), out + k);
   }
   if (k < run.count) {
@@ -95,6 +106,22 @@ void apply(const AffineMap& map, const DropoutRun& run, const uint32_t* bits) {
   apply_blocks<T>(map, run, [=](int64_t block) { return bits + block * kGroupWords; });
 }
 
+// bfloats that are all kept: a stochastic depth's or a channel's. Without bits to look at, two
+// vectors at a time take two thirds of the instructions. Returns how many elements are done.
+FUSED_DROPOUT_INLINE int64_t scale_all(const AffineMap& map, const DropoutRun& run, BFloat16*) {
+  constexpr int64_t kStep = 2 * Vec<float>::kLanes;
+  const Vec<float> scale = broadcast(static_cast<float>(map.scale));
+  const uint16_t* const in = static_cast<const uint16_t*>(run.in);
+  uint16_t* const out = static_cast<uint16_t*>(run.out);
+  int64_t k = 0;
+  for (; k + kStep <= run.count; k += kStep) scale_bfloats(in + k, scale, out + k);
+  return k;
+}
+template <class T>
+FUSED_DROPOUT_INLINE int64_t scale_all(const AffineMap&, const DropoutRun&, T*) {
+  return 0;
+}
+
 template <class T>
 void apply_alike(const AffineMap& map, const DropoutRun& run, bool kept) {
   if (!kept && run.residual == nullptr) {  // `in` need not be read
@@ -106,7 +133,13 @@ void apply_alike(const AffineMap& map, const DropoutRun& run, bool kept) {
   }
   const uint32_t word = kept ? ~0u : 0u;
   const uint32_t words[kGroupWords] = {word, word, word, word};
-  apply_blocks<T>(map, run, [&](int64_t) { return words; });
+  DropoutRun rest = run;
+  if (kept && run.residual == nullptr && map.shift == 0) {
+    const int64_t done = scale_all(map, run, static_cast<T*>(nullptr));
+    rest = {static_cast<const T*>(run.in) + done, nullptr, static_cast<T*>(run.out) + done,
+            run.count - done};
+  }
+  apply_blocks<T>(map, rest, [&](int64_t) { return words; });
 }
 
 // Word r / 32 * cols + c has the bit of row r and column c, as bit r % 32. All at once: the reads,

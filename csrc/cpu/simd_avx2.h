@@ -205,6 +205,13 @@ FUSED_DROPOUT_INLINE void store_bfloat(uint16_t* p, Vec<float> a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
 }
 
+// Two vectors' worth of bfloats, times `factor`.
+FUSED_DROPOUT_INLINE void scale_bfloats(const uint16_t* in, Vec<float> factor, uint16_t* out) {
+  constexpr int kLanes = Vec<float>::kLanes;
+  store_bfloat(out, factor * load_bfloat(in));
+  store_bfloat(out + kLanes, factor * load_bfloat(in + kLanes));
+}
+
 // Register tiles for 16 registers.
 constexpr int kForwardRows = 2;
 constexpr int kOuterRows = 2;

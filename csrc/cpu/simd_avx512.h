@@ -198,15 +198,31 @@ FUSED_DROPOUT_INLINE Vec<float> load_bfloat(const uint16_t* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
 
-// As float_to_bfloat in scalar_types.h rounds.
+// The upper half of each lane becomes what float_to_bfloat in scalar_types.h gives.
+FUSED_DROPOUT_INLINE __m512i rounded_to_bfloat(__m512 a) {
+  const __m512i bits = _mm512_castps_si512(a);
+  const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  const __m512i below = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF));
+  const __m512i rounded = _mm512_mask_add_epi32(below, odd, bits, _mm512_set1_epi32(0x8000));
+  const __mmask16 nans = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+  return _mm512_mask_or_epi32(rounded, nans, bits, _mm512_set1_epi32(0x00400000));
+}
+
 FUSED_DROPOUT_INLINE void store_bfloat(uint16_t* p, Vec<float> a) {
-  const __m512i bits = _mm512_castps_si512(a.v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-  const __mmask16 nans = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
-  const __m512i all = _mm512_mask_or_epi32(rounded, nans, bits, _mm512_set1_epi32(0x00400000));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(all, 16)));
+  const __m512i upper = _mm512_srli_epi32(rounded_to_bfloat(a.v), 16);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(upper));
+}
+
+// Two vectors' worth of bfloats, times `factor`. Those at odd places are floats already, but for
+// what stands in their lower halves.
+FUSED_DROPOUT_INLINE void scale_bfloats(const uint16_t* in, Vec<float> factor, uint16_t* out) {
+  const __m512i both = _mm512_loadu_si512(in);
+  const __m512i odd = _mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u)));
+  const __m512i even = _mm512_slli_epi32(both, 16);
+  const __m512i upper = rounded_to_bfloat(_mm512_mul_ps(_mm512_castsi512_ps(odd), factor.v));
+  const __m512i lower = rounded_to_bfloat(_mm512_mul_ps(_mm512_castsi512_ps(even), factor.v));
+  _mm512_storeu_si512(out,
+                      _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(lower, 16), upper));
 }
 
 // Register tiles: accumulators, operands and a temporary fit 32 registers.

@@ -212,6 +212,13 @@ FUSED_DROPOUT_INLINE void store_bfloat(uint16_t* p, Vec<float> a) {
   for (int k = 0; k < Vec<float>::kLanes; ++k) p[k] = float_to_bfloat(a.v[k]);
 }
 
+// Two vectors' worth of bfloats, times `factor`.
+FUSED_DROPOUT_INLINE void scale_bfloats(const uint16_t* in, Vec<float> factor, uint16_t* out) {
+  constexpr int kLanes = Vec<float>::kLanes;
+  store_bfloat(out, factor * load_bfloat(in));
+  store_bfloat(out + kLanes, factor * load_bfloat(in + kLanes));
+}
+
 constexpr int kForwardRows = 1;
 constexpr int kOuterRows = 1;
 constexpr int kOuterChunks = 2;
