@@ -273,8 +273,15 @@ def run_dropout(
 
 
 def _output_of(*arguments: Any) -> Tensor:
-    function = Dropout if torch.compiler.is_compiling() else DropoutWithTangents
-    output: Tensor = function.apply(*arguments)[0]
+    output: Tensor
+    if torch.compiler.is_compiling():
+        output = Dropout.apply(*arguments)[0]
+    elif torch._C._are_functorch_transforms_active():
+        output = DropoutWithTangents.apply(*arguments)[0]
+    else:
+        # What apply() calls after it has inspected forward's signature, which takes longer than
+        # drawing and applying a million bits.
+        output = super(torch.autograd.Function, DropoutWithTangents).apply(*arguments)[0]
     return output
 
 
