@@ -177,7 +177,8 @@ def result_title(result: Mapping[str, Any]) -> str:
 
 CASES = [(shape, dtype, summed) for summed in (False, True) for shape in SHAPES for dtype in DTYPES]
 GOALS = [
-    Goal(number, p, "speedup_over_eager", at_least=1.5)
+    # One pass moves 3 tensors where two passes move 5; half of that gain is asked for.
+    Goal(number, p, "speedup_over_eager", at_least=1.3)
     if summed
     else Goal(number, p, "times_clone", at_most=1.3, phase="forward")
     for number, (_, _, summed) in enumerate(CASES)
