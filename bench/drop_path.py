@@ -28,6 +28,7 @@ from fused_dropout.benchmark import (
     load_warning,
     measure_interleaved,
     ratio,
+    row_label,
     spread,
 )
 from fused_dropout.benchmark_devices import Device
@@ -87,7 +88,7 @@ def measure(
     """One shape and form; `compiled` changes nothing, the peers here are not compiled."""
     calls = {**layers(summed), (CLONE, None): lambda _, branch: branch.clone()}
     prepare = _Calls(shape, dtype, device.kind, summed)
-    subjects = [Subject(_label(*key), partial(prepare, call)) for key, call in calls.items()]
+    subjects = [Subject(row_label(*key), partial(prepare, call)) for key, call in calls.items()]
     measured = measure_interleaved(
         subjects, PHASES, rounds=rounds, memory_phase="total", device=device, progress=progress
     )
@@ -121,13 +122,9 @@ class _Calls:
         return lambda: torch.autograd.grad(layer(x, branch), wanted, grad, allow_unused=True)
 
 
-def _label(name: str, p: float | None) -> str:
-    return name if p is None else f"{name} p={p:g}"
-
-
 def _row(name: str, p: float | None, subjects: Mapping[str, Measured]) -> dict[str, Any]:
-    own = subjects[_label(name, p)]
-    eager, clone = subjects[_label(EAGER, PS[0])], subjects[CLONE]
+    own = subjects[row_label(name, p)]
+    eager, clone = subjects[row_label(EAGER, PS[0])], subjects[CLONE]
     return {
         "name": name,
         "p": p,
@@ -149,7 +146,7 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
         table.add_column(heading, justify="right")
     for row in result["rows"]:
         table.add_row(
-            _label(row["name"], row["p"]),
+            row_label(row["name"], row["p"]),
             *[f"{1e3 * row['seconds'][phase]['median']:.3g}" for phase in PHASES],
             _shown(row["times_clone"]["forward"]),
             *[_shown(row["speedup_over_eager"][phase]) for phase in PHASES],

@@ -31,6 +31,7 @@ from fused_dropout.benchmark import (
     load_warning,
     measure_interleaved,
     ratio,
+    row_label,
     spread,
 )
 from fused_dropout.benchmark_devices import Device
@@ -64,7 +65,7 @@ def measure(
 ) -> dict[str, Any]:
     """One shape and dtype; `compiled` changes nothing, the peers here are not compiled."""
     prepare = _Calls(shape, dtype, device.kind)
-    subjects = [Subject(_label(*row), partial(prepare, *row)) for row in ROWS]
+    subjects = [Subject(row_label(*row), partial(prepare, *row)) for row in ROWS]
     measured = measure_interleaved(
         subjects, PHASES, rounds=rounds, memory_phase=TOTAL, device=device, progress=progress
     )
@@ -131,15 +132,11 @@ def _namespace(name: str) -> Any:
     return torch_functional if name == TORCH else functional
 
 
-def _label(name: str, p: float | None) -> str:
-    return name if p is None else f"{name} p={p:g}"
-
-
 def _row(
     name: str, p: float | None, subjects: Mapping[str, Measured], saved_bytes: int | None
 ) -> dict[str, Any]:
-    own, copy, peer = (subjects[_label(*row)] for row in ((name, p), ROWS[-1], ROWS[-2]))
-    channels_last = subjects.get(_label(CHANNELS_LAST, p))
+    own, copy, peer = (subjects[row_label(*row)] for row in ((name, p), ROWS[-1], ROWS[-2]))
+    channels_last = subjects.get(row_label(CHANNELS_LAST, p))
     return {
         "name": name,
         "p": p,
@@ -170,7 +167,7 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     for row in result["rows"]:
         saved = row["saved_bytes"]
         table.add_row(
-            _label(row["name"], row["p"]),
+            row_label(row["name"], row["p"]),
             *[_cell(row, phase) for phase in PHASES],
             "-" if saved is None else f"{saved} B",
         )

@@ -170,6 +170,11 @@ def _prepared(
         yield subject.name, (call, seconds)
 
 
+def row_label(name: str, p: float | None) -> str:
+    """How tables call a row."""
+    return name if p is None else f"{name} p={p:g}"
+
+
 def ratio(numerator: Samples, denominator: Samples) -> Samples:
     """Ratio per round; None where either side was not timed."""
     pairs = zip(numerator, denominator, strict=True)

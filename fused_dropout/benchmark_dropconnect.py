@@ -24,6 +24,7 @@ from fused_dropout.benchmark import (
     Subject,
     measure_interleaved,
     ratio,
+    row_label,
     spread,
 )
 from fused_dropout.benchmark_devices import CPU, Device, MultiplyAddRate
@@ -169,11 +170,6 @@ class _Op:
     @property
     def label(self) -> str:
         return row_label(self.name, self.p)
-
-
-def row_label(name: str, p: float | None) -> str:
-    """How tables call a row."""
-    return name if p is None else f"{name} p={p:g}"
 
 
 def _fused(input: Tensor, weight: Tensor, bias: Tensor, *, p: float, mask: str | int) -> Tensor:

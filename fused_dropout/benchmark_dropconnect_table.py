@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from fused_dropout.benchmark import Spread, load_warning
-from fused_dropout.benchmark_dropconnect import PHASES, row_label
+from fused_dropout.benchmark import Spread, load_warning, row_label
+from fused_dropout.benchmark_dropconnect import PHASES
 
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]

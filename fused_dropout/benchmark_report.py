@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from fused_dropout.benchmark import OURS, json_document
+from fused_dropout.benchmark import OURS, json_document, row_label
 from fused_dropout.benchmark_devices import DEVICES, Device, find_device
 from fused_dropout.cli import ArgumentError, output_file, positive_int, report_console
 from fused_dropout.verify import thread_count
@@ -207,7 +207,7 @@ def plot(result: Result, title: str) -> bytes:
     axes = figure.subplots()
     width = 0.8 / len(rows)
     for index, row in enumerate(rows):
-        label = row["name"] if row["p"] is None else f"{row['name']} p={row['p']:g}"
+        label = row_label(row["name"], row["p"])
         milliseconds = [1e3 * row["seconds"][phase]["median"] for phase in phases]
         positions = [place + index * width for place in range(len(phases))]
         bars = axes.bar(positions, milliseconds, width, label=label)

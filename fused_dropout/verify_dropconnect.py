@@ -24,6 +24,7 @@ from fused_dropout import _ext, reference
 from fused_dropout.functional import dropconnect_linear
 from fused_dropout.rng import make_rng_state
 from fused_dropout.verify import Check, Outcome, Settings, Target, thread_count
+from fused_dropout.verify_errors import error_bound, error_ratio, largest
 from fused_dropout.verify_mask import one_per_device, statistical_outcome
 
 _OP = "dropconnect_linear"
@@ -195,7 +196,7 @@ def _truth_and_bounds(case: _Case, dtype: torch.dtype) -> list[tuple[Tensor, flo
         return list(zip(truth, _summation_bounds(case), strict=True))
     candidates = [_reference_results(case, inputs), _matrix_product_results(case, inputs)]
     return [
-        (exact, _bound([own[index] for own in candidates], exact))
+        (exact, error_bound([own[index] for own in candidates], exact, _FLOOR_ULPS))
         for index, exact in enumerate(truth)
     ]
 
@@ -210,7 +211,7 @@ def _summation_bounds(case: _Case) -> list[float]:
     terms = max(case.in_features, case.out_features, math.prod(case.leading)) + _FLOOR_ULPS
     factor = terms * torch.finfo(torch.float64).eps
     inputs = _inputs(case, torch.float64).absolute()
-    return [factor * _largest(total) for total in _reference_results(case, inputs)]
+    return [factor * largest(total) for total in _reference_results(case, inputs)]
 
 
 def _matrix_product_results(case: _Case, inputs: _Inputs) -> list[Tensor]:
@@ -231,22 +232,6 @@ def _matrix_product_results(case: _Case, inputs: _Inputs) -> list[Tensor]:
     return _with_gradients(output.reshape(inputs.d_output.shape), inputs)
 
 
-def _bound(torchs: list[Tensor], truth: Tensor) -> float:
-    own = max(_largest(result.double() - truth) for result in torchs)
-    return 2 * own + _FLOOR_ULPS * torch.finfo(torchs[0].dtype).eps * _largest(truth)
-
-
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
-
-
-def _ratio(ours: Tensor, truth: Tensor, bound: float, dtype: torch.dtype) -> float:
-    if ours.dtype != dtype or ours.shape != truth.shape:
-        return math.inf
-    error = _largest(ours.double() - truth)
-    return error / bound if bound > 0 else (0.0 if error == 0 else math.inf)
-
-
 def _errors(target: Target, dtype: torch.dtype, cases: list[_Case]) -> Outcome:
     outcome = Outcome()
     for case, storage in itertools.product(cases, _STORAGES):
@@ -254,7 +239,7 @@ def _errors(target: Target, dtype: torch.dtype, cases: list[_Case]) -> Outcome:
         with target.active():
             results = _our_results(case, _inputs(case, dtype).to(target.device), storage)
         for name, ours, (truth, bound) in zip(_QUANTITIES, results, expected, strict=False):
-            outcome.add(_ratio(ours, truth, bound, dtype), f"{name}, {storage}, {case}")
+            outcome.add(error_ratio(ours, truth, bound, dtype), f"{name}, {storage}, {case}")
     return outcome
 
 
@@ -271,7 +256,9 @@ def _eval_errors(target: Target, dtype: torch.dtype) -> Outcome:
         with target.active():
             ours = dropconnect_linear(there.input, there.weight, there.bias, **keywords)
         truth, torchs, ours = truth.detach(), torchs.detach(), ours.detach().cpu()
-        outcome.add(_ratio(ours, truth, _bound([torchs], truth), dtype), case)
+        outcome.add(
+            error_ratio(ours, truth, error_bound([torchs], truth, _FLOOR_ULPS), dtype), case
+        )
     return outcome
 
 

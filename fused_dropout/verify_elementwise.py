@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fused_dropout import functional, reference
 from fused_dropout.verify import Check, Outcome, Settings, Target
+from fused_dropout.verify_errors import error_bound, error_ratio
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _FLOOR_ULPS = 4
@@ -114,6 +115,7 @@ def elementwise_checks(settings: Settings) -> Iterator[Check]:
 def _errors(op: Op, target: Target, settings: Settings) -> Outcome:
     outcome = Outcome()
     for dtype, (shape, keywords) in itertools.product(_DTYPES, _cases(op, settings)):
+        floor_ulps = _FLOOR_ULPS_FLOAT64 if dtype == torch.float64 else _FLOOR_ULPS
         truth, own = _expected(op, shape, settings.seed, dtype, keywords)
         operands = [
             operand.to(target.device, dtype) for operand in _operands(op, shape, settings.seed)
@@ -121,7 +123,8 @@ def _errors(op: Op, target: Target, settings: Settings) -> Outcome:
         with target.active():
             ours = _results(op.fused, operands, settings.seed, keywords)
         for ours_one, truth_one, own_one in zip(ours, truth, own, strict=True):
-            ratio = _ratio(ours_one, truth_one, own_one, dtype)
+            bound = error_bound([own_one], truth_one, floor_ulps)
+            ratio = error_ratio(ours_one, truth_one, bound, dtype)
             outcome.add(ratio, f"{dtype}, {shape}, {dict(keywords)}")
     return outcome
 
@@ -175,20 +178,6 @@ def _results(function: Function, operands: list[Tensor], seed: int, keywords: Ca
     direction = torch.randn(output.shape, generator=draw, dtype=torch.float64)
     gradients = torch.autograd.grad(output, leaves, direction.to(output.device, output.dtype))
     return [result.detach().cpu() for result in (output, *gradients)]
-
-
-def _ratio(ours: Tensor, truth: Tensor, own: Tensor, dtype: torch.dtype) -> float:
-    if ours.dtype != dtype or ours.shape != truth.shape:
-        return float("inf")
-    ulps = _FLOOR_ULPS_FLOAT64 if dtype == torch.float64 else _FLOOR_ULPS
-    floor = ulps * torch.finfo(dtype).eps * _largest(truth)
-    bound = 2 * _largest(own.double() - truth) + floor
-    error = _largest(ours.double() - truth)
-    return error / bound if bound > 0 else (0.0 if error == 0 else float("inf"))
-
-
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
 
 
 def _reversed(tensor: Tensor) -> Tensor:
