@@ -51,6 +51,8 @@ def check_choice(value: Any, name: str, allowed: Collection[str]) -> None:
 
 def as_int(value: Any, name: str) -> int:
     """``value`` as an int; NumPy's ints count, bools do not."""
+    if type(value) is int:  # all that torch.compile can follow without fixing the value
+        return value
     if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     return operator.index(value)

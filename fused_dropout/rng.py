@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_dropout import _private_torch as private
 from fused_dropout._checks import as_int
+from fused_dropout._private_torch import modes_active, transforms_active
 
 _LOW, _HIGH = -(2**63), 2**63 - 1
 _PHILOX_CALL = 4  # torch counts a generator's offset in random words, four to a call
@@ -76,8 +76,8 @@ def _drawn_on_device() -> bool:
     """Whether somebody must see that a random state for a GPU is drawn."""
     return (
         torch.compiler.is_compiling()
-        or private.transforms_active()
-        or private.modes_active()
+        or transforms_active()
+        or modes_active()
         or torch.cuda.is_current_stream_capturing()
     )
 
