@@ -6,9 +6,8 @@
 #include "device_memory.h"
 #include "entries.h"
 
+namespace fused_dropout {
 namespace {
-
-using namespace fused_dropout;
 
 struct Layer {
   int64_t rows;
@@ -123,3 +122,4 @@ const Entries<__half> float16_entries("float16");
 const Entries<double> float64_entries("float64");
 
 }  // namespace
+}  // namespace fused_dropout
