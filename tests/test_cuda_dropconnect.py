@@ -127,6 +127,13 @@ def test_matches_reference(device: Worker, layer: Layer, dtype: torch.dtype, sto
         assert relative_error(a, t) <= bound, name
 
 
+def test_shared_memory_fits_in_every_gpu_from_sm_80_on(device: Worker) -> None:
+    sizes = np.zeros(4, np.int64)
+    assert device.call("shared_bytes", sizes) == 0
+    assert (sizes > 48 * 1024).all(), "all four need the opt-in"
+    assert (sizes <= 99 * 1024).all(), "sm_86, sm_89 and sm_120 have no more"
+
+
 @pytest.mark.parametrize("column", [0, 31, 127, 128, 199])
 def test_masks_are_the_contract_s(device: Worker, column: int) -> None:
     """With one-hot rows and unit weights the output shows the mask itself, bit for bit."""

@@ -101,6 +101,16 @@ int store_masks(const int64_t* rng_state, const Layer* sizes, double p, uint32_t
 
 CUDA_ON_CPU_ENTRY(store_masks);
 
+// The dynamic shared memory of the kernels that ask for any, for sums in float and in double.
+int shared_bytes(int64_t* out) {
+  const int64_t bytes[] = {sizeof(ForwardShared<float>), sizeof(OuterShared<float>),
+                           sizeof(ForwardShared<double>), sizeof(OuterShared<double>)};
+  copy_to_device(out, bytes, sizeof bytes);
+  return 0;
+}
+
+CUDA_ON_CPU_ENTRY(shared_bytes);
+
 template <class T>
 struct Entries {
   explicit Entries(const std::string& dtype)
