@@ -136,7 +136,7 @@ run_test() {
 run_sanitize() {
     local found
     one() {
-        stage "$(tr -c 'a-zA-Z0-9_\n' . <<< "${1#*::}")" 240 "${in_tree[@]}" \
+        stage "$(tr -c 'a-zA-Z0-9_\n' . <<< "${1#*::}")" 240 "${in_tree[@]}" OMP_NUM_THREADS=2 \
             "$PYTHON" -m pytest -q "$1"
     }
     if [ "$worker" -ne 0 ]; then
@@ -146,7 +146,7 @@ run_sanitize() {
     stage collect 120 "${in_tree[@]}" "$PYTHON" -m pytest -q --collect-only \
         tests/test_compute_sanitizer.py
     mapfile -t found < <(grep '^tests/.*::' "$logs/collect.log")
-    in_turn "$at_once" "${found[@]}"
+    in_turn $((2 * at_once)) "${found[@]}" # each waits for the GPU most of its time
 }
 
 run_bench() {

@@ -1,29 +1,56 @@
 """The CUDA kernels on a GPU under NVIDIA's compute-sanitizer: no bad memory access, no race.
 
 memcheck sees accesses outside of global, shared and local memory, racecheck races in shared memory.
+Each kernel test of an op runs again here, all of its cases in one process under the tool.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import itertools
 import re
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from conftest import TESTS
 from cuda_on_cpu.runner import TOOL_ERROR_STATUS, CheckedWorker, KernelFault
-from test_cuda_dropconnect import LAYERS, SEED, poisoned, run_on_device, stored_masks
-from test_cuda_mask import as_bytes, groups, packed, state
-from test_dropconnect_linear import random_operands
-
-import fused_dropout
 
 TOOLS = ("memcheck", "racecheck")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SUMMARIES = {
     "memcheck": "ERROR SUMMARY: 0 errors",
     "racecheck": "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)",
 }
 CANARY_BLOCKS, CANARY_SIZE = 4, 256
+OPS = ("mask", "dropout", "drop_block", "dropconnect", "bias_act_dropout_add", "noise")
+
+KernelTest = Callable[..., None]
+
+
+def kernel_tests() -> dict[str, KernelTest]:
+    """The kernel tests of all ops, by file and name."""
+    found = {}
+    for op in OPS:
+        module = importlib.import_module(f"test_cuda_{op}")
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if name.startswith("test_") and "device" in inspect.signature(function).parameters:
+                found[f"{op}.{name.removeprefix('test_')}"] = function
+    return found
+
+
+def cases_of(test: KernelTest) -> Iterator[dict[str, Any]]:
+    """The arguments of each case, as the test's own `parametrize` marks list them."""
+    choices: list[list[dict[str, Any]]] = []
+    for mark in getattr(test, "pytestmark", ()):
+        names, values = mark.args
+        if isinstance(names, str):
+            choices.append([{names: value} for value in values])
+        else:
+            choices.append([dict(zip(names, value, strict=True)) for value in values])
+    for chosen in itertools.product(*choices):
+        yield {name: value for part in chosen for name, value in part.items()}
 
 
 def assert_clean(checked: CheckedWorker) -> None:
@@ -44,38 +71,26 @@ def plant(checked: CheckedWorker, canary: str, n: int) -> str:
         return str(fault)
 
 
+KERNEL_TESTS = kernel_tests()
+
+
+@pytest.mark.parametrize("name", KERNEL_TESTS)
 @pytest.mark.parametrize("checked", TOOLS, indirect=True)
-def test_mask_kernels(checked: CheckedWorker) -> None:
-    for shape in [(1, 1), (5, 129), (257, 130), (3, 4097)]:
-        for p in (0.5, 0.3):
-            packed(checked, shape, p, state())
-            packed(checked, shape, p, state(), max_blocks=1)
-            as_bytes(checked, shape, p, state())
-            as_bytes(checked, shape, p, state(), misaligned=3)
-    groups(checked, 0.3, 2**32 - 4, 7, 257)
+def test_kernels(checked: CheckedWorker, name: str) -> None:
+    for case in cases_of(KERNEL_TESTS[name]):
+        KERNEL_TESTS[name](checked, **case)
     assert_clean(checked)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("checked", TOOLS, indirect=True)
-def test_dropconnect_kernels(checked: CheckedWorker, dtype: torch.dtype) -> None:
-    for layer in LAYERS:
-        operands = random_operands((layer.rows, layer.in_features), layer.out_features, dtype)
-        for stored in (False, True):
-            run_on_device(checked, layer, operands, stored)
-    assert_clean(checked)
-
-
-@pytest.mark.parametrize("checked", TOOLS, indirect=True)
-def test_storing_masks(checked: CheckedWorker) -> None:
-    rng_state = fused_dropout.make_rng_state(SEED)
-    for layer in LAYERS:
-        expected = stored_masks(layer, rng_state)
-        bits, words = poisoned(checked, expected.size, dtype=torch.float32)
-        arguments = (rng_state.numpy(), layer.sizes(), layer.p, bits)
-        assert checked.call("store_masks", *arguments) == 0
-        assert np.array_equal(words.numpy().view(np.uint32), expected.ravel())
-    assert_clean(checked)
+def test_no_kernel_test_and_no_case_is_left_out() -> None:
+    assert {name.partition(".")[0] for name in KERNEL_TESTS} == set(OPS)
+    for name, test in KERNEL_TESTS.items():
+        cases = list(cases_of(test))
+        assert cases, name
+        wanted = set(inspect.signature(test).parameters) - {"device"}
+        assert all(set(case) == wanted for case in cases), name
+    files = {path.stem.removeprefix("test_cuda_") for path in TESTS.glob("test_cuda_*.py")}
+    assert files == {*OPS, "on_cpu"}, "whose tests are of the emulator"
 
 
 # ---- The tools find what they are for -----------------------------------------------------------
