@@ -48,6 +48,7 @@ def nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "nvcc.version").write_text("13.0")
     monkeypatch.setattr(build, "cuda_tool", lambda name: str(script))
     monkeypatch.setattr(build, "gpu_architectures", lambda: ())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(build, "FOLDER", tmp_path / "built")
     return script
 
