@@ -16,15 +16,15 @@ constexpr int kByte = 8;                       // columns whose bits one R2P tur
 // Columns of a group whose values are in shared memory at a time: all of them, but half for double,
 // which would not fit in kSharedBytes.
 template <class R>
-constexpr int kTileColumns = kGroupColumns / (sizeof(R) == 8 ? 2 : 1);
+constexpr int kValueColumns = kGroupColumns / (sizeof(R) == 8 ? 2 : 1);
 // 16-byte loads of neighbouring rows: other banks.
 template <class R>
-constexpr int kTileStride = kTileColumns<R> + 4;
+constexpr int kValueStride = kValueColumns<R> + 4;
 
 template <class R>
 struct ForwardShared {
-  R input[kForwardRows][kTileStride<R>];
-  R weight[kForwardOuts][kTileStride<R>];
+  R input[kForwardRows][kValueStride<R>];
+  R weight[kForwardOuts][kValueStride<R>];
   uint32_t mask[kGroupWords][kForwardRows][kMaskStride];
 };
 
@@ -34,14 +34,14 @@ struct ForwardPlace {
   int64_t out;
 };
 
-// The values of kTileColumns columns from `first_col` on.
+// The values of kValueColumns columns from `first_col` on.
 template <class T>
 FUSED_DROPOUT_DEVICE void fill_values(ForwardShared<Sum<T>>& tile,
                                       const DropConnectProblem& problem, const MatrixView& input,
                                       const MatrixView& weight, ForwardPlace at,
                                       int64_t first_col) {
   // Each thread fills one column of every kStep-th row, neighbours read neighbours.
-  constexpr int kColumns = kTileColumns<Sum<T>>;
+  constexpr int kColumns = kValueColumns<Sum<T>>;
   constexpr int kStep = kBlockThreads / kColumns;
   static_assert(kStep * kColumns == kBlockThreads && kForwardRows % kStep == 0, "whole rows");
   const int col = kStep == 1 ? threadIdx.x : threadIdx.x % kColumns;
@@ -107,7 +107,7 @@ template <class R>
 FUSED_DROPOUT_DEVICE void add_tile(const ForwardShared<R>& tile, int first_word, int row_thread,
                                    int out_thread, R (&sums)[kThreadTile][kThreadTile]) {
 #pragma unroll 1
-  for (int w = 0; w < kTileColumns<R> / 32; ++w) {
+  for (int w = 0; w < kValueColumns<R> / 32; ++w) {
     const int word = first_word + w;
     uint32_t bits[kThreadTile][kThreadTile];
 #pragma unroll
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   const Steps groups = steps_of(group_count(problem.in_features), slice, slices);
   for (int64_t group = groups.begin; group < groups.end; ++group) {
 #pragma unroll 1
-    for (int col = 0; col < kGroupColumns; col += kTileColumns<R>) {
+    for (int col = 0; col < kGroupColumns; col += kValueColumns<R>) {
       fill_values<T>(*tile, problem, input, weight, at, group * kGroupColumns + col);
       if (col == 0) fill_masks(*tile, problem, at, group);
       __syncthreads();
