@@ -219,9 +219,10 @@ def main() -> int:
         return 1
     images = ", ".join(f"sm_{sm}" for sm in compiled_for())
     seconds = time.monotonic() - start
-    print(f"{name}: compiled and linked for {images} in {seconds:.0f} s ({program})")
     obstacle = gpu_obstacle()
-    print(f"{name}: not run here, {obstacle}" if obstacle else f"{name}: can be run here")
+    run_here = f"not run here, {obstacle}" if obstacle else "can be run here"
+    print(f"{name} is {program}")
+    print(f"{name}: compiled and linked for {images} in {seconds:.0f} s; {run_here}")
     return 0
 
 
