@@ -66,6 +66,9 @@ class Device(Protocol):
     def timings(self, call: Callable[[], object], seconds: float) -> list[float]:
         """Seconds of one call, measured once or more; `seconds` is what `warm_up` has found."""
 
+    def graph_of(self, call: Callable[[], object]) -> Callable[[], object] | None:
+        """What runs the same kernels again without Python; None where there is nothing like it."""
+
     def peak_extra_bytes(self, call: Callable[[], object]) -> int | None:
         """Peak memory of one call, its results included, above what was held before; or unknown."""
 
@@ -106,6 +109,9 @@ class CpuDevice:
         """One: the mean over a block of calls."""
         timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
         return [float(timer.timeit(max(1, round(_BLOCK_SECONDS / seconds))).mean)]
+
+    def graph_of(self, call: Callable[[], object]) -> Callable[[], object] | None:
+        return None
 
     def peak_extra_bytes(self, call: Callable[[], object]) -> int | None:
         return memory.peak_extra_bytes(call)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from cuda_on_cpu.runner import Worker
+from cuda_on_cpu.runner import SEES_THE_END, Worker
 from test_dropconnect_linear import random_operands, relative_error, run
 from torch import Tensor
 
@@ -60,7 +60,7 @@ def memory(tensor: Tensor) -> np.ndarray:
 
 def poisoned(device: Worker, *shape: int, dtype: torch.dtype) -> tuple[np.ndarray, Tensor]:
     """Memory for a result, and the tensor that looks at it without the spare part behind."""
-    spare = 0 if device.mode == "asan" else 64
+    spare = 0 if device.mode in SEES_THE_END else 64
     count = int(np.prod(shape))
     size = torch.empty(0, dtype=dtype).element_size()
     numbers = np.full((count + spare) * size, POISON, np.uint8)
@@ -126,6 +126,13 @@ def test_matches_reference(device: Worker, layer: Layer, dtype: torch.dtype, sto
     ):
         bound = 2 * relative_error(b, t) + ulps * torch.finfo(dtype).eps
         assert relative_error(a, t) <= bound, name
+
+
+def test_shared_memory_fits_in_every_gpu_from_sm_80_on(device: Worker) -> None:
+    sizes = np.zeros(4, np.int64)
+    assert device.call("shared_bytes", sizes) == 0
+    assert (sizes > 48 * 1024).all(), "all four need the opt-in"
+    assert (sizes <= 99 * 1024).all(), "sm_86, sm_89 and sm_120 have no more"
 
 
 @pytest.mark.parametrize("column", [0, 31, 127, 128, 199])

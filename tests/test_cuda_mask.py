@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import GoldenMask, golden_masks
 from cuda_on_cpu import runner
-from cuda_on_cpu.runner import Misaligned, Worker
+from cuda_on_cpu.runner import SEES_THE_END, Misaligned, Worker
 
 import fused_dropout
 from fused_dropout import reference
@@ -24,8 +24,8 @@ def state(seed: int = SEED, offset: int = OFFSET) -> np.ndarray:
 
 
 def poisoned(device: Worker, size: int, dtype: type) -> np.ndarray:
-    """Memory for a result, with some to spare behind it; none where ASan watches the end."""
-    spare = 0 if device.mode == "asan" else 64
+    """Memory for a result, with some to spare behind it; none where that is watched."""
+    spare = 0 if device.mode in SEES_THE_END else 64
     return np.full((size + spare) * np.dtype(dtype).itemsize, POISON, np.uint8).view(dtype)
 
 

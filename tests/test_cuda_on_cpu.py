@@ -168,7 +168,7 @@ def test_shared_memory_starts_poisoned(emulator: Worker) -> None:
 
 
 def test_large_dynamic_shared_memory(device: Worker) -> None:
-    threads, per_thread = 1024, 56  # 224 KiB
+    threads, per_thread = 1024, 24  # 96 KiB, which every GPU has that the kernels run on
     out = np.zeros(1, np.int32)
     assert device.call("large_shared", threads, per_thread, out) == 0
     assert out[0] == threads * sum(range(per_thread))
@@ -186,7 +186,9 @@ def test_large_dynamic_shared_memory(device: Worker) -> None:
     ],
 )
 def test_impossible_launches(device: Worker, shape: tuple[int, ...], status: int) -> None:
-    assert device.call("launch_shape", *shape, np.zeros(1, np.int32)) == status
+    # An impossible configuration is 9 (invalid configuration) or 1 (invalid value) to a driver.
+    possible = (1, 9) if device.mode == "gpu" and status == 9 else (status,)
+    assert device.call("launch_shape", *shape, np.zeros(1, np.int32)) in possible
 
 
 # ---- Planted bugs ------------------------------------------------------------------------------

@@ -6,9 +6,8 @@
 #include "device_memory.h"
 #include "entries.h"
 
+namespace fused_dropout {
 namespace {
-
-using namespace fused_dropout;
 
 struct Layer {
   int64_t rows;
@@ -102,6 +101,16 @@ int store_masks(const int64_t* rng_state, const Layer* sizes, double p, uint32_t
 
 CUDA_ON_CPU_ENTRY(store_masks);
 
+// The dynamic shared memory of the kernels that ask for any, for sums in float and in double.
+int shared_bytes(int64_t* out) {
+  const int64_t bytes[] = {sizeof(ForwardShared<float>), sizeof(OuterShared<float>),
+                           sizeof(ForwardShared<double>), sizeof(OuterShared<double>)};
+  copy_to_device(out, bytes, sizeof bytes);
+  return 0;
+}
+
+CUDA_ON_CPU_ENTRY(shared_bytes);
+
 template <class T>
 struct Entries {
   explicit Entries(const std::string& dtype)
@@ -123,3 +132,4 @@ const Entries<__half> float16_entries("float16");
 const Entries<double> float64_entries("float64");
 
 }  // namespace
+}  // namespace fused_dropout

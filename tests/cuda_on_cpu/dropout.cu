@@ -6,9 +6,8 @@
 #include "device_memory.h"
 #include "entries.h"
 
+namespace fused_dropout {
 namespace {
-
-using namespace fused_dropout;
 
 enum Flags { kWithResidual = 1, kInPlace = 2 };
 
@@ -126,3 +125,4 @@ CUDA_ON_CPU_ENTRY(quotients);
 CUDA_ON_CPU_ENTRY(draw_by_lanes);
 
 }  // namespace
+}  // namespace fused_dropout
