@@ -62,6 +62,10 @@ def poisoned(device: Worker, *shape: int, dtype: torch.dtype) -> tuple[np.ndarra
     return numbers, torch.from_numpy(numbers)[:count].view(dtype).view(shape)
 
 
+def placed(array: np.ndarray, misaligned: bool) -> Misaligned:
+    return Misaligned(array, array.itemsize if misaligned else 0)
+
+
 def check_end(numbers: np.ndarray, result: Tensor) -> None:
     end = numbers.view(np.uint8)[result.numel() * result.element_size() :]
     assert (end == POISON).all(), "written past the end"
@@ -74,7 +78,7 @@ def run_on_device(
     operands: tuple[Tensor, ...],
     *,
     given: int = BIAS | ADDEND | SUMS,
-    misaligned: bool = False,
+    misaligned: str = "none",
 ) -> list[Tensor]:
     """output, d_input and, if wanted, d_bias of the CUDA kernels."""
     input = operands[0]
@@ -84,11 +88,13 @@ def run_on_device(
     settings = (state, case.p, 1 / q if q > 0 else 1.0, KINDS.index(activation))
     shape = (input.numel(), case.features, case.item_rows)
     given_backward = given | (INPUT if activation != "none" else 0)
-    x, b, r, g = map(memory, operands)
-    if misaligned:  # one tensor of each kernel, so that no 16-byte access fits
-        r, g = (Misaligned(array, array.itemsize) for array in (r, g))
+    x, b, r, g = (
+        placed(memory(tensor), misaligned == which)
+        for which, tensor in zip(("input", "bias", "residual", "gradient"), operands, strict=True)
+    )
     output_memory, output = poisoned(device, *input.shape, dtype=input.dtype)
-    arguments = (*settings, *shape, given, x, b, r, output_memory)
+    target = placed(output_memory, misaligned == "result")
+    arguments = (*settings, *shape, given, x, b, r, target)
     assert device.call(f"epilogue_forward_{name}", *arguments) == 0
     check_end(output_memory, output)
 
@@ -96,7 +102,7 @@ def run_on_device(
     d_bias_memory, d_bias = poisoned(device, case.features, dtype=input.dtype)
     sums = torch.float64 if input.dtype == torch.float64 else torch.float32
     workspace, _ = poisoned(device, 2 * input.numel(), dtype=sums)
-    results = (d_input_memory, workspace, d_bias_memory)
+    results = (placed(d_input_memory, misaligned == "result"), workspace, d_bias_memory)
     arguments = (*settings, *shape, given_backward, g, x, b, *results)
     assert device.call(f"epilogue_backward_{name}", *arguments) == 0
     check_end(d_input_memory, d_input)
@@ -126,7 +132,7 @@ def check(
     activation: str,
     dtype: torch.dtype,
     given: int = BIAS | ADDEND | SUMS,
-    misaligned: bool = False,
+    misaligned: str = "none",
 ) -> None:
     operands = random_operands((case.rows, case.features), dtype)
     ours = run_on_device(device, case, activation, operands, given=given, misaligned=misaligned)
@@ -154,8 +160,11 @@ def test_activations(device: Worker, activation: str, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("item_rows", [0, 40])
-def test_misaligned_tensors(device: Worker, item_rows: int, dtype: torch.dtype) -> None:
-    check(device, Case(37, 130, 0.1, item_rows), "gelu", dtype, misaligned=True)
+@pytest.mark.parametrize("misaligned", ["input", "bias", "residual", "gradient", "result"])
+def test_any_one_tensor_may_be_misaligned(
+    device: Worker, misaligned: str, item_rows: int, dtype: torch.dtype
+) -> None:
+    check(device, Case(37, 130, 0.1, item_rows), "gelu", dtype, misaligned=misaligned)
 
 
 @pytest.mark.parametrize("activation", ["none", "silu"])

@@ -145,12 +145,12 @@ def layout_of(shape: tuple[int, ...], name: str) -> list[tuple[int, int]]:
     }[name]
 
 
-@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "misaligned"])
+@pytest.mark.parametrize("misaligned", ["neither", "input", "result"])
 @pytest.mark.parametrize("scales", ["none", "batch", "sample"])
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dropout_with_the_mask(
-    device: Worker, dtype: torch.dtype, name: str, scales: str, aligned: bool
+    device: Worker, dtype: torch.dtype, name: str, scales: str, misaligned: str
 ) -> None:
     for shape in SHAPES:
         torch.manual_seed(1)
@@ -169,16 +169,16 @@ def test_dropout_with_the_mask(
         in_memory = memory(input.as_strided((input.numel(),), (1,)))
         out, result = poisoned(device, input.numel(), dtype=dtype)
         dims = np.array(layout_of(shape, name), np.int64)
-        offset = 0 if aligned else input.element_size()
+        offsets = [(misaligned == which) * dtype.itemsize for which in ("input", "result")]
         arguments = (dims, len(dims), input.numel(), bits.numpy().view(np.uint32))
         scale_memory = scale.numpy() if count else np.full(1, np.nan)
-        target = Misaligned(out, offset)
+        target = Misaligned(out, offsets[1])
         code = device.call(
             f"drop_block_{str(dtype).removeprefix('torch.')}",
             *arguments,
             scale_memory,
             count,
-            Misaligned(in_memory, offset),
+            Misaligned(in_memory, offsets[0]),
             target,
         )
         assert code == 0

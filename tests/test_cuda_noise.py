@@ -165,6 +165,43 @@ def test_concrete_dropout(
         partial.tensor()
 
 
+OPERANDS = {
+    "gaussian_dropout": ("input", "result"),
+    "gaussian_noise": ("mean", "variance", "result"),
+    "gaussian_noise_d_variance": ("gradient", "variance", "result"),
+    "concrete_dropout": ("input", "result"),
+    "concrete_dropout_backward": ("gradient", "input", "result"),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", OPERANDS)
+def test_any_one_operand_may_be_misaligned(device: Worker, op: str, dtype: torch.dtype) -> None:
+    """The result has the same bits as with all operands aligned."""
+    size = 1003
+    settings = (logit(0.3, dtype), 0.5) if op.startswith("concrete") else (0.5,)
+
+    def run(odd: str) -> list[Tensor]:
+        tensors = [random_tensor(size, dtype=dtype, seed=k).abs() for k in range(2)]
+        inputs = [memory(tensors[k]) for k in range(len(OPERANDS[op]) - 1)]
+        results = [Result(device, size, dtype)]
+        arrays = zip(OPERANDS[op], [*inputs, results[0].array], strict=True)
+        operands = [placed(array, aligned=role != odd) for role, array in arrays]
+        rest: tuple[object, ...] = (size,)
+        if op.endswith("backward"):
+            computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+            results.append(Result(device, 1, computed_in))
+            partial = Result(device, blocks_of(size, dtype), computed_in)
+            rest = (partial.array, results[1].array, size, MANY_BLOCKS)
+        assert device.call(name(op, dtype), state(), *settings, *operands, *rest) == 0
+        return [result.tensor() for result in results]
+
+    aligned = run("none")
+    for odd in OPERANDS[op]:
+        for result, expected in zip(run(odd), aligned, strict=True):
+            assert torch.equal(result, expected), odd
+
+
 def blocks_of(size: int, dtype: torch.dtype) -> int:
     """Blocks of 256 threads, each of which takes 4 elements, or 8 of a 16-bit type."""
     chunk = 8 if torch.empty(0, dtype=dtype).element_size() == 2 else 4
