@@ -176,6 +176,22 @@ def test_without_a_bias(device: Worker, given: int, activation: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", KINDS)
+def test_special_values(device: Worker, activation: str, dtype: torch.dtype) -> None:
+    """NaNs, infinities and signed zeros give what the reference, and so torch, makes of them."""
+    case = Case(16, 80, 0.3)
+    operands = random_operands((case.rows, case.features), dtype)
+    specials = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0], dtype=dtype)
+    operands[0].view(-1)[: 50 * len(specials)] = specials.repeat(50)
+    ours = run_on_device(device, case, activation, operands)
+    own = expected(case, activation, operands, BIAS | ADDEND)
+    for name, a, b in zip(("output", "d_input"), ours, own, strict=False):
+        assert torch.equal(a.isnan(), b.isnan()), name
+        assert torch.equal(a.isinf(), b.isinf()), name
+        assert torch.equal(a[a.isinf()], b[b.isinf()]), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [Case(3, 300, 0.3), Case(40, 256, 0.5, item_rows=40)], ids=str)
 def test_masks_are_the_contract_s(device: Worker, case: Case, dtype: torch.dtype) -> None:
     """A NaN shows where its element is kept, and only there."""

@@ -56,8 +56,8 @@ LAYERS = (
     Layer(150, 100, 20, 1, 0.5, blocks=3),
     Layer(20, 100, 150, 1, 0.5, blocks=3),
     # All rows share one mask; in 32 bits the first would be two rows a mask.
-    Layer(9, 40, 33, 2**32 + 2, 0.4),
-    Layer(9, 40, 33, 2**63 - 1, 0.4),
+    Layer(9, 140, 33, 2**32 + 2, 0.4),
+    Layer(9, 140, 33, 2**63 - 1, 0.4),
     # Operands with gaps.
     Layer(40, 140, 70, 2, 0.5, step=3),
 )

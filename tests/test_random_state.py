@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import pytest
 import torch
 from conftest import generator_state
 
 import fused_dropout
+from fused_dropout import functional
 from fused_dropout.functional import dropconnect_linear
 from fused_dropout.rng import draw_rng_state
 
@@ -83,6 +87,48 @@ def test_states_are_64_bit() -> None:
     # 62 random bits or more: the chance that all 64 values miss the top quarter is below 1e-16.
     assert (states.abs() >> 61).any()
     assert len(set(states.flatten().tolist())) == 128
+
+
+def test_all_64_bits_of_a_state_are_drawn(place: torch.device) -> None:
+    """Each bit is 0 in some states and 1 in others; by chance with probability 1 - 1e-17."""
+    generator = torch.Generator(place).manual_seed(1)
+    for source in (None, generator):
+        torch.manual_seed(1)
+        states = torch.stack([draw_rng_state(place, source) for _ in range(64)])
+        for column in states.T.tolist():
+            bits = [number % 2**64 for number in column]
+            assert functools.reduce(operator.or_, bits) == 2**64 - 1
+            assert functools.reduce(operator.and_, bits) == 0
+
+
+def test_a_state_with_gaps(place: torch.device) -> None:
+    """Every other number of a tensor, and a reversed pair, mean what their elements say."""
+    seed, offset = 5, 2**40 + 3
+    gaps = torch.tensor([seed, 77, offset, 88])[::2]
+    column = torch.tensor([[seed, 1], [offset, 2]])[:, 0]
+    expanded = torch.tensor([seed]).expand(2)
+    assert not (gaps.is_contiguous() or column.is_contiguous() or expanded.is_contiguous())
+    dense = fused_dropout.make_rng_state(seed, offset)
+    for state, same in ((gaps, dense), (column, dense), (expanded, expanded.clone())):
+        assert torch.equal(draw(rng_state=state), draw(rng_state=same))
+        for function in STATEFUL:
+            outputs = []
+            for given in (state, same):
+                input = torch.ones(6, 50, requires_grad=True)
+                output = function(input, rng_state=given)
+                outputs += [output, *torch.autograd.grad(output.square().sum(), input)]
+            assert torch.equal(outputs[0], outputs[2]) and torch.equal(outputs[1], outputs[3])
+
+
+STATEFUL = (
+    lambda x, **keys: functional.dropout(x, 0.5, **keys),
+    lambda x, **keys: functional.drop_path(x, 0.5, True, **keys),
+    lambda x, **keys: functional.gaussian_dropout(x, 0.5, **keys),
+    lambda x, **keys: functional.bias_act_dropout_add(x, None, None, 0.5, "gelu", **keys),
+    lambda x, **keys: functional.drop_block2d(x[None, None], 0.1, 3, **keys),
+    lambda x, **keys: functional.concrete_dropout(x, torch.zeros(1), 0.5, **keys),
+    lambda x, **keys: functional.gaussian_noise(x, x.square(), **keys),
+)
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**64 - 1, -(2**63)])
