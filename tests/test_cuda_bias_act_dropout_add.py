@@ -178,17 +178,21 @@ def test_without_a_bias(device: Worker, given: int, activation: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", KINDS)
 def test_special_values(device: Worker, activation: str, dtype: torch.dtype) -> None:
-    """NaNs, infinities and signed zeros give what the reference, and so torch, makes of them."""
+    """NaNs and infinities become what torch makes of them, where they are kept."""
     case = Case(16, 80, 0.3)
     operands = random_operands((case.rows, case.features), dtype)
-    specials = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0], dtype=dtype)
+    specials = torch.tensor([math.nan, math.inf, -math.inf], dtype=dtype)
     operands[0].view(-1)[: 50 * len(specials)] = specials.repeat(50)
+    kept = fused_dropout.mask(case.rows * case.features, case.p, seed=SEED).view(16, 80)
     ours = run_on_device(device, case, activation, operands)
-    own = expected(case, activation, operands, BIAS | ADDEND)
+    # In float64: torch's float32 gelu(inf) is NaN on some CPUs.
+    own = expected(case, activation, tuple(t.double() for t in operands), BIAS | ADDEND)
     for name, a, b in zip(("output", "d_input"), ours, own, strict=False):
-        assert torch.equal(a.isnan(), b.isnan()), name
-        assert torch.equal(a.isinf(), b.isinf()), name
-        assert torch.equal(a[a.isinf()], b[b.isinf()]), name
+        assert a[~kept].isfinite().all(), name
+        of_kept, wanted = a[kept].double(), b[kept]
+        assert torch.equal(of_kept.isnan(), wanted.isnan()), name
+        assert torch.equal(of_kept.isinf(), wanted.isinf()), name
+        assert torch.equal(of_kept[of_kept.isinf()], wanted[wanted.isinf()]), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
