@@ -193,6 +193,7 @@ def test_special_values(device: Worker, activation: str, dtype: torch.dtype) -> 
         assert torch.equal(of_kept.isnan(), wanted.isnan()), name
         assert torch.equal(of_kept.isinf(), wanted.isinf()), name
         assert torch.equal(of_kept[of_kept.isinf()], wanted[wanted.isinf()]), name
+    assert torch.equal(ours[1][kept] == 0, own[1][kept] == 0), "slopes, relu's of a NaN among them"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
