@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from noise_checks import (
     DTYPES,
+    EXTREME_RATES,
     SIZES,
+    assert_concrete_extremes,
     assert_rounded,
     check_compiles,
     check_distribution,
@@ -64,12 +67,14 @@ def test_matches_the_reference(
 
 def test_extreme_logits_and_temperatures(backend: torch.device) -> None:
     """Beyond float's exponents the mask is 0 or 1, and nothing becomes NaN."""
-    input, grad = torch.ones(500), torch.ones(500)
-    for logit, temperature in ((-80.0, 0.1), (40.0, 0.1), (0.0, 1e-4), (0.3, 1e4)):
-        leaves = input.clone().requires_grad_(), torch.tensor(logit).requires_grad_()
+    for dtype, (rate, temperature) in itertools.product(DTYPES[::3], EXTREME_RATES):
+        input = random_tensor(500, dtype=dtype)
+        grad = random_tensor(500, dtype=dtype, seed=1)
+        leaves = input.clone().requires_grad_(), torch.tensor(rate, dtype=dtype).requires_grad_()
         output = concrete_dropout(*leaves, temperature, seed=1)
-        for tensor in (output, *torch.autograd.grad(output, leaves, grad)):
-            assert tensor.isfinite().all()
+        ours = output.detach(), *torch.autograd.grad(output, leaves, grad)
+        assert_concrete_extremes(ours, input, rate, temperature, grad, seed=1)
+    input = torch.ones(500)
     assert torch.equal(concrete_dropout(input, torch.tensor(-80.0), seed=1), input)
     hard = concrete_dropout(input, torch.tensor(0.0), 1e-4, seed=1)
     u = fused_dropout.uniform_noise(500, seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -29,13 +30,14 @@ class Layer(NamedTuple):
     rows_per_mask: int
     p: float
     blocks: int = MANY_BLOCKS  # to aim at, by cutting sums into slices
+    step: int = 1  # from an operand's element to its neighbour
 
     @property
     def masks(self) -> int:
         return -(-self.rows // self.rows_per_mask)
 
     def sizes(self) -> np.ndarray:
-        return np.array([*self[:4], self.blocks], np.int64)
+        return np.array([*self[:4], self.blocks, self.step], np.int64)
 
 
 # Edges of groups (128 columns), tiles (32 rows, 64 output features), chunks (32) and slices.
@@ -49,6 +51,15 @@ LAYERS = (
     # One slice, so that a block takes several steps one after another.
     Layer(70, 300, 68, 1, 0.5, blocks=1),
     Layer(40, 400, 100, 3, 0.3, blocks=5),
+    # Five steps in three slices: of the output, of d_weight and of d_input.
+    Layer(9, 600, 20, 1, 0.5, blocks=3),
+    Layer(150, 100, 20, 1, 0.5, blocks=3),
+    Layer(20, 100, 150, 1, 0.5, blocks=3),
+    # All rows share one mask; in 32 bits the first would be two rows a mask.
+    Layer(9, 140, 33, 2**32 + 2, 0.4),
+    Layer(9, 140, 33, 2**63 - 1, 0.4),
+    # Operands with gaps.
+    Layer(40, 140, 70, 2, 0.5, step=3),
 )
 
 
@@ -56,6 +67,13 @@ def memory(tensor: Tensor) -> np.ndarray:
     """The tensor's elements as the worker takes them; 16-bit types as their bits."""
     dense = tensor.contiguous()
     return (dense.view(torch.int16) if dense.element_size() == 2 else dense).numpy()
+
+
+def spread(tensor: Tensor, step: int) -> np.ndarray:
+    """The tensor's elements `step` apart, with NaNs in between."""
+    gaps = torch.full((tensor.numel(), step), math.nan, dtype=tensor.dtype)
+    gaps[:, 0] = tensor.flatten()
+    return memory(gaps)
 
 
 def poisoned(device: Worker, *shape: int, dtype: torch.dtype) -> tuple[np.ndarray, Tensor]:
@@ -101,7 +119,7 @@ def run_on_device(
         assert (end == POISON).all(), f"{product}: written past the end"
         results.append(result)
 
-    x, w, b, g = map(memory, operands)
+    x, w, b, g = (spread(tensor, layer.step) for tensor in operands)
     call("forward", tuple(grad.shape), *common, x, w, b, bias_mask.numpy())
     call("d_input", tuple(input.shape), *common, w, g)
     call("d_weight", tuple(weight.shape), *common, x, g)

@@ -237,6 +237,7 @@ WRONG = "wrong result"
 RACE = "data race"
 SCHEDULES = {"forward", "reverse", "random"}
 EVERYWHERE = SCHEDULES | {"asan", "tsan"}
+MISALIGNED = r"(binding|store) to misaligned address .*requires 16 byte alignment"
 OUT_OF_BOUNDS = "heap-buffer-overflow|use-after-poison|out of bounds"
 
 # name: what the clean kernel computes, and in which modes the planted bug must be reported as what.
@@ -248,6 +249,8 @@ CANARIES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], dict[str, set[str]
     "write_past_the_end": (copied, {OUT_OF_BOUNDS: {"asan"}}),
     "write_past_shared": (shifted_blocks, {OUT_OF_BOUNDS: {"asan"}}),
     "short_dynamic_shared": (reversed_blocks, {OUT_OF_BOUNDS: {"asan"}}),
+    "misaligned_load": (copied, {MISALIGNED: {"asan"}}),
+    "misaligned_store": (copied, {MISALIGNED: {"asan"}}),
     "racing_add": (every_second_block_summed, {RACE: {"tsan"}}),
     "missing_fence": (first_elements_summed, {RACE: {"tsan"}}),
     "missing_copy_wait": (copied, {WRONG: EVERYWHERE}),

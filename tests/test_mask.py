@@ -99,6 +99,22 @@ def test_kernels_match_reference_anywhere(
     assert not bits[..., last:].any()
 
 
+@pytest.mark.parametrize(("halves", "threshold"), [(1, 0), (3, 2), (5, 2), (7, 4)])
+def test_ties_of_the_threshold_go_to_even(
+    halves: int, threshold: int, backend: torch.device
+) -> None:
+    """At (1 - p) 2^16 = 0.5, 1.5, 2.5 and 3.5, all of them exact."""
+    size = 2**20  # of which 16 T are kept
+    p = 1 - halves / 2**17
+    kept = fused_dropout.mask(size, p, seed=3)
+    assert reference.threshold(p) == threshold
+    assert torch.equal(kept, reference.mask(size, p, seed=3))
+    assert torch.equal(kept, fused_dropout.mask(size, 1 - threshold / 2**16, seed=3))
+    for other in (threshold - 1, threshold + 1):
+        if other >= 0:
+            assert not torch.equal(kept, fused_dropout.mask(size, 1 - other / 2**16, seed=3))
+
+
 def test_long_row_and_many_rows_match_reference(backend: torch.device) -> None:
     # Long enough to be cut between threads or blocks, in the middle of a row and between rows.
     for shape in ((2, 300_001), (5_000, 130)):
