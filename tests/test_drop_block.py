@@ -387,6 +387,18 @@ def test_compiles_to_one_graph(options: dict, inplace: bool, place: torch.device
             assert torch.equal(compiled(input), function(input))
 
 
+@pytest.mark.parametrize("gamma", ["paper", "exact"])
+def test_exports(gamma: str, place: torch.device) -> None:
+    layer, input = DropBlock2d(0.3, 3, gamma=gamma), torch.randn(2, 3, 9, 10)
+    exported = torch.export.export(layer, (input,)).module()
+    results = []
+    for run in (layer, exported):
+        torch.manual_seed(5)
+        results.append(run(input))
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], input)
+
+
 def test_compiled_draws_anew_on_every_call(place: torch.device) -> None:
     torch.compiler.reset()
     layer = torch.compile(DropBlock2d(0.3, 3), backend="aot_eager", fullgraph=True)
