@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
+from collections import UserDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,15 +28,109 @@ def test_every_layer_of_this_package_is_known_to_drop() -> None:
             assert marked or issubclass(layer, nn.modules.dropout._DropoutNd), layer.__name__
 
 
-class Functional(nn.Module):
-    """Drops by its own mode, which cannot be seen from outside."""
+class FromSource(nn.Module):
+    """What its mode decides about can only be read in ``forward``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(6)
+        self.drop = nn.Dropout(0.5)
+        self.drop_rate = 0.5
 
+
+class Functional(FromSource):
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(self.norm(x), 0.5, self.training)
+
+
+class ByKeyword(FromSource):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x))
+
+    def head(self, x: Tensor) -> Tensor:
+        return F.dropout(x, p=self.drop_rate, training=self.training)
+
+
+class RateOfAChild(FromSource):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x).unsqueeze(1)
+        p = self.drop.p if self.training else 0.0
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=p).squeeze(1)
+
+
+class RateElsewhere(FromSource):
+    def forward(self, x: Tensor) -> Tensor:
+        rate = 0.5
+        x = self.norm(x).unsqueeze(1)
+        return F.scaled_dot_product_attention(
+            x, x, x, dropout_p=0.0 if not self.training else rate
+        ).squeeze(1)
+
+
+class Branches(FromSource):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.drop_rate > 0:
+            x = x * (torch.rand_like(x) > self.drop_rate)
+        if not self.training:
+            dropped = x
+        else:
+            dropped = F.dropout(x, 0.5)
+            dropped = dropped + 0
+        return self.norm(dropped)
+
+
+class Inherited(Functional):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class Property(FromSource):
+    @property
+    def rate(self) -> float:
+        return self.drop_rate if self.training else 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.norm(x), self.rate)
+
+
+class RecomputesActivations(FromSource):
+    checkpointing = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.checkpointing and self.training:
+            x = x.clone()
+        return F.dropout(self.norm(x), 0.5, training=self.training)
+
+
+class RandomErasingDropout(nn.Module):
+    p = 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * (torch.rand_like(x) > self.p)
+
+
+class OwnStatistics(FromSource):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(self.drop(x), torch.ones(6), torch.ones(6), training=self.training)
+
+
+class OtherOutput(FromSource):
+    def forward(self, x: Tensor) -> Any:
+        x = self.drop(x)
+        return (x, self.norm(x)) if self.training else x
+
+    def unused(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.training)
+
+
+class Both(FromSource):
+    def forward(self, x: Tensor) -> Any:
+        x = F.dropout(x, 0.5, self.training)
+        if self.training:
+            return x, self.norm(x)
+        return x
 
 
 class FromPeer(nn.Dropout2d):
@@ -62,13 +160,24 @@ DROPPING = [
     class_of("timm", "DropPath")(),
     class_of("torchvision", "StochasticDepth")(),
     type("Derived", (class_of("torchvision", "DropBlock2d"),), {})(),
+    Functional(),
+    ByKeyword(),
+    RateOfAChild(),
+    RateElsewhere(),
+    Branches(),
+    Inherited(),
+    Property(),
+    RecomputesActivations(),
+    RandomErasingDropout(),
 ]
 OTHERS = [
     nn.BatchNorm1d(6),
     nn.Linear(6, 6),
     nn.LSTM(6, 6, 2),
     nn.MultiheadAttention(6, 2),
-    Functional(),
+    OwnStatistics(),
+    OtherOutput(),
+    type("Declared", (Functional,), {"drops_in_training": False})(),
     class_of("elsewhere", "DropPath")(),
     type("Marked", (nn.Module,), {"drops_in_training": False})(),
 ]
@@ -98,8 +207,109 @@ def test_switches_nothing_else(layer: nn.Module, training: bool) -> None:
         assert not layer.training
     with mc_dropout(model, types=type(layer)):
         assert layer.training
-        assert not any(child.training for child in layer.children())
+        children = [child for child in layer.children() if not isinstance(child, nn.Dropout)]
+        assert not any(child.training for child in children)
     assert all(mode == training for mode in modes_of(model))
+
+
+@pytest.mark.parametrize("layer", DROPPING[-9:], ids=lambda layer: type(layer).__name__)
+def test_layers_known_from_their_source_drop(layer: nn.Module, place: torch.device) -> None:
+    layer = copy.deepcopy(layer).to(place).eval()
+    x = torch.randn(40, 6)
+    expected = layer(x)
+    assert mc_predict(layer, x, 8).variance.max() > 0
+    assert torch.equal(layer(x), expected), "batch normalisation has not learned"
+
+
+def test_a_mode_that_decides_about_more_than_dropout() -> None:
+    model = nn.Sequential(Both(), nn.Dropout())
+    words = "mode of Both decides about dropout and about something else"
+    with pytest.warns(UserWarning, match=words), mc_dropout(model):
+        assert not model[0].training
+    with warnings.catch_warnings(), mc_dropout(model, types=Both):
+        warnings.simplefilter("error")
+        assert model[0].training
+
+
+def test_says_when_all_predictions_are_equal(place: torch.device) -> None:
+    x = torch.rand(3, 4)
+    model = nn.Sequential(nn.Dropout(0.0), nn.ReLU())
+    for arguments in ({}, {"samples_per_pass": 3}, {"masks": "pass"}):
+        with pytest.warns(UserWarning, match="all 7 predictions are equal.*types="):
+            moments = mc_predict(model, x, 7, **arguments)
+        assert moments.variance.max() < 1e-12
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mc_predict(model, x, 1, correction=0)
+        mc_predict(nn.Dropout(0.5), torch.rand(0, 4), 7)
+        mc_predict(nn.Dropout(0.5), torch.rand(20, 4), 7)
+
+
+class TakesADict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = DropPath(0.5)
+
+    def forward(self, inputs: dict[str, Any], scale: Tensor | None = None) -> Tensor:
+        x: Tensor = self.drop(inputs["x"]) * inputs["factor"]
+        x.add_(0)
+        return x if scale is None else x * scale
+
+
+@pytest.mark.parametrize("masks", ["sample", "pass"])
+@pytest.mark.parametrize("samples_per_pass", [1, 3])
+def test_dicts_keywords_and_functions(
+    masks: str, samples_per_pass: int, place: torch.device
+) -> None:
+    model, x, scale = TakesADict(), torch.rand(6, 5) + 1, torch.rand(6, 1) + 1
+    inputs = {"x": x, "factor": 2, "names": ["a", None]}
+    how: dict[str, Any] = {"masks": masks, "samples_per_pass": samples_per_pass}
+
+    def predict(**inputs: Any) -> Tensor:
+        return model(inputs, scale)
+
+    calls: list[Callable[[], fused_dropout.MCPrediction]] = [
+        lambda: mc_predict(model, inputs, 30, kwargs={"scale": scale}, **how),
+        lambda: mc_predict(model.forward, inputs, 30, kwargs={"scale": scale}, **how),
+        lambda: mc_predict(partial(model, scale=scale), inputs, 30, **how),
+        lambda: mc_predict(lambda x: model(x, scale), UserDict(inputs), 30, modules=model, **how),
+        lambda: mc_predict(predict, None, 30, kwargs=inputs, modules=[model], **how),
+    ]
+    for call in calls[:2] if masks == "pass" else calls:
+        torch.manual_seed(13)
+        mean, variance = call()
+        torch.testing.assert_close(
+            variance, variance_of_dropout(mean, 4 * x * scale, 30), rtol=1e-4, atol=1e-5
+        )
+        assert variance.min() > 0
+        assert (len(set((mean / x / scale).mean(1).mul(1e3).round().tolist())) == 1) == (
+            masks == "pass"
+        )
+    assert model.training
+
+
+def test_a_function_that_drops_by_itself(place: torch.device) -> None:
+    x = torch.ones(3, 50)
+    mean, variance = mc_predict(F.dropout, x, 30, samples_per_pass=7)
+    torch.testing.assert_close(variance, variance_of_dropout(mean, 2 * x, 30))
+    assert variance.max() > 0
+
+
+@pytest.mark.parametrize("masks", ["sample", "pass"])
+def test_predictions_are_made_one_at_a_time_where_vmap_refuses(
+    masks: str, place: torch.device
+) -> None:
+    class DrawsInPlace(FromSource):
+        def forward(self, x: Tensor) -> Tensor:
+            dropped = torch.empty(x.shape, device=x.device).bernoulli_(self.drop_rate)
+            return x * dropped if self.training and self.drop_rate else x
+
+    x = torch.ones(4, 6)
+    with pytest.warns(UserWarning, match="one at a time.*torch.func.vmap.*inplace randomness"):
+        mean, variance = mc_predict(DrawsInPlace(), x, 20, samples_per_pass=5, masks=masks)
+    torch.testing.assert_close(variance, variance_of_dropout(mean, x, 20))
+    assert (variance > 0).all()
+    assert torch.equal(mean[0], mean[1]) == (masks == "pass")
 
 
 def test_every_mode_is_put_back() -> None:
@@ -383,8 +593,22 @@ def test_shapes(shape: tuple[int, ...], place: torch.device) -> None:
     ("change", "error", "text"),
     [
         ({"model": nn.Linear(6, 6)}, ValueError, "nothing in this Linear is known to drop.*types="),
-        ({"model": F.dropout}, TypeError, "model must be a torch.nn.Module, got function"),
-        ({"x": [1.0]}, TypeError, "x must be a Tensor, got list"),
+        ({"model": "net"}, TypeError, "model must be a Module or a function, got str"),
+        ({"x": 1.0}, TypeError, "x must be a Tensor or a dict, list or tuple, got float"),
+        ({"x": [1.0]}, TypeError, "x or kwargs must hold a Tensor, got x of type list"),
+        ({"x": None}, TypeError, "x or kwargs must hold a Tensor, got x of type NoneType"),
+        ({"x": torch.ones(2, 6).to_sparse()}, RuntimeError, "x must be a dense"),
+        ({"kwargs": [1]}, TypeError, "kwargs must be a dict, got list"),
+        ({"kwargs": {"a": torch.ones(2).to_sparse()}}, RuntimeError, "kwargs must be a dense"),
+        (
+            {"kwargs": {"a": torch.ones(3)}, "masks": "pass"},
+            RuntimeError,
+            r"tensors with a row per item, got \[2, 3\] rows",
+        ),
+        ({"modules": nn.Dropout()}, ValueError, "modules goes with a function"),
+        ({"model": len, "modules": [len]}, TypeError, "modules must be a Module or a sequence"),
+        ({"model": len, "modules": nn.ReLU()}, ValueError, "nothing in this ModuleList is known"),
+        ({"model": len, "types": "Dropout"}, TypeError, "types must be a class or a sequence"),
         ({"samples": 1}, ValueError, "samples must be more than correction, which is 1, got 1"),
         ({"samples": 0, "correction": 0}, ValueError, "samples must be more than correction"),
         ({"samples": 2.5}, TypeError, "samples must be an int, got float"),
