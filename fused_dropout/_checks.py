@@ -47,6 +47,13 @@ def check_choice(value: Any, name: str, allowed: Collection[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+def check_bool(value: Any, name: str) -> bool:
+    """``value`` if it is a bool: a number given by position for another argument is none."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {value!r}")
+    return value
+
+
 def as_int(value: Any, name: str) -> int:
     """``value`` as an int; NumPy's ints count, bools do not."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):

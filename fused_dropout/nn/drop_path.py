@@ -61,7 +61,7 @@ class DropPath(torch.nn.Module):
         input ``[N, ...]``, output the same.
 
     Raises:
-        ValueError, TypeError: drop_prob out of range or of the wrong type.
+        ValueError, TypeError: an argument out of range or of the wrong type.
     """
 
     drops_in_training = True  # for fused_dropout.mc_dropout
@@ -69,7 +69,7 @@ class DropPath(torch.nn.Module):
     def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True) -> None:
         super().__init__()
         self.drop_prob = _checks.check_probability(drop_prob, "drop_prob")
-        self.scale_by_keep = scale_by_keep
+        self.scale_by_keep = _checks.check_bool(scale_by_keep, "scale_by_keep")
 
     def forward(self, x: Tensor) -> Tensor:
         return drop_path(x, self.drop_prob, self.training, self.scale_by_keep)

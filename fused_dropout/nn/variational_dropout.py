@@ -45,7 +45,7 @@ class VariationalDropoutLinear(torch.nn.Linear):
         and log_sigma2 of the weight's shape.
 
     Raises:
-        ValueError, TypeError: log_sigma2_init or threshold is no finite number.
+        ValueError, TypeError: log_sigma2_init or threshold is no finite number, bias no bool.
         RuntimeError: as :func:`fused_dropout.functional.gaussian_noise` and F.linear, when called.
     """
 
@@ -62,6 +62,7 @@ class VariationalDropoutLinear(torch.nn.Linear):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _checks.check_bool(bias, "bias")
         log_sigma2_init = _checks.check_number(log_sigma2_init, "log_sigma2_init")
         threshold = _checks.check_number(threshold, "threshold")
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
