@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import pickle
 import warnings
 from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -65,6 +69,58 @@ def test_repr_of_our_own_settings() -> None:
     assert repr(layer) == expected
     assert repr(nn.LockedDropout(0.2)) == "LockedDropout(p=0.2, inplace=False, batch_first=False)"
     assert isinstance(nn.LockedDropout(), _DropoutNd)
+
+
+RATES = [
+    *(True, False, 0, 1, np.float32(0.5), np.float64(0.5), np.int64(1), np.bool_(True)),
+    *(torch.tensor(value) for value in (0.5, 1, True, 1.5, [0.5], [0.5, 0.5], 0.5 + 0j)),
+    torch.tensor(0.5, dtype=torch.float64),
+    torch.tensor(0.5, requires_grad=True),
+    torch.nn.Parameter(torch.tensor(0.5)),
+    *(-0.1, 1.1, 2, -1, 10**400, -(10**400), 10**5000, math.inf, math.nan),
+    *(np.array(0.5), np.array([0.5]), "0.5", None, 0.5 + 0j, Decimal("0.5"), [0.5]),
+]
+
+
+@pytest.mark.parametrize("p", RATES, ids=range(len(RATES)))
+def test_rates_that_torch_takes(p: Any) -> None:
+    x = torch.ones(4, 5)
+    try:
+        torch.nn.functional.dropout(x, p)
+    except (ValueError, TypeError, RuntimeError, NotImplementedError):
+        with pytest.raises((ValueError, TypeError), match=r"^p"):
+            functional.dropout(x, p)
+        with pytest.raises((ValueError, TypeError), match=r"^p"):
+            nn.Dropout(p)
+    else:
+        expected = functional.dropout(x, float(p), seed=1)
+        assert torch.equal(functional.dropout(x, p, seed=1), expected)
+        torch.manual_seed(1)
+        output = nn.Dropout(p)(x)
+        torch.manual_seed(1)
+        assert torch.equal(output, nn.Dropout(float(p))(x))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_dtypes_that_torch_refuses(name: str) -> None:
+    """With the same class of error."""
+    dtypes = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+    refused = 0
+    for dtype in sorted(dtypes, key=str):
+        try:
+            x = torch.zeros(SHAPES.get(name.capitalize(), (4, 5))).to(dtype)
+        except (NotImplementedError, RuntimeError):
+            continue  # a dtype without tensors to speak of
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                getattr(torch.nn.functional, name)(x, 0.5, True)
+            except RuntimeError as error:
+                refused += 1
+                with pytest.raises(RuntimeError) as ours:
+                    getattr(functional, name)(x, 0.5, True)
+                assert ours.type is type(error), dtype
+    assert refused > 10
 
 
 FLAGS = [
