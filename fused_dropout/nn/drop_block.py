@@ -31,8 +31,6 @@ class _DropBlock(torch.nn.Module):
         super().__init__()
         _checks.check_probability(p)
         functional.check_block_size(block_size, self._dims)
-        _checks.check_bool(inplace, "inplace")
-        _checks.check_bool(share_channels, "share_channels")
         functional.Options(inplace, eps, normalize, share_channels, gamma).check()
         self.p = p
         self.block_size = block_size
