@@ -321,6 +321,31 @@ def test_outcomes_are_torch_s(name: str, dtype: torch.dtype, place: torch.device
                 assert found == expected, (shape, p, "requires_grad")
 
 
+def first_sentences(function: Callable[..., Tensor], input: Tensor) -> list[tuple[type, str]]:
+    """The classes and first sentences of the warnings, and of the error if any."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        problems: list[Exception | Warning] = []
+        try:
+            function(input, 0.5, True)
+        except RuntimeError as error:
+            problems.append(error)
+    messages = [warning.message for warning in caught if isinstance(warning.message, Warning)]
+    return [(type(it), str(it).split(". ")[0].split("\n")[0]) for it in [*messages, *problems]]
+
+
+@pytest.mark.parametrize("dimensions", range(7))
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_filters_for_torch_s_warnings_match(name: str, dimensions: int) -> None:
+    input = torch.ones([2] * dimensions)
+    expected = first_sentences(getattr(torch.nn.functional, name), input)
+    found = first_sentences(getattr(functional, name), input)
+    assert len(found) == len(expected)
+    for (kind, text), (torch_s_kind, torch_s_text) in zip(found, expected, strict=True):
+        assert kind is torch_s_kind
+        assert text.startswith(torch_s_text)
+
+
 def test_p_one_gives_zeros_of_every_dtype(place: torch.device) -> None:
     for dtype in (torch.float32, torch.float16, torch.int64, torch.bool, torch.complex64):
         for inplace in (False, True):

@@ -108,7 +108,8 @@ def dropout1d(
     p = _check(input, p)
     if input.dim() not in (2, 3):
         raise RuntimeError(
-            f"dropout1d: input must have shape [N, C, L] or [C, L], got {input.dim()} dimensions"
+            f"dropout1d: Expected 2D or 3D input, but received a {input.dim()}D input. It drops "
+            "channels of [N, C, L] or [C, L]"
         )
     first_shared = input.dim() - 1
     return _drop_channels(input, first_shared, p, training, inplace, generator, seed, rng_state)
@@ -133,8 +134,9 @@ def dropout2d(
     p = _check(input, p)
     if input.dim() == 3:
         warnings.warn(
-            "dropout2d: a 3-D input is read as [N, C, L], as torch's dropout2d does; dropout1d "
-            "says so plainly",
+            "dropout2d: Received a 3D input to dropout2d and assuming that channel-wise 1D dropout "
+            "behavior is desired - input is interpreted as shape (N, C, L), where C is the channel "
+            "dim. Use dropout1d to say so plainly.",
             stacklevel=2,
         )
     elif input.dim() != 4:
@@ -332,15 +334,16 @@ def _drop_channels(
 def _check_channels(input: Tensor, dimensions: int) -> None:
     if input.dim() < dimensions:
         raise RuntimeError(
-            f"dropping channels takes an input of at least {dimensions} dimensions, got "
-            f"{list(input.shape)}"
+            "Feature dropout requires at least 2 dimensions in the input, one of them for the "
+            f"batch, which dropout3d adds; got shape {list(input.shape)}"
         )
 
 
 def _warn_of_dimensions(name: str, dimensions: int, wanted: str) -> None:
     warnings.warn(
-        f"{name}: input should have shape {wanted}, got {dimensions} dimensions, which torch "
-        "deprecates; use dropout instead",
+        f"{name}: Received a {dimensions}-D input to {name}, which is deprecated and will result "
+        "in an error in a future release. To retain the behavior and silence this warning, please "
+        f"use dropout instead. {name} drops channels of {wanted}.",
         stacklevel=3,
     )
 
