@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils import rnn
 
 import fused_dropout
 from fused_dropout import functional, nn, reference
@@ -381,6 +382,9 @@ def test_wrong_arguments(place: torch.device) -> None:
         functional.dropout(input, broadcast_dims=(0.5,))
     with pytest.raises(RuntimeError, match=r"\[T, N, ...\]"):
         functional.locked_dropout(torch.ones(3))
+    for function in (functional.locked_dropout, nn.LockedDropout()):
+        with pytest.raises(TypeError, match="input must be a Tensor, got str"):
+            function("x")
     with pytest.raises(RuntimeError, match="dtype"):
         functional.dropout(torch.ones(3, dtype=torch.int32))
 
@@ -412,3 +416,39 @@ def test_meta_tensors_give_shapes() -> None:
     output = nn.Dropout2d()(input)
     assert output.is_meta
     assert output.stride() == input.stride()
+
+
+# ---- packed sequences
+
+
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+@pytest.mark.parametrize("features", [(), (5,), (2, 3)])
+@pytest.mark.parametrize("inplace", [True, False])
+def test_packed_sequences_drop_as_padded_ones(
+    enforce_sorted: bool, features: tuple[int, ...], inplace: bool, place: torch.device
+) -> None:
+    lengths = [6, 4, 4, 1] if enforce_sorted else [4, 1, 6, 4]
+    padded = (torch.rand(6, 4, *features) + 1).requires_grad_()
+
+    def packed(input: Tensor) -> rnn.PackedSequence:
+        return rnn.pack_padded_sequence(input * 1, lengths, enforce_sorted=enforce_sorted)
+
+    layer = nn.LockedDropout(0.5, inplace)
+    torch.manual_seed(3)
+    given = packed(padded)
+    output = layer(given)
+    torch.manual_seed(3)
+    expected = packed(nn.LockedDropout(0.5)(padded))
+    assert torch.equal(output.data, expected.data)
+    assert 0 < (output.data == 0).sum() < output.data.numel()
+    assert (output.data is given.data) == inplace
+    for ours, theirs in zip(output[1:], expected[1:], strict=True):
+        assert ours is theirs is None or torch.equal(ours, theirs)
+    (gradient,) = torch.autograd.grad(output.data.square().sum(), padded)
+    (wanted,) = torch.autograd.grad(expected.data.square().sum(), padded)
+    assert torch.equal(gradient, wanted)
+    assert layer.eval()(given) is given
+    again = functional.locked_dropout(packed(padded), 0.5, batch_first=True, seed=4)
+    assert torch.equal(again.data, packed(functional.locked_dropout(padded, 0.5, seed=4)).data)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        functional.locked_dropout(given, 1.5)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from fused_dropout import _checks, _ext
 from fused_dropout.autograd.dropout import (
@@ -17,10 +19,13 @@ from fused_dropout.autograd.dropout import (
     DropoutSettings,
     DropoutWithTangents,
 )
+from fused_dropout.functional.packed_sequence import on_padded
 from fused_dropout.reference import keep_rate
 from fused_dropout.rng import check_single_source, make_rng_state, resolve_rng_state
 
 CONVENTIONS = ("inverted", "paper")
+
+Sequences = TypeVar("Sequences", Tensor, PackedSequence)
 
 # What SELU tends to for large negative inputs, -scale * alpha (Klambauer et al. 2017, section 3).
 SELU_FLOOR = -1.7580993408473766
@@ -202,7 +207,7 @@ def feature_alpha_dropout(
 
 
 def locked_dropout(
-    input: Tensor,
+    input: Sequences,
     p: float = 0.5,
     training: bool = True,
     inplace: bool = False,
@@ -211,7 +216,7 @@ def locked_dropout(
     generator: torch.Generator | None = None,
     seed: int | None = None,
     rng_state: Tensor | None = None,
-) -> Tensor:
+) -> Sequences:
     """Dropout of a sequence with one mask for all its steps.
 
     Source: Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural
@@ -219,11 +224,17 @@ def locked_dropout(
     Models", ICLR 2018.
 
     Args:
-        input: ``[T, N, ...]``, or ``[N, T, ...]`` with ``batch_first``.
-        batch_first: which of the first two dimensions is time.
+        input: ``[T, N, ...]``, or ``[N, T, ...]`` with ``batch_first``; or a PackedSequence, whose
+            masks are those of the same sequences padded, ``[T, N, ...]``.
+        batch_first: which of the first two dimensions is time; says nothing of a PackedSequence.
 
     The other arguments and errors as :func:`dropout`; RuntimeError for fewer than 2 dimensions.
     """
+    if isinstance(input, PackedSequence):
+        sources: Any = {"generator": generator, "seed": seed, "rng_state": rng_state}
+        drop = partial(locked_dropout, p=_checks.check_probability(p), **sources)
+        return on_padded(drop, input, inplace) if training else input
+    _checks.check_dense(input, "input")
     time = 1 if batch_first else 0
     if input.dim() < 2:
         wanted = "[N, T, ...]" if batch_first else "[T, N, ...]"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from fused_dropout import _checks, functional
-from fused_dropout.functional.dropout import CONVENTIONS
+from fused_dropout.functional.dropout import CONVENTIONS, Sequences
 
 
 class _CheckedDropout(_DropoutNd):
@@ -138,7 +138,8 @@ class LockedDropout(_CheckedDropout):
         batch_first: the input is ``[N, T, ...]``, not ``[T, N, ...]``.
 
     Shape:
-        input and output ``[T, N, ...]``, or ``[N, T, ...]`` with ``batch_first``.
+        input and output ``[T, N, ...]``, or ``[N, T, ...]`` with ``batch_first``; or a
+        :class:`torch.nn.utils.rnn.PackedSequence`, of either kind.
 
     Raises:
         ValueError: p out of range.
@@ -150,7 +151,7 @@ class LockedDropout(_CheckedDropout):
         super().__init__(p, inplace)
         self.batch_first = _checks.check_bool(batch_first, "batch_first")
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Sequences) -> Sequences:
         return functional.locked_dropout(
             input, self.p, self.training, self.inplace, batch_first=self.batch_first
         )
