@@ -342,13 +342,16 @@ def test_direct_calls_of_the_operators_are_checked(place: torch.device) -> None:
 # ---- modules ------------------------------------------------------------------------------------
 
 
-def test_repr_is_torchvision_s() -> None:
-    assert repr(DropBlock2d(0.1, 7)) == "DropBlock2d(p=0.1, block_size=7, inplace=False)"
+def test_repr_is_torchvision_s_with_our_name() -> None:
+    assert repr(DropBlock2d(0.1, 7)) == (
+        "fused_dropout.nn.DropBlock2d(p=0.1, block_size=7, inplace=False)"
+    )
     assert repr(DropBlock3d(p=0.2, block_size=3, inplace=True)) == (
-        "DropBlock3d(p=0.2, block_size=3, inplace=True)"
+        "fused_dropout.nn.DropBlock3d(p=0.2, block_size=3, inplace=True)"
     )
     shown = repr(DropBlock1d(0.1, 7, normalize="sample", share_channels=True, gamma="exact"))
-    assert shown.startswith("DropBlock1d(p=0.1, block_size=7, inplace=False, normalize='sample'")
+    assert shown.startswith("fused_dropout.nn.DropBlock1d(p=0.1, block_size=7, inplace=False, ")
+    assert "inplace=False, normalize='sample', share_channels" in shown
     assert shown.endswith("share_channels=True, gamma='exact')")
 
 

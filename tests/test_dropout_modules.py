@@ -54,7 +54,7 @@ def test_module_is_torch_s(name: str) -> None:
         ((), {"p": 1, "inplace": True}),
     ):
         layer, other = ours(*arguments, **keys), torch_s(*arguments, **keys)
-        assert repr(layer) == repr(other)
+        assert repr(layer) == f"fused_dropout.nn.{other!r}"
         assert (layer.p, layer.inplace, layer.training) == (other.p, other.inplace, True)
         assert layer.state_dict() == {}
     for wrong in (-0.1, 1.1, "a", None):
@@ -67,8 +67,10 @@ def test_module_is_torch_s(name: str) -> None:
 def test_repr_of_our_own_settings() -> None:
     layer = nn.Dropout(0.2, broadcast_dims=[1, -1], convention="paper")
     expected = "Dropout(p=0.2, inplace=False, broadcast_dims=(1, -1), convention='paper')"
-    assert repr(layer) == expected
-    assert repr(nn.LockedDropout(0.2)) == "LockedDropout(p=0.2, inplace=False, batch_first=False)"
+    assert repr(layer) == f"fused_dropout.nn.{expected}"
+    expected = "fused_dropout.nn.LockedDropout(p=0.2, inplace=False, batch_first=False)"
+    assert repr(nn.LockedDropout(0.2)) == expected
+    assert repr(type("Mine", (nn.Dropout,), {})(0.2)) == "Mine(p=0.2, inplace=False)"
     assert isinstance(nn.LockedDropout(), _DropoutNd)
 
 
