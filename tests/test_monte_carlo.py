@@ -116,6 +116,14 @@ class OwnStatistics(FromSource):
         return F.batch_norm(self.drop(x), torch.ones(6), torch.ones(6), training=self.training)
 
 
+class AlsoCounts(FromSource):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = self.drop(x)
+            self.calls = 1
+        return x
+
+
 class OtherOutput(FromSource):
     def forward(self, x: Tensor) -> Any:
         x = self.drop(x)
@@ -176,6 +184,7 @@ OTHERS = [
     nn.LSTM(6, 6, 2),
     nn.MultiheadAttention(6, 2),
     OwnStatistics(),
+    AlsoCounts(),
     OtherOutput(),
     type("Declared", (Functional,), {"drops_in_training": False})(),
     class_of("elsewhere", "DropPath")(),

@@ -87,6 +87,7 @@ class DenseLayer(torch.nn.Module):
         self.drop_rate, self.backdrop = 0.4, 0.3
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.rrelu(x, 0.1, self.backdrop, training=self.training)
         return torch.nn.functional.dropout(x, p=self.drop_rate, training=self.training)
 
 
