@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import time
+import timeit
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.utils.benchmark import Timer
 
 from fused_dropout import memory
 from fused_dropout.cli import ArgumentError
@@ -107,8 +107,9 @@ class CpuDevice:
 
     def timings(self, call: Callable[[], object], seconds: float) -> list[float]:
         """One: the mean over a block of calls."""
-        timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-        return [float(timer.timeit(max(1, round(_BLOCK_SECONDS / seconds))).mean)]
+        # Not torch.utils.benchmark, which loads torch's compiler tools and so warns without a GPU.
+        calls = max(1, round(_BLOCK_SECONDS / seconds))
+        return [timeit.timeit(call, number=calls) / calls]
 
     def graph_of(self, call: Callable[[], object]) -> Callable[[], object] | None:
         return None

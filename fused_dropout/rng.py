@@ -35,10 +35,16 @@ def make_rng_state(seed: int, offset: int = 0, device: torch.device | str | None
 
     Raises:
         TypeError, ValueError: ``seed`` or ``offset`` is no int, or out of range.
+        RuntimeError: a device that torch lacks.
     """
     numbers = _wrap(seed, "seed"), _wrap(offset, "offset")
     # Filled on the device: to copy from the host would wait for it, and fail in a CUDA graph.
-    state = torch.full((2,), numbers[0], dtype=torch.int64, device=device)
+    try:
+        state = torch.full((2,), numbers[0], dtype=torch.int64, device=device)
+    except AssertionError as error:  # a torch without the device's backend
+        raise RuntimeError(
+            f"device must be one that this torch has, got {device}: {error}"
+        ) from None
     state[1:].fill_(numbers[1])
     return state
 

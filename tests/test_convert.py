@@ -153,6 +153,14 @@ def test_training_flag_requires_grad_dtype_and_hooks_carry_over(place: torch.dev
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("convert", [to_dropconnect, to_linear])
+@pytest.mark.parametrize("module", [None, "net", nn.Linear, torch.ones(2)], ids=str)
+def test_what_is_no_module_is_named(convert: Any, module: Any) -> None:
+    name = type(module).__name__
+    with pytest.raises(TypeError, match=f"module must be a torch.nn.Module, got {name}"):
+        convert(module)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{"p": 1.5}, {"mask": "all"}, {"mask": 0}, {"convention": "x"}, {"mask_storage": "x"}],

@@ -367,11 +367,11 @@ LAYERS = [StochasticDepth(0.2, "row"), DropPath(0.2), DropPathAdd(0.2, scale_by_
 
 
 def test_repr() -> None:
-    """Those of torchvision and timm."""
-    assert repr(StochasticDepth(0.2, "row")) == "StochasticDepth(p=0.2, mode=row)"
-    assert repr(DropPath(0.1)) == "DropPath(drop_prob=0.100)"
-    assert repr(DropPath()) == "DropPath(drop_prob=0.000)"
-    assert repr(DropPathAdd(1 / 3)) == "DropPathAdd(drop_prob=0.333)"
+    """Those of torchvision and timm, with our name."""
+    assert repr(StochasticDepth(0.2, "row")) == "fused_dropout.nn.StochasticDepth(p=0.2, mode=row)"
+    assert repr(DropPath(0.1)) == "fused_dropout.nn.DropPath(drop_prob=0.100)"
+    assert repr(DropPath()) == "fused_dropout.nn.DropPath(drop_prob=0.000)"
+    assert repr(DropPathAdd(1 / 3)) == "fused_dropout.nn.DropPathAdd(drop_prob=0.333)"
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)

@@ -48,6 +48,12 @@ def test_seed_and_rng_state_are_pure(place: torch.device) -> None:
     assert torch.equal(generator_state(place), before)
 
 
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch has CUDA")
+def test_a_state_on_a_device_that_torch_lacks() -> None:
+    with pytest.raises(RuntimeError, match="device must be one that this torch has, got cuda: "):
+        fused_dropout.make_rng_state(1, device="cuda")
+
+
 def test_backward_uses_the_forward_s_mask(place: torch.device) -> None:
     """With unit operands, the output counts the kept connections, and so do the gradients."""
     input, weight = torch.ones(6, 50, requires_grad=True), torch.ones(9, 50, requires_grad=True)
