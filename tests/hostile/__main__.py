@@ -19,9 +19,14 @@ import traceback
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from random import Random
+from typing import TYPE_CHECKING
 
 from . import processes
+
+if TYPE_CHECKING:
+    from .call import Call  # imports torch, which must wait for the right malloc
 
 _PERTURB = (1, 128)  # what memory is filled with: 0xfe or 0x7f
 
@@ -48,7 +53,7 @@ def main() -> int:
     return _run_all(draw, options)
 
 
-def _drawing(seed: int) -> Callable[[int], "Call"]:
+def _drawing(seed: int) -> Callable[[int], Call]:
     import torch
 
     from . import functions, masks, modules, operators
@@ -61,30 +66,31 @@ def _drawing(seed: int) -> Callable[[int], "Call"]:
     warnings.simplefilter("ignore")
     kinds = (functions.draw_function, operators.draw_operator, modules.draw_module)
 
-    def draw(number: int) -> "Call":
+    def draw(number: int) -> Call:
         random = Random(f"{seed}:{number}")
         return random.choices(kinds, (5, 3, 2))[0](random)
 
     return draw
 
 
-def _replay(draw: Callable[[int], "Call"], number: int) -> int:
+def _judged(draw: Callable[[int], Call], number: int) -> tuple[str, str]:
+    try:
+        return draw(number).run()
+    except Exception:
+        return "!this program failed", traceback.format_exc()
+
+
+def _replay(draw: Callable[[int], Call], number: int) -> int:
     call = draw(number)
     print(call.code(), flush=True)
-    outcome, details = "", ""
-    for report in processes.run_all(lambda _: call.run(), [number], 1, 60.0):
-        outcome, details = report.outcome, report.details or report.outcome
-    print(f"\n# {call.target}: {outcome}\n# " + details.replace("\n", "\n# "))
-    return int(outcome.startswith("!"))
+    (report,) = processes.run_all(partial(_judged, draw), [number], 1, 60.0)
+    print(f"\n# {call.target}: {report.outcome}")
+    print("".join(f"# {line}\n" for line in report.details.splitlines()), end="")
+    return int(report.outcome.startswith("!"))
 
 
-def _run_all(draw: Callable[[int], "Call"], options: argparse.Namespace) -> int:
-    def run(number: int) -> tuple[str, str]:
-        try:
-            return draw(number).run()
-        except Exception:
-            return "!this program failed", traceback.format_exc()
-
+def _run_all(draw: Callable[[int], Call], options: argparse.Namespace) -> int:
+    run = partial(_judged, draw)
     start = time.monotonic()
     outcomes: Counter[str] = Counter()
     failures: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
@@ -104,11 +110,16 @@ def _run_all(draw: Callable[[int], "Call"], options: argparse.Namespace) -> int:
     print(f"{done} calls in {seconds:.0f} s, seed {options.seed}: {failed} failed")
     for outcome, count in sorted(outcomes.items()):
         print(f"  {count:7} {outcome}")
-    for (kind, target), calls in sorted(failures.items()):
-        print(f"\nFAILED {len(calls)} of {target}: {kind}")
-        for number, details in sorted(calls)[: options.show]:
-            print(f"  python -m tests.hostile --seed {options.seed} --only {number}")
-            print("    " + " ".join(details.split())[:300])
+    for kind in sorted({kind for kind, _ in failures}):
+        print(f"\nFAILED: {kind}")
+        for (_, target), calls in sorted(item for item in failures.items() if item[0][0] == kind):
+            for place, (number, details) in enumerate(sorted(calls)[: options.show]):
+                print(f"  {len(calls) if place == 0 else '':>5} {target}: --only {number}")
+                print("        " + " ".join(details.split())[:300])
+    if failures:
+        print(
+            f"\nOne again, as Python code: python -m tests.hostile --seed {options.seed} --only N"
+        )
     return int(failed > 0 or done < len(numbers))
 
 

@@ -74,7 +74,7 @@ class Draft:
             self.arguments["generator"] = "g"
             self.twin = self.drawn
         else:
-            self.seeding = f"torch.manual_seed({random.randrange(99)})"
+            self.seeding = f"torch.default_generator.manual_seed({random.randrange(99)})"
             self.twin = self.drawn
 
     def add_contexts(self, random: Random, isas: tuple[str, ...]) -> None:
@@ -119,8 +119,7 @@ class Draft:
         """Makes one argument a wrong one."""
         name = random.choice(sorted({*self.arguments, *self.spoilable}))
         self.oracle, self.twin, self.may_alias = None, False, True
-        odd = self.names if self.expect == "either" else ()
-        self.expect, self.names = "error", (name, *odd)
+        self.expect, self.names = "error", (name, *self.names)
         if any(operand.name == name for operand in self.operands):
             self._spoil_operand(random, name)
         elif name in ("p", "drop_prob"):

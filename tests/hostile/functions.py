@@ -26,6 +26,10 @@ def draw_function(random: Random) -> Call:
     draft = RECIPES[name](random, name)
     place = "fused_dropout" if name in TOP_LEVEL else "F"
     draft.function = f"{place}.{name}"
+    if draft.writes and draft.operands[0].layout.overlaps:
+        wanted = draft.operands[0].layout.expectation_in_place
+        draft.expect = wanted if draft.drawn and draft.expect == "value" else "either"
+        draft.oracle, draft.twin = None, False
     if draft.operands:
         draft.add_contexts(random, _ext.available_isas())
     if random.random() < 0.25:
@@ -55,8 +59,6 @@ def _draw_input(
         own_memory=inplace and random.random() < 0.95,
     )  # fmt: skip
     draft.add_operand(operand)
-    if inplace and operand.layout.overlaps:
-        draft.expect = "either"  # torch's own in-place operators refuse it
 
 
 def _dropout_family(random: Random, name: str) -> Draft:
@@ -209,7 +211,9 @@ def _gaussian_noise(random: Random, name: str) -> Draft:
     draft = Draft(name)
     shape, dtype = draw_shape(random), random.choice(DTYPES)
     draft.add_operand(draw_operand(random, "mean", shape, dtype, kinds=SPECIAL))
-    draft.add_operand(draw_operand(random, "variance", shape, dtype, kinds=("positive", "positive")))
+    draft.add_operand(
+        draw_operand(random, "variance", shape, dtype, kinds=("positive", "positive"))
+    )
     eps = random.choice((1e-8, 0.0, 1.0))
     draft.arguments["eps"] = repr(eps)
     draft.drawn = math.prod(shape) > 0
@@ -258,7 +262,7 @@ def _concrete_dropout(random: Random, name: str) -> Draft:
         return (out.to(x.dtype),)
 
     differentiable = ("input", "logit_p") if draft.drawn else ("input",)
-    draft.oracle = Oracle(written_out, False, None, differentiable, sums=max(1, math.prod(shape)))
+    draft.oracle = Oracle(written_out, False, None, differentiable, gradient_sums=math.prod(shape))
     return draft
 
 
@@ -291,9 +295,7 @@ def _bias_act_dropout_add(random: Random, name: str) -> Draft:
     operands = tuple(operand.name for operand in draft.operands)
     plain = all(operand.kind == "normal" for operand in draft.operands)
     sums = math.prod(shape[:-1]) if "bias" in operands else 1
-    draft.oracle = Oracle(
-        written_out, False, None, operands if plain else (), sums=max(1, sums)
-    )
+    draft.oracle = Oracle(written_out, False, None, operands if plain else (), gradient_sums=sums)
     return draft
 
 
@@ -323,7 +325,9 @@ def _dropconnect_linear(random: Random, name: str) -> Draft:
         x, weight, bias = tensors["input"], tensors["weight"], tensors.get("bias")
         if not training or reference.keep_rate(p) == 1.0:
             out = torch.nn.functional.linear(x, weight, bias)
-            return (out * reference.keep_rate(p) if convention == "paper" and not training else out,)
+            return (
+                out * reference.keep_rate(p) if convention == "paper" and not training else out,
+            )
         share = min(mask, 2**62) if isinstance(mask, int) else mask
         state = {"seed": draft.seed, "offset": draft.offset}
         return (
@@ -334,7 +338,8 @@ def _dropconnect_linear(random: Random, name: str) -> Draft:
 
     operands = tuple(operand.name for operand in draft.operands)
     rows = math.prod(leading)
-    draft.oracle = Oracle(written_out, False, None, operands, sums=ins + outs + rows + 1)
+    terms = ins + outs + rows + 1
+    draft.oracle = Oracle(written_out, False, None, operands, sums=terms, gradient_sums=terms)
     return draft
 
 

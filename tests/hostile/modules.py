@@ -24,7 +24,9 @@ def draw_module(random: Random) -> Call:
     shape = recipe.shape(random)
     dtype = random.choice(DTYPES)
     inplace = settings.get("inplace") == "True"
-    call = Call(f"nn.{name}", "m(x)", seeding=f"torch.manual_seed({random.randrange(99)})")
+    call = Call(
+        f"nn.{name}", "m(x)", seeding=f"torch.default_generator.manual_seed({random.randrange(99)})"
+    )
     operand = draw_operand(random, "x", shape, dtype, through_copy=inplace, own_memory=inplace,
                            kinds=("normal", "normal", "special"))  # fmt: skip
     call.operands.append(operand)
@@ -41,7 +43,11 @@ def draw_module(random: Random) -> Call:
         return call
     arguments = ", ".join(f"{key}={value}" for key, value in made.items())
     training = random.random() < 0.85
-    call.setup = [f"m = nn.{name}({arguments})", f"m.train({training})"]
+    call.setup = [
+        "torch.default_generator.manual_seed(0)",
+        f"m = nn.{name}({arguments})",
+        f"m.train({training})",
+    ]
     if random.random() < 0.2:
         call.contexts.append(random.choice(("torch.no_grad()", "torch.inference_mode()")))
     if spoilt == "input":
@@ -56,12 +62,13 @@ def _spoil_setting(random: Random, call: Call, settings: Settings) -> None:
     call.expect, call.names, call.writes = "error", (name,), None
     if name in ("p", "drop_prob"):
         settings[name] = random.choice(BAD_P)
+        call.names = (name, "probability")  # torch.nn's own word
     elif name in BAD and name != "dtype":
         settings[name] = random.choice(BAD[name])
         if name == "broadcast_dims":
             settings[name] = random.choice(("'x'", "None", "1.5", "[None]", "(0.0,)", "object()"))
     elif name in ("features", "in_features", "out_features"):
-        settings[name] = random.choice(("-1", "1.5", "None", "'x'", "10**400", "[]"))
+        settings[name] = random.choice(("-1", "1.5", "None", "'x'", "[]"))
         call.expect, call.names = "either", ()  # torch.nn.Linear's own words
     else:
         settings[name] = random.choice(("None", "'x'", "2", "[]", "object()"))

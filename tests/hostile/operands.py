@@ -14,6 +14,8 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 
+_MOST_MEMORY = 20_000  # elements of a base
+
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 COMPLEX = {"float32": "complex64", "float64": "complex128", "float16": "complex32"}
 
@@ -59,6 +61,11 @@ class Layout(NamedTuple):
     view: str  # Python code, {b} is the base
     complex_base: bool = False
     overlaps: bool = False
+
+    @property
+    def expectation_in_place(self) -> str:
+        """What is to come of writing to overlapping elements: torch finds strides of 0 only."""
+        return "error" if self.name == "expanded" else "either"
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,9 @@ def draw_shape(random: Random, dims: int | None = None, most: int = 3000) -> Sha
 def draw_layout(random: Random, shape: Shape, dtype: str) -> Layout:
     """One of the layouts below that this shape can have."""
     drawn = random.choice(_LAYOUTS)(random, shape, dtype)
-    return drawn if drawn is not None else Layout("contiguous", shape, "{b}")
+    if drawn is None or math.prod(drawn.base) > _MOST_MEMORY:
+        return Layout("contiguous", shape, "{b}")
+    return drawn
 
 
 def draw_operand(

@@ -150,15 +150,21 @@ def _linear_of(t: Tensors, s: Settings) -> tuple[Tensor]:
     return (out * factor,)
 
 
-def _mask_bits(t: Tensors, s: Settings) -> tuple[Tensor]:
+def _mask_bits(t: Tensors, s: Settings) -> tuple[Tensor, Tensor]:
+    """The words, and which of their bits stand for a connection."""
     if "weight" in t:  # of the overload that draws
         s = {**s, "outs": t["weight"].shape[0], "in_features": t["weight"].shape[1]}
     masks, outs, ins = s["masks"], s["outs"], s["in_features"]
-    groups, rounded = -(-ins // 128), -(-outs // 8) * 8
-    kept = torch.zeros((masks, rounded, groups * 128), dtype=torch.bool)
-    kept[:, :outs, :ins] = reference.mask((masks, outs, ins), s["p"], **_state(s))
-    words = packed(kept).view(torch.int32).view(masks, rounded, groups, 4)
-    return (words.permute(2, 0, 1, 3).contiguous(),)
+    kept = reference.mask((masks, outs, ins), s["p"], **_state(s))
+    return _stored_words(kept), _stored_words(torch.ones_like(kept))
+
+
+def _stored_words(kept: Tensor) -> Tensor:
+    masks, outs, ins = kept.shape
+    padding = (0, -ins % 128, 0, -outs % 8)
+    words = packed(torch.nn.functional.pad(kept, padding)).view(torch.int32)
+    words = words.view(masks, -(-outs // 8) * 8, -(-ins // 128), 4)
+    return words.permute(2, 0, 1, 3).contiguous()
 
 
 def _linear_gradients(*names: str) -> Truth:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -39,6 +40,7 @@ WRONG = {
 }  # fmt: skip
 
 
+@cache
 def schemas() -> list[torch.FunctionSchema]:
     """Those of all overloads."""
     registered = torch._C._jit_get_all_schemas()
@@ -54,17 +56,21 @@ def draw_operator(random: Random) -> Call:
     code = {argument.name: values.code(argument.name) for argument in schema.arguments}
     overload = schema.overload_name or "default"
     call = Call(f"ops.{name}.{overload}", "", may_name_schema=True)
+    if "generator" in code:
+        call.seeding = f"torch.default_generator.manual_seed({random.randrange(99)})"
     writes = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
     call.writes = schema.arguments[0].name if writes else None
     call.returns_state = "generator" in code
     call.operands, call.setup, call.expect = values.operands, values.setup, values.expect
-    if any(operand.layout.overlaps for operand in values.operands) and writes:
-        call.expect = "either"
     call.oracle = values.oracle()
+    if writes and values.operands[0].layout.overlaps:
+        call.expect, call.oracle = values.operands[0].layout.expectation_in_place, None
     if random.random() < 0.33:
         _spoil(random, call, schema, code)
     if random.random() < 0.3:
-        call.contexts.append(f"fused_dropout._ext.use_isa({random.choice(_ext.available_isas())!r})")
+        call.contexts.append(
+            f"fused_dropout._ext.use_isa({random.choice(_ext.available_isas())!r})"
+        )
     if random.random() < 0.2:
         call.contexts.append(random.choice(("torch.no_grad()", "torch.inference_mode()")))
     given = ", ".join(f"{key}={value}" for key, value in code.items())
@@ -72,9 +78,7 @@ def draw_operator(random: Random) -> Call:
     return call
 
 
-def _spoil(
-    random: Random, call: Call, schema: torch.FunctionSchema, code: dict[str, str]
-) -> None:
+def _spoil(random: Random, call: Call, schema: torch.FunctionSchema, code: dict[str, str]) -> None:
     argument = random.choice(schema.arguments)
     kind = str(argument.type).removeprefix("Optional[").removesuffix("]")
     kind = {"List[int]": "int[]", "List[int": "int[]", "SymInt": "int"}.get(kind, kind)
@@ -136,11 +140,15 @@ class _Values:
 
         elementwise = self.base in ("mask", "packed_mask", "uniform_noise")
         differentiable = tuple(operand.name for operand in self.operands)
-        if "_d_" in self.base or self.base.endswith("backward"):
+        if "_d_" in self.base or self.base.endswith(("backward", "_mask", "_bits")):
             differentiable = ()
-        sums = max(1, math.prod(self.shape)) + self.settings.get("outs", 0)
-        constants = ("scale", "bits", "mask_bits")
-        return Oracle(results, elementwise, None, differentiable, sums, constants)
+        terms = max(1, math.prod(self.shape)) + self.settings.get("outs", 0)
+        products = self.base.startswith("dropconnect_linear")
+        reduces = products or self.base.endswith(("_d_both", "_backward"))
+        padded = self.base == "dropconnect_mask_bits"
+        return Oracle(
+            results, elementwise, None, differentiable, terms if reduces else 0, terms, padded
+        )
 
     # ---- tensors ---------------------------------------------------------------------------------
 

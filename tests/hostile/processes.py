@@ -64,7 +64,7 @@ def heap_is_checked() -> bool:
         del tensor
         return "survived", ""
 
-    reports = list(_run_in_child(overwrite, [0], 60.0, quiet=True))
+    reports = list(_run_in_child(overwrite, [0], 60.0))
     return reports[0].outcome == f"!killed by {signal.SIGABRT.name}"
 
 
@@ -98,11 +98,9 @@ def _batches(numbers: list[int], size: int) -> Iterator[list[int]]:
         yield numbers[first : first + size]
 
 
-def _run_in_child(
-    run: Run, numbers: list[int], limit_s: float, quiet: bool = False
-) -> Iterator[Report]:
+def _run_in_child(run: Run, numbers: list[int], limit_s: float) -> Iterator[Report]:
     """The reports of these calls in one child, the last of them of what ended it too early."""
-    child = _Child.start(run, numbers, quiet)
+    child = _Child.start(run, numbers)
     while not child.ended:
         for ready in _wait([child], limit_s):
             yield from ready.read()
@@ -114,7 +112,7 @@ def _blame(run: Run, numbers: list[int], number: int, cause: str, limit_s: float
     """The call that crashes by itself, of those up to where the process ended."""
     position = numbers.index(number)
     for suspect in reversed(numbers[max(0, position - _SUSPECTS) : position + 1]):
-        for report in _run_in_child(run, [suspect] * _REPEATS, limit_s, quiet=True):
+        for report in _run_in_child(run, [suspect] * _REPEATS, limit_s):
             if report.outcome.startswith(("!killed", "!hangs", "!exit")):
                 return Report(suspect, report.outcome, f"found when the process was at {number}")
     return Report(number, cause, "no call crashes alone: this one, or one shortly before it")
@@ -133,15 +131,14 @@ class _Child:
     hung: bool = False
 
     @staticmethod
-    def start(run: Run, numbers: list[int], quiet: bool = False) -> _Child:
+    def start(run: Run, numbers: list[int]) -> _Child:
         place = mmap.mmap(-1, 8)
         reading, writing = os.pipe()
         sys.stdout.flush()
         process = os.fork()
         if process == 0:
             os.close(reading)
-            if quiet:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # malloc's last words
             _work(run, numbers, writing, place)
         os.close(writing)
         return _Child(numbers, process, reading, place, last=(-1, time.monotonic()))
