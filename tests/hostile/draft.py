@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 from . import arguments as pools
 from .call import Call, Oracle
@@ -84,6 +83,10 @@ class Draft:
             self.contexts.append(f"fused_dropout._ext.use_isa({random.choice(isas)!r})")
         if random.random() < 0.03 and not self.seeding:
             self.contexts.append("torch.device('meta')")
+
+    def can_be_on_meta(self) -> bool:
+        """Whether the call needs nothing from other devices, and writes nothing."""
+        return bool(self.operands) and self.writes is None and "seed" in self.arguments
 
     def on_meta(self) -> None:
         """Moves all operands to the meta device."""

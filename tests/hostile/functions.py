@@ -34,9 +34,8 @@ def draw_function(random: Random) -> Call:
         draft.add_contexts(random, _ext.available_isas())
     if random.random() < 0.25:
         draft.spoil(random)
-    elif "seed" in draft.arguments and draft.writes is None and random.random() < 0.03:
-        if draft.operands:
-            draft.on_meta()
+    elif draft.can_be_on_meta() and random.random() < 0.03:
+        draft.on_meta()
     return draft.call(f"{place}.{name}".replace("F.", "functional."))
 
 

@@ -167,9 +167,9 @@ class _Values:
         return self._operand(name, shape) if self.random.random() < 0.6 else "None"
 
     def _input(self) -> str:
-        if self.base.startswith("bias_act") and "_d_" in self.base:
-            if self._activation() == "'none'" and self.random.random() < 0.5:
-                return "None"
+        optional = self.base.startswith("bias_act") and "_d_" in self.base
+        if optional and self._activation() == "'none'" and self.random.random() < 0.5:
+            return "None"
         return self._operand("input", self.shape)
 
     def _grad_output(self) -> str:

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 LIBRARY = "libc_malloc_debug.so.0"  # glibc 2.34 and newer check only with it
@@ -189,7 +190,8 @@ def _wait(children: list[_Child], limit_s: float) -> list[_Child]:
 def _work(run: Run, numbers: list[int], writing: int, place: mmap.mmap) -> None:
     status = 1
     try:
-        size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        size = pages * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + _SPARE_MEMORY,) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for index, number in enumerate(numbers):
