@@ -96,15 +96,18 @@ def _run_all(draw: Callable[[int], Call], options: argparse.Namespace) -> int:
     failures: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
     numbers = range(options.first, options.first + options.calls)
     done = 0
-    for report in processes.run_all(run, numbers, options.processes, options.limit):
-        done += 1
-        if report.outcome.startswith("!"):
-            target = draw(report.number).target
-            failures[report.outcome[1:], target].append((report.number, report.details))
-        else:
-            outcomes[report.outcome] += 1
-        if sys.stdout.isatty() and done % 500 == 0:
-            print(f"\r{done} of {len(numbers)}", end="", flush=True)
+    try:
+        for report in processes.run_all(run, numbers, options.processes, options.limit):
+            done += 1
+            if report.outcome.startswith("!"):
+                target = draw(report.number).target
+                failures[report.outcome[1:], target].append((report.number, report.details))
+            else:
+                outcomes[report.outcome] += 1
+            if sys.stderr.isatty() and done % 500 == 0:
+                print(f"\r{done} of {len(numbers)}", end="\r", flush=True, file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped")
     seconds = time.monotonic() - start
     failed = sum(map(len, failures.values()))
     print(f"{done} calls in {seconds:.0f} s, seed {options.seed}: {failed} failed")

@@ -147,7 +147,8 @@ class Draft:
             return
         for other in ("seed", "rng_state", "generator"):
             self.arguments.pop(other, None)
-        self.arguments[name] = random.choice(pools.BAD[name])
+        self.setup.append(f"source = {random.choice(pools.BAD[name])}")
+        self.arguments[name] = "source"
         if not self.drawn and name != "generator":
             self.expect = "either"
 

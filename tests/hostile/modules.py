@@ -53,6 +53,9 @@ def draw_module(random: Random) -> Call:
     if spoilt == "input":
         _spoil_input(random, call)
         return call
+    if call.operands[0].inference:  # parameters require grad
+        call.expect = "either"
+    call.allow_refusals()
     call.twin = recipe.function.format(training=training, **settings)
     return call
 

@@ -80,6 +80,13 @@ class Operand:
     layout: Layout
     grad: bool = False
     through_copy: bool = False  # the view is of a copy of the leaf, so that it may be written to
+    inference: bool = False  # made in inference mode
+
+    @property
+    def may_refuse_writes(self) -> bool:
+        """Whether autograd has reasons not to let the operand be written to."""
+        bound = not self.through_copy or self.layout.name == "unbound"
+        return self.inference or (self.grad and bound)
 
     @property
     def leaf(self) -> str:
@@ -90,6 +97,8 @@ class Operand:
         return self.layout.view.format(b=base)
 
     def lines(self) -> list[str]:
+        if self.inference:
+            return [f"with torch.inference_mode(): {self.name} = {self.view_of(self.leaf)}"]
         if not self.grad:
             return [f"{self.name} = {self.view_of(self.leaf)}"]
         base = f"({self.name}_leaf * 1)" if self.through_copy else f"{self.name}_leaf"
@@ -146,6 +155,7 @@ def draw_operand(
     layout = draw_layout(random, shape, dtype)
     while own_memory and layout.overlaps:
         layout = draw_layout(random, shape, dtype)
+    needs_grad = random.random() < grad
     return Operand(
         name,
         shape,
@@ -153,8 +163,9 @@ def draw_operand(
         random.choice(kinds),
         random.randrange(10**6),
         layout,
-        random.random() < grad,
-        through_copy,
+        needs_grad,
+        through_copy and random.random() < 0.9,
+        inference=not needs_grad and random.random() < 0.04,
     )
 
 
@@ -206,8 +217,11 @@ def _stepped_and_permuted(random: Random, shape: Shape, dtype: str) -> Layout | 
 
 
 def _narrowed(random: Random, shape: Shape, dtype: str) -> Layout:
-    if random.random() < 0.5:
+    kind = random.choice(("first", "unbound", "last"))
+    if kind == "first":
         return Layout("selected first", (3, *shape), "{b}[1]")
+    if kind == "unbound":  # several views at once, which autograd lets nobody write to
+        return Layout("unbound", (3, *shape), "{b}.unbind(0)[1]")
     return Layout("selected last", (*shape, 3), "{b}[..., 2]")
 
 

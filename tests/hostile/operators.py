@@ -65,6 +65,7 @@ def draw_operator(random: Random) -> Call:
     call.oracle = values.oracle()
     if writes and values.operands[0].layout.overlaps:
         call.expect, call.oracle = values.operands[0].layout.expectation_in_place, None
+    call.allow_refusals()
     if random.random() < 0.33:
         _spoil(random, call, schema, code)
     if random.random() < 0.3:
