@@ -131,6 +131,12 @@ def test_bad_answers_to_mistakes_are_found(expression: str, outcome: str) -> Non
     assert Call("", expression, [operand], expect="error", names=("p",)).run()[0] == outcome
 
 
+def test_a_wrong_number_without_dimensions_is_found() -> None:
+    operand = Operand("x", (), "float32", "normal", 3, Layout("", (), "{b}"))
+    truth = Oracle(lambda t: (t["x"] * 2,))
+    assert Call("", "x * 3", [operand], oracle=truth).run()[0] == "!wrong number"
+
+
 def test_the_faster_masks_are_the_references() -> None:
     draw = random.Random(0)
     for _ in range(8):

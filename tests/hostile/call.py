@@ -108,6 +108,9 @@ class Call:
         try:
             result = self._evaluate(self.expression, names)
         except Exception as error:
+            for operand in self.operands:
+                if operand.inference and operand.name == self.writes:
+                    before.pop(operand.name, None)  # torch's own operators write, then raise
             failure = self._judge_error(error) or self._changed(names, before, None)
             return failure or (f"{type(error).__name__}", str(error))
         if self.expect == "error":

@@ -62,7 +62,7 @@ def _where(wrong: Tensor, ours: Tensor, truth: Tensor, own: Tensor) -> str | Non
     count = int(wrong.sum())
     if count == 0:
         return None
-    first = tuple(int(index[0]) for index in wrong.nonzero(as_tuple=True))
+    first = tuple(wrong.nonzero()[0].tolist())
     return (
         f"{count} of {wrong.numel()} elements are wrong, the first at {first}: {ours[first]!r}, "
         f"expected {truth[first].item()!r} ({own[first]!r} in that dtype)"
