@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -96,6 +97,8 @@ def _run_all(draw: Callable[[int], Call], options: argparse.Namespace) -> int:
     failures: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
     numbers = range(options.first, options.first + options.calls)
     done = 0
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     try:
         for report in processes.run_all(run, numbers, options.processes, options.limit):
             done += 1
@@ -107,7 +110,7 @@ def _run_all(draw: Callable[[int], Call], options: argparse.Namespace) -> int:
             if sys.stderr.isatty() and done % 500 == 0:
                 print(f"\r{done} of {len(numbers)}", end="\r", flush=True, file=sys.stderr)
     except KeyboardInterrupt:
-        print("stopped")
+        print("stopped before the end")
     seconds = time.monotonic() - start
     failed = sum(map(len, failures.values()))
     print(f"{done} calls in {seconds:.0f} s, seed {options.seed}: {failed} failed")

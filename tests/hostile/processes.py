@@ -71,27 +71,31 @@ def heap_is_checked() -> bool:
 
 def run_all(run: Run, numbers: Iterable[int], processes: int, limit_s: float) -> Iterator[Report]:
     """The reports of all calls, in no order."""
-    batches = iter(_batches(list(numbers), 250))
+    batches = _batches(list(numbers), 250)
     children: list[_Child] = []
-    waiting: list[list[int]] = []
-    while True:
-        while len(children) < processes:
-            batch = waiting.pop() if waiting else next(batches, None)
-            if batch is None:
-                break
-            children.append(_Child.start(run, batch))
-        if not children:
-            return
-        for child in _wait(children, limit_s):
-            yield from child.read()
-            if not child.ended:
-                continue
-            children.remove(child)
-            if child.status != 0:
-                number, rest = child.at(), child.rest()
-                yield _blame(run, child.numbers, number, child.cause(limit_s), limit_s)
-                if rest:
-                    waiting.append(rest)
+    rests: list[list[int]] = []  # of batches whose process ended too early
+    try:
+        while True:
+            while len(children) < processes:
+                batch = rests.pop() if rests else next(batches, None)
+                if batch is None:
+                    break
+                children.append(_Child.start(run, batch))
+            if not children:
+                return
+            for child in _wait(children, limit_s):
+                yield from child.read()
+                if not child.ended:
+                    continue
+                children.remove(child)
+                if child.status != 0:
+                    if rest := child.rest():
+                        rests.append(rest)
+                    yield _blame(run, child.numbers, child.at(), child.cause(limit_s), limit_s)
+    finally:
+        for child in children:
+            os.kill(child.process, signal.SIGKILL)
+            os.waitpid(child.process, 0)
 
 
 def _batches(numbers: list[int], size: int) -> Iterator[list[int]]:
@@ -189,6 +193,8 @@ def _wait(children: list[_Child], limit_s: float) -> list[_Child]:
 
 def _work(run: Run, numbers: list[int], writing: int, place: mmap.mmap) -> None:
     status = 1
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.SIG_DFL)
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         size = pages * resource.getpagesize()
