@@ -236,7 +236,7 @@ def _gaussian_noise(random: Random, name: str) -> Draft:
 def _concrete_dropout(random: Random, name: str) -> Draft:
     draft = Draft(name)
     shape = draw_shape(random)
-    _draw_input(draft, random, "input", shape, ("normal", "normal", "denormal"), False)
+    _draw_input(draft, random, "input", shape, ("normal",), False)
     dtype = draft.operands[0].dtype
     logit_shape = random.choice(((), (1,), (1, 1), (1, 1, 1)))
     logit_dtype = dtype if random.random() < 0.7 else random.choice(DTYPES)

@@ -88,7 +88,8 @@ def _spoil_input(random: Random, call: Call) -> None:
     else:
         call.setup.append(f"bad = numbers({shape}, torch.{random.choice(BAD_DTYPES)}, 1)")
     call.expression = call.expression.replace("x", "bad", 1)
-    call.expect, call.writes = "either", None
+    call.expect = "either"
+    call.writes = "bad" if call.writes else None
 
 
 class Recipe:
