@@ -319,6 +319,7 @@ def _dropconnect_linear(random: Random, name: str) -> Draft:
     draft.format_of = None
     # A layer without examples or outputs still checks its source of random numbers.
     draft.drawn = training and reference.keep_rate(p) < 1.0
+    draft.twin = "generator" in draft.arguments or bool(draft.seeding)  # a bias has its own mask
 
     def written_out(tensors: Tensors) -> tuple[Tensor]:
         x, weight, bias = tensors["input"], tensors["weight"], tensors.get("bias")
