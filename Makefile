@@ -27,8 +27,8 @@ endif
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 BUILT := build/.built-$(subst /,_,$(PY))
 
-.PHONY: demo test lint bench cuda-build gpu gpu-build gpu-test gpu-sanitize gpu-bench format setup
-.PHONY: clean FORCE
+.PHONY: demo test hostile lint bench cuda-build gpu gpu-build gpu-test gpu-sanitize gpu-bench
+.PHONY: format setup clean FORCE
 
 demo: setup
 	$(PY) -m fused_dropout info
@@ -37,6 +37,13 @@ demo: setup
 
 test: setup
 	$(PY) -m pytest
+
+# Calls with wrong and odd arguments; `make test` has a short form. tests/hostile/__main__.py
+CALLS ?= 100000
+SEED ?= 0
+
+hostile: setup
+	$(PY) -m tests.hostile --calls $(CALLS) --seed $(SEED)
 
 # Every script runs, whether or not one before it has missed a goal.
 BENCHES := dropconnect_linear dropout drop_path drop_block bias_act_dropout_add gaussian_dropout
