@@ -7,10 +7,11 @@
 #include "build_facts.h"  // written by setup.py
 #include "cpu/dispatch.h"
 
+// Every operator takes its tensors first and its settings after them. What is random comes from
+// rng_state, int64[2] (seed, offset), on the CPU or on the device of the other tensors, so that
+// each operator is a pure function, but for those that end in _ and change their input.
 TORCH_LIBRARY(fused_dropout, m) {
-  // rng_state is int64[2] (seed, offset) on the device that is to draw. The overloads called
-  // `generator` take it from there (default: the device's own) and return it for backward.
-  const std::vector<at::Tag> random = {at::Tag::nondeterministic_seeded};
+  // The mask's device is that of rng_state.
   m.def(
       "mask(Tensor rng_state, SymInt rows, SymInt cols, float p, int stream, int digits) -> "
       "Tensor");
@@ -24,16 +25,8 @@ TORCH_LIBRARY(fused_dropout, m) {
       "dropout(Tensor input, Tensor? residual, Tensor rng_state, float p, int[] shared_dims,"
       " float scale, float shift, float fill) -> Tensor");
   m.def(
-      "dropout.generator(Tensor input, Tensor? residual, Generator? generator, float p,"
-      " int[] shared_dims, float scale, float shift, float fill) -> (Tensor, Tensor)",
-      random);
-  m.def(
       "dropout_(Tensor(a!) input, Tensor? residual, Tensor rng_state, float p, int[] shared_dims,"
-      " float scale, float shift, float fill) -> ()");
-  m.def(
-      "dropout_.generator(Tensor(a!) input, Tensor? residual, Generator? generator, float p,"
-      " int[] shared_dims, float scale, float shift, float fill) -> Tensor",
-      random);
+      " float scale, float shift, float fill) -> Tensor(a!)");
 
   // The noise itself, float32 or float64, in row-major order; see common/noise.h.
   m.def("uniform_noise(Tensor rng_state, SymInt[] size, ScalarType dtype) -> Tensor");
@@ -41,21 +34,10 @@ TORCH_LIBRARY(fused_dropout, m) {
 
   // out = input * (1 + sigma * z)
   m.def("gaussian_dropout(Tensor input, Tensor rng_state, float sigma) -> Tensor");
-  m.def(
-      "gaussian_dropout.generator(Tensor input, Generator? generator, float sigma)"
-      " -> (Tensor, Tensor)",
-      random);
-  m.def("gaussian_dropout_(Tensor(a!) input, Tensor rng_state, float sigma) -> ()");
-  m.def(
-      "gaussian_dropout_.generator(Tensor(a!) input, Generator? generator, float sigma) -> Tensor",
-      random);
+  m.def("gaussian_dropout_(Tensor(a!) input, Tensor rng_state, float sigma) -> Tensor(a!)");
 
   // out = mean + sqrt(variance + eps) * z; d_variance = grad_output * z / (2 sqrt(variance + eps))
   m.def("gaussian_noise(Tensor mean, Tensor variance, Tensor rng_state, float eps) -> Tensor");
-  m.def(
-      "gaussian_noise.generator(Tensor mean, Tensor variance, Generator? generator, float eps)"
-      " -> (Tensor, Tensor)",
-      random);
   m.def(
       "gaussian_noise_d_variance(Tensor grad_output, Tensor variance, Tensor rng_state, float eps)"
       " -> Tensor");
@@ -65,65 +47,47 @@ TORCH_LIBRARY(fused_dropout, m) {
       "concrete_dropout(Tensor input, Tensor logit_p, Tensor rng_state, float temperature)"
       " -> Tensor");
   m.def(
-      "concrete_dropout.generator(Tensor input, Tensor logit_p, Generator? generator,"
-      " float temperature) -> (Tensor, Tensor)",
-      random);
-  m.def(
       "concrete_dropout_backward(Tensor grad_output, Tensor input, Tensor logit_p,"
       " Tensor rng_state, float temperature) -> (Tensor, Tensor)");
+
   // out = residual + dropout(activation(input + bias)), kept elements times scale; input
   // [..., features]. The gradients of `none` need no input.
   m.def(
       "bias_act_dropout_add(Tensor input, Tensor? bias, Tensor? residual, Tensor rng_state,"
       " float p, str activation, float scale) -> Tensor");
   m.def(
-      "bias_act_dropout_add.generator(Tensor input, Tensor? bias, Tensor? residual,"
-      " Generator? generator, float p, str activation, float scale) -> (Tensor, Tensor)",
-      random);
-  m.def(
       "bias_act_dropout_add_d_input(Tensor grad_output, Tensor? input, Tensor? bias,"
       " Tensor rng_state, float p, str activation, float scale) -> Tensor");
   m.def(
       "bias_act_dropout_add_d_both(Tensor grad_output, Tensor? input, Tensor? bias,"
       " Tensor rng_state, float p, str activation, float scale) -> (Tensor, Tensor)");
+
   // DropBlock of input [N, C, spatial sizes...]: the packed keep bits of its elements (of one
   // channel if they share the blocks), and the factors that make up for what was dropped: none,
   // one, or one for each of the N, as `scales` says. drop_block applies them.
   m.def(
       "drop_block_mask(Tensor input, Tensor rng_state, SymInt[] block, float gamma,"
       " bool share_channels, SymInt scales, float eps) -> (Tensor, Tensor)");
-  m.def(
-      "drop_block_mask.generator(Tensor input, Generator? generator, SymInt[] block, float gamma,"
-      " bool share_channels, SymInt scales, float eps) -> (Tensor, Tensor, Tensor)",
-      random);
   m.def("drop_block(Tensor input, Tensor bits, Tensor scale, bool share_channels) -> Tensor");
-  m.def("drop_block_(Tensor(a!) input, Tensor bits, Tensor scale, bool share_channels) -> ()");
+  m.def(
+      "drop_block_(Tensor(a!) input, Tensor bits, Tensor scale, bool share_channels) -> "
+      "Tensor(a!)");
 
   // Matrices: input [rows, in], weight [out, in], grad_output [rows, out]. Row n uses mask
   // n / rows_per_mask. mask_bits are the stored masks, or None to draw them again.
+  m.def("dropconnect_mask_bits(Tensor weight, Tensor rng_state, SymInt masks, float p) -> Tensor");
   m.def(
-      "dropconnect_mask_bits(Tensor rng_state, SymInt masks, SymInt out_features,"
-      " SymInt in_features, float p) -> Tensor");
+      "dropconnect_linear(Tensor input, Tensor weight, Tensor? bias, Tensor rng_state,"
+      " Tensor? mask_bits, float p, SymInt rows_per_mask, bool rescale) -> Tensor");
   m.def(
-      "dropconnect_mask_bits.generator(Tensor weight, Generator? generator, SymInt masks, float p)"
-      " -> (Tensor, Tensor)",
-      random);
+      "dropconnect_linear_d_input(Tensor grad_output, Tensor weight, Tensor rng_state,"
+      " Tensor? mask_bits, float p, SymInt rows_per_mask, bool rescale) -> Tensor");
   m.def(
-      "dropconnect_linear(Tensor input, Tensor weight, Tensor? bias, Tensor rng_state, float p,"
-      " SymInt rows_per_mask, bool rescale, Tensor? mask_bits) -> Tensor");
-  m.def(
-      "dropconnect_linear.generator(Tensor input, Tensor weight, Tensor? bias,"
-      " Generator? generator, float p, SymInt rows_per_mask, bool rescale) -> (Tensor, Tensor)",
-      random);
-  m.def(
-      "dropconnect_linear_d_input(Tensor grad_output, Tensor weight, Tensor rng_state, float p,"
-      " SymInt rows_per_mask, bool rescale, Tensor? mask_bits) -> Tensor");
-  m.def(
-      "dropconnect_linear_d_weight(Tensor grad_output, Tensor input, Tensor rng_state, float p,"
-      " SymInt rows_per_mask, bool rescale, Tensor? mask_bits) -> Tensor");
+      "dropconnect_linear_d_weight(Tensor grad_output, Tensor input, Tensor rng_state,"
+      " Tensor? mask_bits, float p, SymInt rows_per_mask, bool rescale) -> Tensor");
   m.def(
       "dropconnect_linear_d_both(Tensor grad_output, Tensor input, Tensor weight,"
-      " Tensor rng_state, float p, SymInt rows_per_mask, bool rescale, Tensor? mask_bits)"
+      " Tensor rng_state, Tensor? mask_bits, float p, SymInt rows_per_mask, bool rescale)"
       " -> (Tensor, Tensor)");
   m.def(
       "dropconnect_linear_d_bias(Tensor grad_output, Tensor rng_state, float p,"

@@ -47,10 +47,9 @@ def _load() -> ModuleType:
             extension.set_isa(forced)
         except ValueError as error:
             raise ValueError(f"FUSED_DROPOUT_ISA: {error}") from None
-    from fused_dropout import _fake, _vmap
+    from fused_dropout._ops import register_operators
 
-    _fake.register()
-    _vmap.register()
+    register_operators()
     return extension
 
 
@@ -85,7 +84,9 @@ def operators() -> Any:
 
 
 def require_backend(device: torch.device) -> None:
-    """Raises a RuntimeError that tells the remedy where no kernels were built for ``device``."""
+    """Raises an error that tells the remedy where no kernels were built for ``device``."""
+    if _extension is None:
+        load()
     if device.type in ("cpu", "meta"):
         return
     if device.type != "cuda":

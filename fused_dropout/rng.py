@@ -1,11 +1,17 @@
-"""The random state of an operator: an int64[2] tensor (seed, offset) on the device that draws."""
+"""The random state of an operator: an int64[2] tensor (seed, offset), and where it comes from."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fused_dropout import _private_torch as private
 from fused_dropout._checks import as_int
+
+_LOW, _HIGH = -(2**63), 2**63 - 1
+_PHILOX_CALL = 4  # torch counts a generator's offset in random words, four to a call
 
 
 def _wrap(value: int, name: str) -> int:
@@ -13,7 +19,6 @@ def _wrap(value: int, name: str) -> int:
     value = as_int(value, name)
     if not -(2**63) <= value < 2**64:
         raise ValueError(f"{name} must be in [-2^63, 2^64 - 1], got {value}")
-    value %= 2**64
     return value - 2**64 if value >= 2**63 else value
 
 
@@ -22,7 +27,8 @@ def make_rng_state(seed: int, offset: int = 0, device: torch.device | str | None
 
     Args:
         seed, offset: ints in the range that :func:`torch.manual_seed` takes, modulo 2^64.
-        device: where the operator will run; default: torch's default device.
+        device: where the state is kept; default: torch's default device. An operator takes it from
+            the CPU or from its own device.
 
     Returns:
         int64 tensor of shape [2].
@@ -50,24 +56,58 @@ def draw_rng_state(device: torch.device, generator: torch.Generator | None = Non
     """A fresh random state from ``generator``, or from torch's default generator of ``device``.
 
     ``torch.manual_seed`` and activation checkpointing therefore work as for torch's own dropout.
+
+    On the CPU it is two words of the generator. On a GPU it is the generator's seed and offset, by
+    value: no launch, and nothing waits. While a CUDA graph is captured, and under torch.compile,
+    torch.func's transforms and modes, it is drawn on the device, at the price of one launch: then
+    every replay and every run of a compiled graph draws anew, torch knows that the call is random,
+    and ``vmap`` applies its ``randomness``.
     """
-    low, high = -(2**63), 2**63 - 1
+    if device.type == "cuda" and not _drawn_on_device():
+        return _state_of_cuda_generator(device, generator)
     if generator is None:  # torch.compile traces this form only
-        return torch.randint(low, high, (2,), device=device)
-    return torch.randint(low, high, (2,), device=device, generator=generator)
+        return torch.randint(_LOW, _HIGH, (2,), device=device)
+    return torch.randint(_LOW, _HIGH, (2,), device=device, generator=generator)
 
 
-def check_rng_state(rng_state: Tensor, device: torch.device) -> Tensor:
+def _drawn_on_device() -> bool:
+    """Whether somebody must see that a random state for a GPU is drawn."""
+    return (
+        torch.compiler.is_compiling()
+        or private.transforms_active()
+        or private.modes_active()
+        or torch.cuda.is_current_stream_capturing()
+    )
+
+
+def _state_of_cuda_generator(device: torch.device, generator: Any) -> Tensor:
+    """(seed, offset) of the generator on the CPU; the generator moves on by one Philox call."""
+    if generator is None:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generator = torch.cuda.default_generators[index]
+    if hasattr(generator, "philox_state"):  # since torch 2.14: safe against other threads
+        seed, offset, _ = generator.philox_state(_PHILOX_CALL)
+        return torch.cat((seed, offset))
+    offset = generator.get_offset()
+    generator.set_offset(offset + _PHILOX_CALL)
+    return torch.tensor(
+        [_wrap(generator.initial_seed(), "seed"), _wrap(offset, "offset")], device="cpu"
+    )
+
+
+def check_rng_state(rng_state: Any, device: torch.device) -> Tensor:
     """``rng_state`` if it is usable on ``device``; raises an error that says what it should be."""
     if not isinstance(rng_state, Tensor):
         raise TypeError(f"rng_state must be a Tensor, got {type(rng_state).__name__}")
+    if rng_state.dtype == torch.uint64:  # a key of torch.func._random holds the same two numbers
+        rng_state = rng_state.view(torch.int64)
     if rng_state.dtype != torch.int64 or tuple(rng_state.shape) != (2,):
         raise ValueError(
             "rng_state must be an int64 tensor of shape [2] (seed, offset), got "
             f"{rng_state.dtype} {list(rng_state.shape)}"
         )
-    if rng_state.device != device:
-        raise RuntimeError(f"rng_state must be on {device}, got {rng_state.device}")
+    if rng_state.device != device and rng_state.device.type != "cpu":
+        raise RuntimeError(f"rng_state must be on the CPU or on {device}, got {rng_state.device}")
     return rng_state.contiguous()
 
 
@@ -75,6 +115,8 @@ def check_single_source(
     generator: torch.Generator | None, seed: int | None, rng_state: Tensor | None
 ) -> None:
     """At most one of an operator's three random sources is given, and of the right type."""
+    if generator is None and (seed is None or rng_state is None):
+        return
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     sources = {"generator": generator, "seed": seed, "rng_state": rng_state}
@@ -90,25 +132,23 @@ def resolve_rng_state(
     generator: torch.Generator | None,
     seed: int | None,
     rng_state: Tensor | None,
-) -> Tensor | None:
+) -> Tensor:
     """The random state that an operator's ``generator=``, ``seed=`` and ``rng_state=`` ask for.
 
-    None means that the operator's ``.generator`` overload is to take it from the generator, which
-    on a GPU saves a launch. At most one source is given; operators call
-    :func:`check_single_source` even when nothing is drawn.
+    At most one source is given; operators call :func:`check_single_source` even when nothing is
+    drawn. A key of ``torch.func._random`` counts as an ``rng_state``.
     """
     if seed is not None:
-        return make_rng_state(seed, 0, device)
+        if torch.compiler.is_compiling():  # on the device: CUDA graphs keep no tensor of the CPU
+            return make_rng_state(seed, 0, device)
+        return torch.tensor([_wrap(seed, "seed"), 0], device="cpu")
     if rng_state is not None:
         return check_rng_state(rng_state, device)
-    check_generator(generator, device)
-    return draw_rng_state(device, generator) if _must_draw_before() else None
+    if generator is not None:
+        check_generator(generator, device)
+    return draw_rng_state(device, generator)
 
 
-def _must_draw_before() -> bool:
-    """Whether the random state must come from an operator that torch knows to be random.
-
-    torch.compile would merge two equal calls of ours into one, and vmap knows no ``randomness=`` of
-    operators but its own.
-    """
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+def unused_rng_state() -> Tensor:
+    """A random state for a call that draws nothing, so that its generator stays where it is."""
+    return torch.zeros(2, dtype=torch.int64, device="cpu")

@@ -13,7 +13,6 @@
 #include "../bias_act_dropout_add_arguments.h"
 #include "dispatch.h"
 #include "fresh_output.h"
-#include "rng_cpu.h"
 
 namespace fused_dropout {
 namespace {
@@ -83,14 +82,6 @@ Tensor forward(const Tensor& input, const std::optional<Tensor>& bias,
     kernel(settings, run, begin);
   });
   return with_strides_like(out, input);
-}
-
-std::tuple<Tensor, Tensor> drawn_forward(const Tensor& input, const std::optional<Tensor>& bias,
-                                         const std::optional<Tensor>& residual,
-                                         const std::optional<at::Generator>& generator, double p,
-                                         std::string_view activation, double scale) {
-  const Tensor rng_state = draw_cpu_state(generator);
-  return {forward(input, bias, residual, rng_state, p, activation, scale), rng_state};
 }
 
 // What the gradients are computed from, dense, and where d_input goes.
@@ -218,7 +209,6 @@ std::tuple<Tensor, Tensor> d_both(const Tensor& grad_output, const std::optional
 
 TORCH_LIBRARY_IMPL(fused_dropout, CPU, m) {
   m.impl("bias_act_dropout_add", forward);
-  m.impl("bias_act_dropout_add.generator", drawn_forward);
   m.impl("bias_act_dropout_add_d_input", d_input);
   m.impl("bias_act_dropout_add_d_both", d_both);
 }

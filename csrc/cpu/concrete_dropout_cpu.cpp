@@ -10,7 +10,6 @@
 #include "../row_major.h"
 #include "fresh_output.h"
 #include "noise_cpu.h"
-#include "rng_cpu.h"
 
 namespace fused_dropout {
 namespace {
@@ -35,13 +34,6 @@ Tensor concrete_dropout_cpu(const Tensor& input, const Tensor& logit_p, const Te
     apply(run, rate, elements_from(in, first), mutable_elements_from(out, first));
   });
   return laid_out_like(input, out);
-}
-
-std::tuple<Tensor, Tensor> drawn_concrete_dropout_cpu(const Tensor& input, const Tensor& logit_p,
-                                                      const std::optional<at::Generator>& generator,
-                                                      double temperature) {
-  const Tensor rng_state = draw_cpu_state(generator);
-  return {concrete_dropout_cpu(input, logit_p, rng_state, temperature), rng_state};
 }
 
 // Sums of kGrainBlocks blocks each, then the sum of those: in an order that the shape alone sets.
@@ -78,7 +70,6 @@ std::tuple<Tensor, Tensor> concrete_dropout_backward_cpu(const Tensor& grad_outp
 
 TORCH_LIBRARY_IMPL(fused_dropout, CPU, m) {
   m.impl("concrete_dropout", concrete_dropout_cpu);
-  m.impl("concrete_dropout.generator", drawn_concrete_dropout_cpu);
   m.impl("concrete_dropout_backward", concrete_dropout_backward_cpu);
 }
 

@@ -13,7 +13,6 @@
 #include "../drop_block_arguments.h"
 #include "fresh_output.h"
 #include "masked_elements.h"
-#include "rng_cpu.h"
 
 namespace fused_dropout {
 namespace {
@@ -100,15 +99,6 @@ std::tuple<Tensor, Tensor> drop_block_mask_cpu(const Tensor& input, const Tensor
   return {bits, kept.scales(eps)};
 }
 
-std::tuple<Tensor, Tensor, Tensor> drawn_drop_block_mask_cpu(
-    const Tensor& input, const std::optional<at::Generator>& generator, at::IntArrayRef block,
-    double gamma, bool share_channels, int64_t scales, double eps) {
-  const Tensor rng_state = draw_cpu_state(generator);
-  auto [bits, scale] =
-      drop_block_mask_cpu(input, rng_state, block, gamma, share_channels, scales, eps);
-  return {bits, scale, rng_state};
-}
-
 // `out` has the strides of `input`, which has no gaps and whose samples are apart in memory if
 // there are several scales.
 void drop_block_into(const Tensor& out, const Tensor& input, const Tensor& bits,
@@ -153,22 +143,22 @@ Tensor drop_block_cpu(const Tensor& input, const Tensor& bits, const Tensor& sca
   return out;
 }
 
-void drop_block_cpu_(const Tensor& input, const Tensor& bits, const Tensor& scale,
-                     bool share_channels) {
+Tensor drop_block_cpu_(const Tensor& input, const Tensor& bits, const Tensor& scale,
+                       bool share_channels) {
   check_drop_block(input, bits, scale, share_channels);
   at::assert_no_internal_overlap(input);
-  if (input.numel() == 0) return;
+  if (input.numel() == 0) return input;
   if (input.is_non_overlapping_and_dense() && (scale.size(0) <= 1 || samples_are_apart(input))) {
-    return drop_block_into(input, input, bits, scale, share_channels);
+    drop_block_into(input, input, bits, scale, share_channels);
+    return input;
   }
-  input.copy_(drop_block_cpu(input, bits, scale, share_channels));
+  return input.copy_(drop_block_cpu(input, bits, scale, share_channels));
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fused_dropout, CPU, m) {
   m.impl("drop_block_mask", drop_block_mask_cpu);
-  m.impl("drop_block_mask.generator", drawn_drop_block_mask_cpu);
   m.impl("drop_block", drop_block_cpu);
   m.impl("drop_block_", drop_block_cpu_);
 }

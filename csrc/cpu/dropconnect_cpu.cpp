@@ -11,7 +11,6 @@
 
 #include "../dropconnect_layer.h"
 #include "dispatch.h"
-#include "rng_cpu.h"
 
 namespace fused_dropout {
 namespace {
@@ -35,9 +34,10 @@ Tensor draw_bias_bits(const Layer& layer, const Tensor& rng_state) {
   return bits;
 }
 
-Tensor mask_bits_cpu(const Tensor& rng_state, int64_t masks, int64_t out_features,
-                     int64_t in_features, double p) {
-  const Layer layer = make_layer(masks, in_features, out_features, 1, p, true);
+Tensor mask_bits_cpu(const Tensor& weight, const Tensor& rng_state, int64_t masks, double p) {
+  check_matrix(weight, "weight");
+  const int64_t out_features = weight.size(0);
+  const Layer layer = make_layer(masks, weight.size(1), out_features, 1, p, true);
   const MaskRule rule = weight_rule(layer, rng_state);
   Tensor bits = at::empty(stored_shape(layer), at::kInt);
   if (bits.numel() == 0) return bits;
@@ -55,14 +55,6 @@ Tensor mask_bits_cpu(const Tensor& rng_state, int64_t masks, int64_t out_feature
   return bits;
 }
 
-std::tuple<Tensor, Tensor> drawn_mask_bits_cpu(const Tensor& weight,
-                                               const std::optional<at::Generator>& generator,
-                                               int64_t masks, double p) {
-  check_matrix(weight, "weight");
-  const Tensor rng_state = draw_cpu_state(generator);
-  return {mask_bits_cpu(rng_state, masks, weight.size(0), weight.size(1), p), rng_state};
-}
-
 Tensor allocate_scratch(size_t bytes) {
   return at::empty({static_cast<int64_t>(bytes)}, at::kByte);
 }
@@ -74,8 +66,8 @@ Range part_of(int64_t total, int64_t part, int64_t parts) {
 }
 
 Tensor forward_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                   const Tensor& rng_state, double p, int64_t rows_per_mask, bool rescale,
-                   const std::optional<Tensor>& mask_bits) {
+                   const Tensor& rng_state, const std::optional<Tensor>& mask_bits, double p,
+                   int64_t rows_per_mask, bool rescale) {
   const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, rescale);
   const int type = static_cast<int>(kernel_type(input));
   Tensor output = at::empty({layer.rows, layer.out_features}, input.options());
@@ -121,15 +113,6 @@ Tensor forward_cpu(const Tensor& input, const Tensor& weight, const std::optiona
   return output;
 }
 
-std::tuple<Tensor, Tensor> drawn_forward_cpu(const Tensor& input, const Tensor& weight,
-                                             const std::optional<Tensor>& bias,
-                                             const std::optional<at::Generator>& generator,
-                                             double p, int64_t rows_per_mask, bool rescale) {
-  const Tensor rng_state = draw_cpu_state(generator);
-  return {forward_cpu(input, weight, bias, rng_state, p, rows_per_mask, rescale, std::nullopt),
-          rng_state};
-}
-
 // Whole groups of columns are cut evenly over the threads, each drawing its masks once for both
 // gradients. The groups left over are cut by rows for d_input and by output features for d_weight.
 void run_backward(const BackwardArgs& args, ScalarType type) {
@@ -169,9 +152,9 @@ void run_backward(const BackwardArgs& args, ScalarType type) {
 
 // d_input, d_weight or both; a missing `input` or `weight` leaves the other's gradient out.
 std::tuple<Tensor, Tensor> backward_cpu(const Tensor& grad_output, const Tensor* input,
-                                        const Tensor* weight, const Tensor& rng_state, double p,
-                                        int64_t rows_per_mask, bool rescale,
-                                        const std::optional<Tensor>& mask_bits) {
+                                        const Tensor* weight, const Tensor& rng_state,
+                                        const std::optional<Tensor>& mask_bits, double p,
+                                        int64_t rows_per_mask, bool rescale) {
   const Layer layer = layer_of_backward(grad_output, input, weight, rows_per_mask, p, rescale);
   BackwardArgs args{
       make_problem(layer, weight_rule(layer, rng_state), mask_bits, rng_state.device()),
@@ -196,25 +179,25 @@ std::tuple<Tensor, Tensor> backward_cpu(const Tensor& grad_output, const Tensor*
 }
 
 Tensor d_input_cpu(const Tensor& grad_output, const Tensor& weight, const Tensor& rng_state,
-                   double p, int64_t rows_per_mask, bool rescale,
-                   const std::optional<Tensor>& mask_bits) {
+                   const std::optional<Tensor>& mask_bits, double p, int64_t rows_per_mask,
+                   bool rescale) {
   return std::get<0>(
-      backward_cpu(grad_output, nullptr, &weight, rng_state, p, rows_per_mask, rescale, mask_bits));
+      backward_cpu(grad_output, nullptr, &weight, rng_state, mask_bits, p, rows_per_mask, rescale));
 }
 
 Tensor d_weight_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& rng_state,
-                    double p, int64_t rows_per_mask, bool rescale,
-                    const std::optional<Tensor>& mask_bits) {
+                    const std::optional<Tensor>& mask_bits, double p, int64_t rows_per_mask,
+                    bool rescale) {
   return std::get<1>(
-      backward_cpu(grad_output, &input, nullptr, rng_state, p, rows_per_mask, rescale, mask_bits));
+      backward_cpu(grad_output, &input, nullptr, rng_state, mask_bits, p, rows_per_mask, rescale));
 }
 
 std::tuple<Tensor, Tensor> d_both_cpu(const Tensor& grad_output, const Tensor& input,
-                                      const Tensor& weight, const Tensor& rng_state, double p,
-                                      int64_t rows_per_mask, bool rescale,
-                                      const std::optional<Tensor>& mask_bits) {
-  return backward_cpu(grad_output, &input, &weight, rng_state, p, rows_per_mask, rescale,
-                      mask_bits);
+                                      const Tensor& weight, const Tensor& rng_state,
+                                      const std::optional<Tensor>& mask_bits, double p,
+                                      int64_t rows_per_mask, bool rescale) {
+  return backward_cpu(grad_output, &input, &weight, rng_state, mask_bits, p, rows_per_mask,
+                      rescale);
 }
 
 Tensor d_bias_cpu(const Tensor& grad_output, const Tensor& rng_state, double p,
@@ -242,9 +225,7 @@ Tensor d_bias_cpu(const Tensor& grad_output, const Tensor& rng_state, double p,
 
 TORCH_LIBRARY_IMPL(fused_dropout, CPU, m) {
   m.impl("dropconnect_mask_bits", mask_bits_cpu);
-  m.impl("dropconnect_mask_bits.generator", drawn_mask_bits_cpu);
   m.impl("dropconnect_linear", forward_cpu);
-  m.impl("dropconnect_linear.generator", drawn_forward_cpu);
   m.impl("dropconnect_linear_d_input", d_input_cpu);
   m.impl("dropconnect_linear_d_weight", d_weight_cpu);
   m.impl("dropconnect_linear_d_both", d_both_cpu);

@@ -8,12 +8,10 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <tuple>
 
 #include "../dropout_layout.h"
 #include "fresh_output.h"
 #include "masked_elements.h"
-#include "rng_cpu.h"
 
 namespace fused_dropout {
 namespace {
@@ -63,40 +61,22 @@ Tensor dropout_cpu(const Tensor& input, const std::optional<Tensor>& residual,
   return out;
 }
 
-std::tuple<Tensor, Tensor> drawn_dropout_cpu(const Tensor& input,
-                                             const std::optional<Tensor>& residual,
-                                             const std::optional<at::Generator>& generator,
-                                             double p, at::IntArrayRef shared_dims, double scale,
-                                             double shift, double fill) {
-  const Tensor rng_state = draw_cpu_state(generator);
-  return {dropout_cpu(input, residual, rng_state, p, shared_dims, scale, shift, fill), rng_state};
-}
-
-void dropout_cpu_(const Tensor& input, const std::optional<Tensor>& residual,
-                  const Tensor& rng_state, double p, at::IntArrayRef shared_dims, double scale,
-                  double shift, double fill) {
+Tensor dropout_cpu_(const Tensor& input, const std::optional<Tensor>& residual,
+                    const Tensor& rng_state, double p, at::IntArrayRef shared_dims, double scale,
+                    double shift, double fill) {
   check_dropout_arguments(input, residual, p);
   at::assert_no_internal_overlap(input);
   const Tensor dense = without_gaps(input);
   dropout_into(dense, dense, residual, rng_state, p, shared_dims, {scale, shift, fill});
   if (!dense.is_same(input)) input.copy_(dense);
-}
-
-Tensor drawn_dropout_cpu_(const Tensor& input, const std::optional<Tensor>& residual,
-                          const std::optional<at::Generator>& generator, double p,
-                          at::IntArrayRef shared_dims, double scale, double shift, double fill) {
-  const Tensor rng_state = draw_cpu_state(generator);
-  dropout_cpu_(input, residual, rng_state, p, shared_dims, scale, shift, fill);
-  return rng_state;
+  return input;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fused_dropout, CPU, m) {
   m.impl("dropout", dropout_cpu);
-  m.impl("dropout.generator", drawn_dropout_cpu);
   m.impl("dropout_", dropout_cpu_);
-  m.impl("dropout_.generator", drawn_dropout_cpu_);
 }
 
 }  // namespace fused_dropout

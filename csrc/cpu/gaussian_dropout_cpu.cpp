@@ -8,7 +8,6 @@
 #include "../row_major.h"
 #include "fresh_output.h"
 #include "noise_cpu.h"
-#include "rng_cpu.h"
 
 namespace fused_dropout {
 namespace {
@@ -33,34 +32,19 @@ Tensor gaussian_dropout_cpu(const Tensor& input, const Tensor& rng_state, double
   return laid_out_like(input, out);
 }
 
-std::tuple<Tensor, Tensor> drawn_gaussian_dropout_cpu(const Tensor& input,
-                                                      const std::optional<at::Generator>& generator,
-                                                      double sigma) {
-  const Tensor rng_state = draw_cpu_state(generator);
-  return {gaussian_dropout_cpu(input, rng_state, sigma), rng_state};
-}
-
-void gaussian_dropout_cpu_(const Tensor& input, const Tensor& rng_state, double sigma) {
+Tensor gaussian_dropout_cpu_(const Tensor& input, const Tensor& rng_state, double sigma) {
   check_gaussian_dropout_arguments(input, sigma);
   const MaskRule rule = noise_rule_from_cpu_state(rng_state);
   change_in_place(input,
                   [&](const Tensor& dense) { gaussian_dropout_into(dense, dense, rule, sigma); });
-}
-
-Tensor drawn_gaussian_dropout_cpu_(const Tensor& input,
-                                   const std::optional<at::Generator>& generator, double sigma) {
-  const Tensor rng_state = draw_cpu_state(generator);
-  gaussian_dropout_cpu_(input, rng_state, sigma);
-  return rng_state;
+  return input;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fused_dropout, CPU, m) {
   m.impl("gaussian_dropout", gaussian_dropout_cpu);
-  m.impl("gaussian_dropout.generator", drawn_gaussian_dropout_cpu);
   m.impl("gaussian_dropout_", gaussian_dropout_cpu_);
-  m.impl("gaussian_dropout_.generator", drawn_gaussian_dropout_cpu_);
 }
 
 }  // namespace fused_dropout

@@ -8,7 +8,6 @@
 #include "../row_major.h"
 #include "fresh_output.h"
 #include "noise_cpu.h"
-#include "rng_cpu.h"
 
 namespace fused_dropout {
 namespace {
@@ -37,13 +36,6 @@ Tensor gaussian_noise_cpu(const Tensor& mean, const Tensor& variance, const Tens
   return run_gaussian_noise(kernel, mean, variance, rule, eps);
 }
 
-std::tuple<Tensor, Tensor> drawn_gaussian_noise_cpu(const Tensor& mean, const Tensor& variance,
-                                                    const std::optional<at::Generator>& generator,
-                                                    double eps) {
-  const Tensor rng_state = draw_cpu_state(generator);
-  return {gaussian_noise_cpu(mean, variance, rng_state, eps), rng_state};
-}
-
 Tensor gaussian_noise_d_variance_cpu(const Tensor& grad_output, const Tensor& variance,
                                      const Tensor& rng_state, double eps) {
   check_gaussian_noise_arguments(grad_output, "grad_output", variance, eps);
@@ -56,7 +48,6 @@ Tensor gaussian_noise_d_variance_cpu(const Tensor& grad_output, const Tensor& va
 
 TORCH_LIBRARY_IMPL(fused_dropout, CPU, m) {
   m.impl("gaussian_noise", gaussian_noise_cpu);
-  m.impl("gaussian_noise.generator", drawn_gaussian_noise_cpu);
   m.impl("gaussian_noise_d_variance", gaussian_noise_d_variance_cpu);
 }
 

@@ -27,9 +27,13 @@ const T* data_or_null(const Tensor& tensor) {
 
 int64_t features_of(const Tensor& tensor) { return tensor.dim() > 0 ? tensor.size(-1) : 1; }
 
-Tensor run_forward(const Tensor& input, const std::optional<Tensor>& bias,
-                   const std::optional<Tensor>& residual, const RngSource& rng, double p,
-                   Activation activation, double scale) {
+Tensor forward(const Tensor& input, const std::optional<Tensor>& bias,
+               const std::optional<Tensor>& residual, const Tensor& rng_state, double p,
+               std::string_view activation, double scale) {
+  const auto guard = device_guard(input, "input");
+  const Activation kind = activation_of(activation);
+  check_bias_act_forward(input, bias, residual, p);
+  const RngSource rng = rng_source(rng_state, input.device());
   if (input.numel() == 0) return at::empty_like(input);
   const Tensor in = input.contiguous();
   const Tensor row_bias = contiguous_or_undefined(bias);
@@ -43,30 +47,9 @@ Tensor run_forward(const Tensor& input, const std::optional<Tensor>& bias,
                                         static_cast<T*>(out.mutable_data_ptr())};
     const EpilogueGrid grid = forward_grid<T>(rule, in.numel(), features_of(in), tensors);
     check_launch(
-        launch_epilogue_forward<T>(rule, rng, activation, scale, grid, tensors, current_stream()));
+        launch_epilogue_forward<T>(rule, rng, kind, scale, grid, tensors, current_stream()));
   });
   return with_strides_like(out, input);
-}
-
-Tensor forward(const Tensor& input, const std::optional<Tensor>& bias,
-               const std::optional<Tensor>& residual, const Tensor& rng_state, double p,
-               std::string_view activation, double scale) {
-  const auto guard = device_guard(input, "input");
-  const Activation kind = activation_of(activation);
-  check_bias_act_forward(input, bias, residual, p);
-  const RngSource rng = rng_on_device(rng_state, input.device());
-  return run_forward(input, bias, residual, rng, p, kind, scale);
-}
-
-std::tuple<Tensor, Tensor> drawn_forward(const Tensor& input, const std::optional<Tensor>& bias,
-                                         const std::optional<Tensor>& residual,
-                                         const std::optional<at::Generator>& generator, double p,
-                                         std::string_view activation, double scale) {
-  const auto guard = device_guard(input, "input");
-  const Activation kind = activation_of(activation);
-  check_bias_act_forward(input, bias, residual, p);
-  const DrawnRng rng = draw_on_device(generator, input, input.numel() > 0);
-  return {run_forward(input, bias, residual, rng.source, p, kind, scale), rng.state};
 }
 
 // (d_input, the bias gradient or an undefined tensor).
@@ -78,7 +61,7 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_output,
   const auto guard = device_guard(grad_output, "grad_output");
   const Activation kind = activation_of(activation);
   check_bias_act_backward(grad_output, input, bias, p, kind);
-  const RngSource rng = rng_on_device(rng_state, grad_output.device());
+  const RngSource rng = rng_source(rng_state, grad_output.device());
   const int64_t features = features_of(grad_output);
   if (grad_output.numel() == 0) {
     return {at::empty_like(grad_output), at::zeros({features}, grad_output.options())};
@@ -130,7 +113,6 @@ std::tuple<Tensor, Tensor> d_both(const Tensor& grad_output, const std::optional
 
 TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
   m.impl("bias_act_dropout_add", forward);
-  m.impl("bias_act_dropout_add.generator", drawn_forward);
   m.impl("bias_act_dropout_add_d_input", d_input);
   m.impl("bias_act_dropout_add_d_both", d_both);
 }

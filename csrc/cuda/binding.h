@@ -3,13 +3,9 @@
 
 #include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <c10/util/Exception.h>
-
-#include <mutex>
-#include <optional>
 
 #include "../checks.h"
 #include "mask.cuh"
@@ -36,50 +32,17 @@ inline void check_launch(cudaError_t error) {
               "launching a CUDA kernel of fused_dropout failed: ", cudaGetErrorString(error));
 }
 
-// The seed and offset of an rng_state tensor, read by the kernels on the device: no
-// synchronisation.
-inline RngSource rng_on_device(const at::Tensor& rng_state, const at::Device& device) {
+// The seed and offset of an rng_state: read here and passed by value if it is on the CPU, else read
+// by the kernels on the device. Neither waits for the device.
+inline RngSource rng_source(const at::Tensor& rng_state, const at::Device& device) {
   check_rng_state(rng_state);
-  TORCH_CHECK(rng_state.device() == device, "rng_state must be on ", device, ", got ",
-              rng_state.device());
-  return rng_from_state(rng_state.const_data_ptr<int64_t>());
-}
-
-// Random numbers that an operator takes from a generator, and the rng_state that its first kernel
-// records for backward.
-struct DrawnRng {
-  RngSource source;
-  at::Tensor state;
-};
-
-// Advances `generator` (or the default one of the device of `like`) by one Philox call. While a
-// CUDA graph is captured, torch hands out addresses in place of numbers, so that every replay finds
-// fresh ones. If `launches` is false no kernel will record the state, which nothing then reads.
-inline DrawnRng draw_on_device(const std::optional<at::Generator>& generator,
-                               const at::Tensor& like, bool launches) {
-  constexpr uint64_t kCall = 4;  // torch counts random words, four to a call
-  const c10::Device device = like.device();
-  auto* const source = at::get_generator_or_default<at::CUDAGeneratorImpl>(
-      generator, at::cuda::detail::getDefaultCUDAGenerator(device.index()));
-  TORCH_CHECK(source->device() == device, "generator must be on the input's device ", device,
-              ", got ", source->device());
-  const at::PhiloxCudaState philox = [&] {
-    const std::lock_guard<std::mutex> lock(source->mutex_);
-    return source->philox_cuda_state(kCall);
-  }();
-  const auto options = like.options().dtype(at::kLong);
-  const at::Tensor state = launches ? at::empty({2}, options) : at::zeros({2}, options);
-  RngSource rng{};
-  if (philox.captured_) {
-    rng.seed_address = philox.seed_.ptr;
-    rng.offset_address = philox.offset_.ptr;
-    rng.offset = philox.offset_intragraph_;
-  } else {
-    rng.seed = philox.seed_.val;
-    rng.offset = philox.offset_.val;
+  const int64_t* const state = rng_state.const_data_ptr<int64_t>();
+  if (rng_state.is_cpu()) {
+    return {nullptr, static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1])};
   }
-  rng.record = state.mutable_data_ptr<int64_t>();
-  return {rng, state};
+  TORCH_CHECK(rng_state.device() == device, "rng_state must be on the CPU or on ", device, ", got ",
+              rng_state.device());
+  return rng_from_state(state);
 }
 
 // The rule of a mask but for its seed and offset, which the device fills in.

@@ -18,8 +18,11 @@ ConcreteSource<Sum<T>> source_of(const Tensor& logit_p, double temperature) {
   return {data_of<Sum<T>>(logit_p), static_cast<Sum<T>>(1.0 / temperature)};
 }
 
-Tensor run_concrete_dropout(const Tensor& input, const Tensor& logit_p, const RngSource& rng,
-                            double temperature) {
+Tensor concrete_dropout_cuda(const Tensor& input, const Tensor& logit_p, const Tensor& rng_state,
+                             double temperature) {
+  const auto guard = device_guard(input, "input");
+  check_concrete_dropout_arguments(input, logit_p, temperature);
+  const RngSource rng = rng_source(rng_state, input.device());
   const Tensor in = input.contiguous();
   const Tensor out = in.is_same(input) ? at::empty_like(input) : in;  // a copy is ours to change
   with_type(in, [&](auto* type) {
@@ -31,23 +34,6 @@ Tensor run_concrete_dropout(const Tensor& input, const Tensor& logit_p, const Rn
   return laid_out_like(input, out);
 }
 
-Tensor concrete_dropout_cuda(const Tensor& input, const Tensor& logit_p, const Tensor& rng_state,
-                             double temperature) {
-  const auto guard = device_guard(input, "input");
-  check_concrete_dropout_arguments(input, logit_p, temperature);
-  const RngSource rng = rng_on_device(rng_state, input.device());
-  return run_concrete_dropout(input, logit_p, rng, temperature);
-}
-
-std::tuple<Tensor, Tensor> drawn_concrete_dropout_cuda(
-    const Tensor& input, const Tensor& logit_p, const std::optional<at::Generator>& generator,
-    double temperature) {
-  const auto guard = device_guard(input, "input");
-  check_concrete_dropout_arguments(input, logit_p, temperature);
-  const DrawnRng rng = draw_on_device(generator, input, input.numel() > 0);
-  return {run_concrete_dropout(input, logit_p, rng.source, temperature), rng.state};
-}
-
 std::tuple<Tensor, Tensor> concrete_dropout_backward_cuda(const Tensor& grad_output,
                                                           const Tensor& input,
                                                           const Tensor& logit_p,
@@ -56,7 +42,7 @@ std::tuple<Tensor, Tensor> concrete_dropout_backward_cuda(const Tensor& grad_out
   const auto guard = device_guard(input, "input");
   check_concrete_dropout_arguments(input, logit_p, temperature);
   check_operand(grad_output, "grad_output", input.sizes(), input);
-  const RngSource rng = rng_on_device(rng_state, input.device());
+  const RngSource rng = rng_source(rng_state, input.device());
   const Tensor grad = grad_output.contiguous();
   const Tensor in = input.contiguous();
   const Tensor d_in = at::empty_like(in);
@@ -79,7 +65,6 @@ std::tuple<Tensor, Tensor> concrete_dropout_backward_cuda(const Tensor& grad_out
 
 TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
   m.impl("concrete_dropout", concrete_dropout_cuda);
-  m.impl("concrete_dropout.generator", drawn_concrete_dropout_cuda);
   m.impl("concrete_dropout_backward", concrete_dropout_backward_cuda);
 }
 

@@ -21,11 +21,14 @@ uint32_t* words_of(const Tensor& tensor) {
   return static_cast<uint32_t*>(tensor.mutable_data_ptr());
 }
 
-std::tuple<Tensor, Tensor> draw_block_mask(const BlockMaps& maps, const RngSource& rng,
-                                           const Tensor& like, double gamma, int64_t scales,
-                                           double eps) {
-  const auto ints = like.options().dtype(at::kInt);
-  const auto doubles = like.options().dtype(at::kDouble);
+std::tuple<Tensor, Tensor> drop_block_mask_cuda(const Tensor& input, const Tensor& rng_state,
+                                                at::IntArrayRef block, double gamma,
+                                                bool share_channels, int64_t scales, double eps) {
+  const auto guard = device_guard(input, "input");
+  const BlockMaps maps = check_drop_block_mask(input, block, gamma, share_channels, scales, eps);
+  const RngSource rng = rng_source(rng_state, input.device());
+  const auto ints = input.options().dtype(at::kInt);
+  const auto doubles = input.options().dtype(at::kDouble);
   const int64_t count = maps.count * elements_of_map(maps);
   if (count == 0) return {at::zeros({block_mask_words(0)}, ints), at::ones({scales}, doubles)};
   const int64_t groups = group_count(maps.count * seeds_of_map(maps));
@@ -38,7 +41,7 @@ std::tuple<Tensor, Tensor> draw_block_mask(const BlockMaps& maps, const RngSourc
   RunCounts counts = no_counts();
   Tensor kept;
   if (scales > 0) {
-    kept = at::zeros({scales + 1}, like.options().dtype(at::kLong));
+    kept = at::zeros({scales + 1}, input.options().dtype(at::kLong));
     counts = {scales, make_divisor(count / scales), eps,
               static_cast<unsigned long long*>(kept.mutable_data_ptr()),
               scale.mutable_data_ptr<double>()};
@@ -46,26 +49,6 @@ std::tuple<Tensor, Tensor> draw_block_mask(const BlockMaps& maps, const RngSourc
   check_launch(launch_block_mask(maps, words_of(seeds), counts, words_of(scratch), bits.size(0),
                                  words_of(bits), current_stream()));
   return {bits, scale};
-}
-
-std::tuple<Tensor, Tensor> drop_block_mask_cuda(const Tensor& input, const Tensor& rng_state,
-                                                at::IntArrayRef block, double gamma,
-                                                bool share_channels, int64_t scales, double eps) {
-  const auto guard = device_guard(input, "input");
-  const BlockMaps maps = check_drop_block_mask(input, block, gamma, share_channels, scales, eps);
-  const RngSource rng = rng_on_device(rng_state, input.device());
-  return draw_block_mask(maps, rng, input, gamma, scales, eps);
-}
-
-std::tuple<Tensor, Tensor, Tensor> drawn_drop_block_mask_cuda(
-    const Tensor& input, const std::optional<at::Generator>& generator, at::IntArrayRef block,
-    double gamma, bool share_channels, int64_t scales, double eps) {
-  const auto guard = device_guard(input, "input");
-  const BlockMaps maps = check_drop_block_mask(input, block, gamma, share_channels, scales, eps);
-  const bool launches = maps.count * elements_of_map(maps) > 0;
-  const DrawnRng rng = draw_on_device(generator, input, launches);
-  auto [bits, scale] = draw_block_mask(maps, rng.source, input, gamma, scales, eps);
-  return {bits, scale, rng.state};
 }
 
 // `out` has the strides of `input`, which has no gaps and whose samples are apart in memory if
@@ -108,23 +91,23 @@ Tensor drop_block_cuda(const Tensor& input, const Tensor& bits, const Tensor& sc
   return out;
 }
 
-void drop_block_cuda_(const Tensor& input, const Tensor& bits, const Tensor& scale,
-                      bool share_channels) {
+Tensor drop_block_cuda_(const Tensor& input, const Tensor& bits, const Tensor& scale,
+                        bool share_channels) {
   const auto guard = device_guard(input, "input");
   check_drop_block(input, bits, scale, share_channels);
   at::assert_no_internal_overlap(input);
-  if (input.numel() == 0) return;
+  if (input.numel() == 0) return input;
   if (input.is_non_overlapping_and_dense() && (scale.size(0) <= 1 || samples_are_apart(input))) {
-    return drop_block_into(input, input, bits, scale, share_channels);
+    drop_block_into(input, input, bits, scale, share_channels);
+    return input;
   }
-  input.copy_(drop_block_cuda(input, bits, scale, share_channels));
+  return input.copy_(drop_block_cuda(input, bits, scale, share_channels));
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
   m.impl("drop_block_mask", drop_block_mask_cuda);
-  m.impl("drop_block_mask.generator", drawn_drop_block_mask_cuda);
   m.impl("drop_block", drop_block_cuda);
   m.impl("drop_block_", drop_block_cuda_);
 }

@@ -37,35 +37,24 @@ Tensor draw_bias_bits(const Layer& layer, const RngSource& rng, const Tensor& li
   return bits;
 }
 
-Tensor store_masks(const Layer& layer, const RngSource& rng, const at::Device& device) {
-  const DropConnectProblem problem = problem_of(layer, std::nullopt, device);
-  Tensor bits = at::empty(stored_shape(layer), at::TensorOptions(device).dtype(at::kInt));
+Tensor mask_bits_cuda(const Tensor& weight, const Tensor& rng_state, int64_t masks, double p) {
+  check_matrix(weight, "weight");
+  const auto guard = device_guard(weight, "weight");
+  const Layer layer = make_layer(masks, weight.size(1), weight.size(0), 1, p, true);
+  const RngSource rng = rng_source(rng_state, weight.device());
+  const DropConnectProblem problem = problem_of(layer, std::nullopt, weight.device());
+  Tensor bits = at::empty(stored_shape(layer), weight.options().dtype(at::kInt));
   check_launch(launch_store_masks(problem, rng, static_cast<uint32_t*>(bits.mutable_data_ptr()),
                                   current_stream()));
   return bits;
 }
 
-Tensor mask_bits_cuda(const Tensor& rng_state, int64_t masks, int64_t out_features,
-                      int64_t in_features, double p) {
-  const auto guard = device_guard(rng_state, "rng_state");
-  const Layer layer = make_layer(masks, in_features, out_features, 1, p, true);
-  const RngSource rng = rng_on_device(rng_state, rng_state.device());
-  return store_masks(layer, rng, rng_state.device());
-}
-
-std::tuple<Tensor, Tensor> drawn_mask_bits_cuda(const Tensor& weight,
-                                                const std::optional<at::Generator>& generator,
-                                                int64_t masks, double p) {
-  check_matrix(weight, "weight");
-  const auto guard = device_guard(weight, "weight");
-  const Layer layer = make_layer(masks, weight.size(1), weight.size(0), 1, p, true);
-  const DrawnRng rng = draw_on_device(generator, weight, masks * weight.numel() > 0);
-  return {store_masks(layer, rng.source, weight.device()), rng.state};
-}
-
-Tensor run_forward(const Layer& layer, const Tensor& input, const Tensor& weight,
-                   const std::optional<Tensor>& bias, const RngSource& rng,
-                   const std::optional<Tensor>& mask_bits) {
+Tensor forward_cuda(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                    const Tensor& rng_state, const std::optional<Tensor>& mask_bits, double p,
+                    int64_t rows_per_mask, bool rescale) {
+  const auto guard = device_guard(input, "input");
+  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, rescale);
+  const RngSource rng = rng_source(rng_state, input.device());
   const DropConnectProblem problem = problem_of(layer, mask_bits, input.device());
   Tensor output = at::empty({layer.rows, layer.out_features}, input.options());
   Tensor bias_bits;
@@ -85,34 +74,16 @@ Tensor run_forward(const Layer& layer, const Tensor& input, const Tensor& weight
   return output;
 }
 
-Tensor forward_cuda(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                    const Tensor& rng_state, double p, int64_t rows_per_mask, bool rescale,
-                    const std::optional<Tensor>& mask_bits) {
-  const auto guard = device_guard(input, "input");
-  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, rescale);
-  return run_forward(layer, input, weight, bias, rng_on_device(rng_state, input.device()),
-                     mask_bits);
-}
-
-std::tuple<Tensor, Tensor> drawn_forward_cuda(const Tensor& input, const Tensor& weight,
-                                              const std::optional<Tensor>& bias,
-                                              const std::optional<at::Generator>& generator,
-                                              double p, int64_t rows_per_mask, bool rescale) {
-  const auto guard = device_guard(input, "input");
-  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, rescale);
-  const DrawnRng rng = draw_on_device(generator, input, layer.rows * layer.out_features > 0);
-  return {run_forward(layer, input, weight, bias, rng.source, std::nullopt), rng.state};
-}
-
 // d_weight with the input as panel, d_input with the weight.
 template <bool kOutsAreResults>
-Tensor outer_cuda(const Tensor& grad_output, const Tensor& panel, const Tensor& rng_state, double p,
-                  int64_t rows_per_mask, bool rescale, const std::optional<Tensor>& mask_bits) {
+Tensor outer_cuda(const Tensor& grad_output, const Tensor& panel, const Tensor& rng_state,
+                  const std::optional<Tensor>& mask_bits, double p, int64_t rows_per_mask,
+                  bool rescale) {
   const auto guard = device_guard(grad_output, "grad_output");
   const Layer layer =
       layer_of_backward(grad_output, kOutsAreResults ? &panel : nullptr,
                         kOutsAreResults ? nullptr : &panel, rows_per_mask, p, rescale);
-  const RngSource rng = rng_on_device(rng_state, grad_output.device());
+  const RngSource rng = rng_source(rng_state, grad_output.device());
   const DropConnectProblem problem = problem_of(layer, mask_bits, grad_output.device());
   const int64_t results = kOutsAreResults ? layer.out_features : layer.rows;
   Tensor result = at::empty({results, layer.in_features}, grad_output.options());
@@ -128,11 +99,11 @@ Tensor outer_cuda(const Tensor& grad_output, const Tensor& panel, const Tensor& 
 }
 
 std::tuple<Tensor, Tensor> d_both_cuda(const Tensor& grad_output, const Tensor& input,
-                                       const Tensor& weight, const Tensor& rng_state, double p,
-                                       int64_t rows_per_mask, bool rescale,
-                                       const std::optional<Tensor>& mask_bits) {
-  return {outer_cuda<false>(grad_output, weight, rng_state, p, rows_per_mask, rescale, mask_bits),
-          outer_cuda<true>(grad_output, input, rng_state, p, rows_per_mask, rescale, mask_bits)};
+                                       const Tensor& weight, const Tensor& rng_state,
+                                       const std::optional<Tensor>& mask_bits, double p,
+                                       int64_t rows_per_mask, bool rescale) {
+  return {outer_cuda<false>(grad_output, weight, rng_state, mask_bits, p, rows_per_mask, rescale),
+          outer_cuda<true>(grad_output, input, rng_state, mask_bits, p, rows_per_mask, rescale)};
 }
 
 Tensor d_bias_cuda(const Tensor& grad_output, const Tensor& rng_state, double p,
@@ -141,7 +112,7 @@ Tensor d_bias_cuda(const Tensor& grad_output, const Tensor& rng_state, double p,
   const auto guard = device_guard(grad_output, "grad_output");
   const Layer layer =
       make_layer(grad_output.size(0), 1, grad_output.size(1), rows_per_mask, p, rescale);
-  const RngSource rng = rng_on_device(rng_state, grad_output.device());
+  const RngSource rng = rng_source(rng_state, grad_output.device());
   const Tensor bits = draw_bias_bits(layer, rng, grad_output);
   const double scale = scale_of(unseeded_rule(p, kStreamBias, kDefaultDigits), rescale);
   Tensor d_bias = at::empty({layer.out_features}, grad_output.options());
@@ -159,9 +130,7 @@ Tensor d_bias_cuda(const Tensor& grad_output, const Tensor& rng_state, double p,
 
 TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
   m.impl("dropconnect_mask_bits", mask_bits_cuda);
-  m.impl("dropconnect_mask_bits.generator", drawn_mask_bits_cuda);
   m.impl("dropconnect_linear", forward_cuda);
-  m.impl("dropconnect_linear.generator", drawn_forward_cuda);
   m.impl("dropconnect_linear_d_input", outer_cuda<false>);
   m.impl("dropconnect_linear_d_weight", outer_cuda<true>);
   m.impl("dropconnect_linear_d_both", d_both_cuda);

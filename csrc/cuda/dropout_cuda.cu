@@ -5,8 +5,6 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
-#include <tuple>
-
 #include "../dropout_layout.h"
 #include "binding.h"
 #include "dropout.cuh"
@@ -58,69 +56,36 @@ void dropout_into(const Tensor& out, const Tensor& input, const std::optional<Te
   });
 }
 
-Tensor run_dropout(const Tensor& input, const std::optional<Tensor>& residual, const RngSource& rng,
-                   double p, at::IntArrayRef shared_dims, const AffineMap& map) {
-  const Tensor dense = without_gaps(input);
-  Tensor out = dense.is_same(input) ? at::empty_like(input) : dense;  // a copy is ours to change
-  dropout_into(out, dense, residual, rng, p, shared_dims, map);
-  return out;
-}
-
-void run_dropout_(const Tensor& input, const std::optional<Tensor>& residual, const RngSource& rng,
-                  double p, at::IntArrayRef shared_dims, const AffineMap& map) {
-  at::assert_no_internal_overlap(input);
-  const Tensor dense = without_gaps(input);
-  dropout_into(dense, dense, residual, rng, p, shared_dims, map);
-  if (!dense.is_same(input)) input.copy_(dense);
-}
-
 Tensor dropout_cuda(const Tensor& input, const std::optional<Tensor>& residual,
                     const Tensor& rng_state, double p, at::IntArrayRef shared_dims, double scale,
                     double shift, double fill) {
   const auto guard = device_guard(input, "input");
   check_dropout_arguments(input, residual, p);
-  const RngSource rng = rng_on_device(rng_state, input.device());
-  return run_dropout(input, residual, rng, p, shared_dims, {scale, shift, fill});
+  const RngSource rng = rng_source(rng_state, input.device());
+  const Tensor dense = without_gaps(input);
+  Tensor out = dense.is_same(input) ? at::empty_like(input) : dense;  // a copy is ours to change
+  dropout_into(out, dense, residual, rng, p, shared_dims, {scale, shift, fill});
+  return out;
 }
 
-std::tuple<Tensor, Tensor> drawn_dropout_cuda(const Tensor& input,
-                                              const std::optional<Tensor>& residual,
-                                              const std::optional<at::Generator>& generator,
-                                              double p, at::IntArrayRef shared_dims, double scale,
-                                              double shift, double fill) {
+Tensor dropout_cuda_(const Tensor& input, const std::optional<Tensor>& residual,
+                     const Tensor& rng_state, double p, at::IntArrayRef shared_dims, double scale,
+                     double shift, double fill) {
   const auto guard = device_guard(input, "input");
   check_dropout_arguments(input, residual, p);
-  const DrawnRng rng = draw_on_device(generator, input, input.numel() > 0);
-  return {run_dropout(input, residual, rng.source, p, shared_dims, {scale, shift, fill}),
-          rng.state};
-}
-
-void dropout_cuda_(const Tensor& input, const std::optional<Tensor>& residual,
-                   const Tensor& rng_state, double p, at::IntArrayRef shared_dims, double scale,
-                   double shift, double fill) {
-  const auto guard = device_guard(input, "input");
-  check_dropout_arguments(input, residual, p);
-  const RngSource rng = rng_on_device(rng_state, input.device());
-  run_dropout_(input, residual, rng, p, shared_dims, {scale, shift, fill});
-}
-
-Tensor drawn_dropout_cuda_(const Tensor& input, const std::optional<Tensor>& residual,
-                           const std::optional<at::Generator>& generator, double p,
-                           at::IntArrayRef shared_dims, double scale, double shift, double fill) {
-  const auto guard = device_guard(input, "input");
-  check_dropout_arguments(input, residual, p);
-  const DrawnRng rng = draw_on_device(generator, input, input.numel() > 0);
-  run_dropout_(input, residual, rng.source, p, shared_dims, {scale, shift, fill});
-  return rng.state;
+  const RngSource rng = rng_source(rng_state, input.device());
+  at::assert_no_internal_overlap(input);
+  const Tensor dense = without_gaps(input);
+  dropout_into(dense, dense, residual, rng, p, shared_dims, {scale, shift, fill});
+  if (!dense.is_same(input)) input.copy_(dense);
+  return input;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
   m.impl("dropout", dropout_cuda);
-  m.impl("dropout.generator", drawn_dropout_cuda);
   m.impl("dropout_", dropout_cuda_);
-  m.impl("dropout_.generator", drawn_dropout_cuda_);
 }
 
 }  // namespace fused_dropout

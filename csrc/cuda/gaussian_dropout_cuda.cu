@@ -21,54 +21,30 @@ void gaussian_dropout_into(const Tensor& out, const Tensor& in, const RngSource&
   });
 }
 
-Tensor run_gaussian_dropout(const Tensor& input, const RngSource& rng, double sigma) {
+Tensor gaussian_dropout_cuda(const Tensor& input, const Tensor& rng_state, double sigma) {
+  const auto guard = device_guard(input, "input");
+  check_gaussian_dropout_arguments(input, sigma);
+  const RngSource rng = rng_source(rng_state, input.device());
   const Tensor in = input.contiguous();
   const Tensor out = in.is_same(input) ? at::empty_like(input) : in;  // a copy is ours to change
   gaussian_dropout_into(out, in, rng, sigma);
   return laid_out_like(input, out);
 }
 
-void run_gaussian_dropout_(const Tensor& input, const RngSource& rng, double sigma) {
+Tensor gaussian_dropout_cuda_(const Tensor& input, const Tensor& rng_state, double sigma) {
+  const auto guard = device_guard(input, "input");
+  check_gaussian_dropout_arguments(input, sigma);
+  const RngSource rng = rng_source(rng_state, input.device());
   change_in_place(input,
                   [&](const Tensor& dense) { gaussian_dropout_into(dense, dense, rng, sigma); });
-}
-
-Tensor gaussian_dropout_cuda(const Tensor& input, const Tensor& rng_state, double sigma) {
-  const auto guard = device_guard(input, "input");
-  check_gaussian_dropout_arguments(input, sigma);
-  return run_gaussian_dropout(input, rng_on_device(rng_state, input.device()), sigma);
-}
-
-std::tuple<Tensor, Tensor> drawn_gaussian_dropout_cuda(
-    const Tensor& input, const std::optional<at::Generator>& generator, double sigma) {
-  const auto guard = device_guard(input, "input");
-  check_gaussian_dropout_arguments(input, sigma);
-  const DrawnRng rng = draw_on_device(generator, input, input.numel() > 0);
-  return {run_gaussian_dropout(input, rng.source, sigma), rng.state};
-}
-
-void gaussian_dropout_cuda_(const Tensor& input, const Tensor& rng_state, double sigma) {
-  const auto guard = device_guard(input, "input");
-  check_gaussian_dropout_arguments(input, sigma);
-  run_gaussian_dropout_(input, rng_on_device(rng_state, input.device()), sigma);
-}
-
-Tensor drawn_gaussian_dropout_cuda_(const Tensor& input,
-                                    const std::optional<at::Generator>& generator, double sigma) {
-  const auto guard = device_guard(input, "input");
-  check_gaussian_dropout_arguments(input, sigma);
-  const DrawnRng rng = draw_on_device(generator, input, input.numel() > 0);
-  run_gaussian_dropout_(input, rng.source, sigma);
-  return rng.state;
+  return input;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
   m.impl("gaussian_dropout", gaussian_dropout_cuda);
-  m.impl("gaussian_dropout.generator", drawn_gaussian_dropout_cuda);
   m.impl("gaussian_dropout_", gaussian_dropout_cuda_);
-  m.impl("gaussian_dropout_.generator", drawn_gaussian_dropout_cuda_);
 }
 
 }  // namespace fused_dropout

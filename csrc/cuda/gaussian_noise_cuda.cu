@@ -32,23 +32,14 @@ Tensor gaussian_noise_cuda(const Tensor& mean, const Tensor& variance, const Ten
                            double eps) {
   const auto guard = device_guard(mean, "mean");
   check_gaussian_noise_arguments(mean, "mean", variance, eps);
-  return run_gaussian_noise<false>(mean, variance, rng_on_device(rng_state, mean.device()), eps);
-}
-
-std::tuple<Tensor, Tensor> drawn_gaussian_noise_cuda(const Tensor& mean, const Tensor& variance,
-                                                     const std::optional<at::Generator>& generator,
-                                                     double eps) {
-  const auto guard = device_guard(mean, "mean");
-  check_gaussian_noise_arguments(mean, "mean", variance, eps);
-  const DrawnRng rng = draw_on_device(generator, mean, mean.numel() > 0);
-  return {run_gaussian_noise<false>(mean, variance, rng.source, eps), rng.state};
+  return run_gaussian_noise<false>(mean, variance, rng_source(rng_state, mean.device()), eps);
 }
 
 Tensor gaussian_noise_d_variance_cuda(const Tensor& grad_output, const Tensor& variance,
                                       const Tensor& rng_state, double eps) {
   const auto guard = device_guard(variance, "variance");
   check_gaussian_noise_arguments(grad_output, "grad_output", variance, eps);
-  const RngSource rng = rng_on_device(rng_state, variance.device());
+  const RngSource rng = rng_source(rng_state, variance.device());
   return run_gaussian_noise<true>(grad_output, variance, rng, eps);
 }
 
@@ -56,7 +47,6 @@ Tensor gaussian_noise_d_variance_cuda(const Tensor& grad_output, const Tensor& v
 
 TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
   m.impl("gaussian_noise", gaussian_noise_cuda);
-  m.impl("gaussian_noise.generator", drawn_gaussian_noise_cuda);
   m.impl("gaussian_noise_d_variance", gaussian_noise_d_variance_cuda);
 }
 

@@ -18,20 +18,16 @@
 
 namespace fused_dropout {
 
-// Where a kernel finds its seed and offset: by value, or in device memory, where a CUDA graph finds
-// fresh ones at every replay. Two addresses are an int64[2] rng_state tensor; the first four fields
-// together hold what torch's PhiloxCudaState does.
+// Where a kernel finds its seed and offset: by value, which no launch and no copy has to bring, or
+// in an rng_state on the device, where a CUDA graph finds fresh ones at every replay.
 struct RngSource {
-  const int64_t* seed_address;  // null: both by value
-  const int64_t* offset_address;
-  uint64_t seed;    // by value
-  uint64_t offset;  // by value, or to be added to what stands at offset_address
-  int64_t* record;  // the rng_state that a kernel leaves for the backward pass, or null
+  const int64_t* device_state;  // seed and offset; null: the two below
+  uint64_t seed;
+  uint64_t offset;
 };
 
-inline RngSource rng_from_state(const int64_t* rng_state) {
-  return {rng_state, rng_state + 1, 0, 0, nullptr};
-}
+// `device_state` is the memory of an int64[2] tensor on the device.
+inline RngSource rng_from_state(const int64_t* device_state) { return {device_state, 0, 0}; }
 
 namespace {
 
@@ -45,24 +41,18 @@ FUSED_DROPOUT_DEVICE int64_t thread_in_grid() {
 
 FUSED_DROPOUT_DEVICE int64_t threads_in_grid() { return int64_t{gridDim.x} * blockDim.x; }
 
-// `rule` with the seed and offset of `rng` in place of those that the host gave it. One thread of
-// the grid records them where they are wanted: a launch for two numbers would cost more than some
-// of the kernels.
+// `rule` with the seed and offset of `rng` in place of those that the host gave it.
 FUSED_DROPOUT_DEVICE MaskRule seeded(MaskRule rule, const RngSource& rng) {
   uint64_t seed = rng.seed;
   uint64_t offset = rng.offset;
-  if (rng.seed_address) {
-    seed = static_cast<uint64_t>(*rng.seed_address);
-    offset += static_cast<uint64_t>(*rng.offset_address);
+  if (rng.device_state) {
+    seed = static_cast<uint64_t>(rng.device_state[0]);
+    offset = static_cast<uint64_t>(rng.device_state[1]);
   }
   rule.key[0] = static_cast<uint32_t>(seed);
   rule.key[1] = static_cast<uint32_t>(seed >> 32);
   rule.offset[0] = static_cast<uint32_t>(offset);
   rule.offset[1] = static_cast<uint32_t>(offset >> 32);
-  if (rng.record && thread_in_grid() == 0) {
-    rng.record[0] = static_cast<int64_t>(seed);
-    rng.record[1] = static_cast<int64_t>(offset);
-  }
   return rule;
 }
 

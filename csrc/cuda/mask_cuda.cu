@@ -11,7 +11,7 @@ at::Tensor mask_cuda(const at::Tensor& rng_state, int64_t rows, int64_t cols, do
                      int64_t stream, int64_t digits) {
   check_mask_arguments(p, rows, cols, stream, digits);
   const auto guard = device_guard(rng_state, "rng_state");
-  const RngSource rng = rng_on_device(rng_state, rng_state.device());
+  const RngSource rng = rng_source(rng_state, rng_state.device());
   at::Tensor mask = at::empty({rows, cols}, rng_state.options().dtype(at::kBool));
   check_launch(launch_draw_bytes(unseeded_rule(p, stream, digits), rng, 0, rows, cols,
                                  static_cast<uint8_t*>(mask.mutable_data_ptr()), current_stream()));
@@ -22,7 +22,7 @@ at::Tensor packed_mask_cuda(const at::Tensor& rng_state, int64_t rows, int64_t c
                             int64_t stream, int64_t digits) {
   check_mask_arguments(p, rows, cols, stream, digits);
   const auto guard = device_guard(rng_state, "rng_state");
-  const RngSource rng = rng_on_device(rng_state, rng_state.device());
+  const RngSource rng = rng_source(rng_state, rng_state.device());
   at::Tensor bits = at::empty({rows, ceil_div(cols, 32)}, rng_state.options().dtype(at::kInt));
   check_launch(launch_draw_packed(unseeded_rule(p, stream, digits), rng, 0, rows, cols,
                                   static_cast<uint32_t*>(bits.mutable_data_ptr()),

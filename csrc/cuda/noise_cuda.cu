@@ -10,7 +10,7 @@ template <class Noise>
 at::Tensor draw_noise(const at::Tensor& rng_state, at::IntArrayRef size, at::ScalarType dtype) {
   const auto guard = device_guard(rng_state, "rng_state");
   check_noise_arguments(size, dtype);
-  const RngSource rng = rng_on_device(rng_state, rng_state.device());
+  const RngSource rng = rng_source(rng_state, rng_state.device());
   const at::Tensor noise = at::empty(size, rng_state.options().dtype(dtype));
   const MaskRule rule = unseeded_noise_rule();
   if (dtype == at::kFloat) {

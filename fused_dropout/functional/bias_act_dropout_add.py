@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout import _checks, _ext
-from fused_dropout.autograd.bias_act_dropout_add import BiasActDropoutAdd
-from fused_dropout.reference import keep_rate
-from fused_dropout.rng import check_single_source, make_rng_state, resolve_rng_state
+from fused_dropout._ops.bias_act_dropout_add import BiasActDropoutAdd, EpilogueSettings
+from fused_dropout._rates import keep_rate
+from fused_dropout.rng import check_single_source, resolve_rng_state, unused_rng_state
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 CONVENTIONS = ("inverted", "paper")
@@ -77,6 +78,21 @@ def bias_act_dropout_add(
         RuntimeError: shapes, dtypes or devices that do not fit; no kernels for the device.
         TypeError: an argument of the wrong type.
     """
+    if has_torch_function((input, bias, residual)):
+        return handle_torch_function(
+            bias_act_dropout_add,
+            (input, bias, residual),
+            input,
+            bias,
+            residual,
+            p,
+            activation,
+            training,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+            convention=convention,
+        )
     p = _checks.check_probability(p)
     _checks.check_choice(activation, "activation", ACTIVATIONS)
     _checks.check_choice(convention, "convention", CONVENTIONS)
@@ -90,12 +106,11 @@ def bias_act_dropout_add(
     else:
         p, scale = 0.0, q if convention == "paper" else 1.0
     if input.numel() == 0 or keep_rate(p) in (0.0, 1.0):  # nothing is drawn
-        state: Tensor | None = make_rng_state(0, 0, input.device)
+        state = unused_rng_state()
     else:
         state = resolve_rng_state(input.device, generator, seed, rng_state)
-    output: Tensor = BiasActDropoutAdd.apply(
-        input, bias, residual, generator, state, p, activation, scale
-    )[0]
+    settings = EpilogueSettings(p, activation, scale)
+    output: Tensor = BiasActDropoutAdd.run((input, bias, residual, state), settings)
     return output
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout import _checks, _ext
-from fused_dropout.autograd.concrete_dropout import ConcreteDropout
+from fused_dropout._ops.concrete_dropout import ConcreteDropout
 from fused_dropout.rng import check_single_source, resolve_rng_state
 
 
@@ -50,6 +51,18 @@ def concrete_dropout(
         RuntimeError: shapes, dtypes or devices that do not fit; no kernels for the device.
         TypeError: an argument of the wrong type.
     """
+    if has_torch_function((input, logit_p)):
+        return handle_torch_function(
+            concrete_dropout,
+            (input, logit_p),
+            input,
+            logit_p,
+            temperature,
+            training,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     temperature = _checks.check_number(temperature, "temperature", above=0.0)
     check_single_source(generator, seed, rng_state)
     _checks.check_dense(input, "input")
@@ -61,7 +74,7 @@ def concrete_dropout(
     state = resolve_rng_state(input.device, generator, seed, rng_state)
     computed_in = torch.float64 if input.dtype == torch.float64 else torch.float32
     logit = logit_p.to(computed_in)
-    output: Tensor = ConcreteDropout.apply(input, logit, generator, state, temperature)[0]
+    output: Tensor = ConcreteDropout.run((input, logit, state), (temperature,))
     return output
 
 

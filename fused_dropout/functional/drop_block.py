@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fused_dropout import _checks, _ext
-from fused_dropout.autograd.drop_block import DropBlock
+from fused_dropout._ops.drop_block import DropBlock, DropBlockInPlace
 from fused_dropout.drop_block_gamma import exact_gamma, paper_gamma
-from fused_dropout.rng import check_single_source, make_rng_state, resolve_rng_state
+from fused_dropout.rng import check_single_source, resolve_rng_state, unused_rng_state
 
 NORMALIZATIONS = ("batch", "sample", "none")
 GAMMAS = ("paper", "exact")
@@ -35,6 +36,23 @@ def drop_block1d(
     rng_state: Tensor | None = None,
 ) -> Tensor:
     """Drops ``block_size`` elements in a row of ``[N, C, L]``; see :func:`drop_block2d`."""
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            drop_block1d,
+            (input,),
+            input,
+            p,
+            block_size,
+            inplace,
+            eps,
+            training,
+            normalize=normalize,
+            share_channels=share_channels,
+            gamma=gamma,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     options = Options(inplace, eps, normalize, share_channels, gamma)
     return _drop_block(1, input, p, block_size, options, training, generator, seed, rng_state)
 
@@ -101,6 +119,23 @@ def drop_block2d(
         RuntimeError: a dtype that is not floating point; no kernels for the device.
         TypeError: an argument of the wrong type.
     """
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            drop_block2d,
+            (input,),
+            input,
+            p,
+            block_size,
+            inplace,
+            eps,
+            training,
+            normalize=normalize,
+            share_channels=share_channels,
+            gamma=gamma,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     options = Options(inplace, eps, normalize, share_channels, gamma)
     return _drop_block(2, input, p, block_size, options, training, generator, seed, rng_state)
 
@@ -121,6 +156,23 @@ def drop_block3d(
     rng_state: Tensor | None = None,
 ) -> Tensor:
     """Drops cubes of every channel of ``[N, C, D, H, W]``; see :func:`drop_block2d`."""
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            drop_block3d,
+            (input,),
+            input,
+            p,
+            block_size,
+            inplace,
+            eps,
+            training,
+            normalize=normalize,
+            share_channels=share_channels,
+            gamma=gamma,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     options = Options(inplace, eps, normalize, share_channels, gamma)
     return _drop_block(3, input, p, block_size, options, training, generator, seed, rng_state)
 
@@ -180,10 +232,9 @@ def _drop_block(
     _checks.check_float_tensor(input, "input")
     _ext.require_backend(input.device)
     bits, scale = _draw_mask(input, p, sides, options, generator, seed, rng_state)
-    # torch.compile cannot trace a Function that writes to its input.
-    writes = options.inplace and not torch.compiler.is_compiling()
-    output: Tensor = DropBlock.apply(input, bits, scale, options.share_channels, writes)
-    return input.copy_(output) if options.inplace and not writes else output
+    op = DropBlockInPlace if options.inplace else DropBlock
+    output: Tensor = op.run((input, bits, scale), (options.share_channels,))
+    return output
 
 
 def _seed_rate(p: float, sizes: Sequence[int], block: Sequence[int], gamma: str) -> float:
@@ -210,13 +261,8 @@ def _draw_mask(
     scales = {"none": 0, "batch": 1, "sample": input.shape[0]}[options.normalize]
     settings = (block, gamma, options.share_channels, scales, float(options.eps))
     if gamma == 1.0:  # nothing is drawn, so the generator stays where it is
-        state: Tensor | None = make_rng_state(0, 0, input.device)
+        state = unused_rng_state()
     else:
         state = resolve_rng_state(input.device, generator, seed, rng_state)
-    draw = _ext.operators().drop_block_mask
-    like = input.detach()
-    if state is None:
-        bits, scale, _ = draw.generator(like, generator, *settings)
-    else:
-        bits, scale = draw(like, state, *settings)
+    bits, scale = _ext.operators().drop_block_mask(input.detach(), state, *settings)
     return bits, scale

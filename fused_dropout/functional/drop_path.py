@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.overrides import (
+    handle_torch_function,
+    has_torch_function,
+    has_torch_function_unary,
+)
 
 from fused_dropout import _checks
-from fused_dropout.autograd.dropout import DropoutSettings
+from fused_dropout._ops.dropout import DropoutSettings
+from fused_dropout._rates import inverse_keep_rate
 from fused_dropout.functional.dropout import run_dropout
-from fused_dropout.reference import keep_rate
 from fused_dropout.rng import check_single_source
 
 MODES = ("batch", "row")
@@ -52,6 +57,18 @@ def stochastic_depth(
         RuntimeError: a dtype that is not floating point; no kernels for the device.
         TypeError: an argument of the wrong type.
     """
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            stochastic_depth,
+            (input,),
+            input,
+            p,
+            mode,
+            training,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     p = _checks.check_probability(p)
     _checks.check_choice(mode, "mode", MODES)
     check_single_source(generator, seed, rng_state)
@@ -82,6 +99,18 @@ def drop_path(
 
     The other arguments and errors as :func:`stochastic_depth`.
     """
+    if has_torch_function_unary(x):
+        return handle_torch_function(
+            drop_path,
+            (x,),
+            x,
+            drop_prob,
+            training,
+            scale_by_keep,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     drop_prob = _checks.check_probability(drop_prob, "drop_prob")
     check_single_source(generator, seed, rng_state)
     _checks.check_dense(x, "x")
@@ -121,6 +150,19 @@ def drop_path_add(
     The other arguments and errors as :func:`stochastic_depth`; RuntimeError for another shape or
     device of ``branch``.
     """
+    if has_torch_function((x, branch)):
+        return handle_torch_function(
+            drop_path_add,
+            (x, branch),
+            x,
+            branch,
+            drop_prob,
+            training,
+            scale_by_keep,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     drop_prob = _checks.check_probability(drop_prob, "drop_prob")
     check_single_source(generator, seed, rng_state)
     _checks.check_dense(x, "x")
@@ -158,5 +200,4 @@ def _settings(branch: Tensor, p: float, mode: str, scale_by_keep: bool) -> Dropo
     if mode == "row" and branch.dim() == 0:
         raise IndexError("dropping samples takes [N, ...], got a tensor without dimensions")
     shared_dims = tuple(range(1 if mode == "row" else 0, branch.dim()))
-    q = keep_rate(p)
-    return DropoutSettings(p, shared_dims, 1.0 / q if scale_by_keep and q > 0 else 1.0)
+    return DropoutSettings(p, shared_dims, inverse_keep_rate(p) if scale_by_keep else 1.0)

@@ -7,10 +7,11 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout import _checks, _ext
-from fused_dropout.autograd.dropconnect import DropConnectLinear, DropConnectMasks
-from fused_dropout.reference import keep_rate, threshold
+from fused_dropout._ops.dropconnect import DropConnectLinear
+from fused_dropout._rates import keep_rate, philox_calls
 from fused_dropout.rng import check_single_source, resolve_rng_state
 
 MASK_MODES = ("row", "example", "batch")
@@ -77,6 +78,22 @@ def dropconnect_linear(
         RuntimeError: shapes, dtypes or devices that do not fit; no kernels for the device.
         TypeError: an argument of the wrong type.
     """
+    if has_torch_function((input, weight, bias)):
+        return handle_torch_function(
+            dropconnect_linear,
+            (input, weight, bias),
+            input,
+            weight,
+            bias,
+            p,
+            training,
+            mask=mask,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+            convention=convention,
+            mask_storage=mask_storage,
+        )
     p = _checks.check_probability(p)
     _checks.check_choice(convention, "convention", CONVENTIONS)
     _checks.check_choice(mask_storage, "mask_storage", MASK_STORAGES)
@@ -96,28 +113,15 @@ def dropconnect_linear(
     flat = input.reshape(math.prod(input.shape[:-1]), weight.shape[1])
     state = resolve_rng_state(input.device, generator, seed, rng_state)
     needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-    n_masks = -(-flat.shape[0] // rows_per_mask)
     bits = None
-    if needs_grad and _stores_masks(mask_storage, p, n_masks, weight):
-        bits, state = _draw_mask_bits(state, generator, n_masks, weight, p)
-    masks = DropConnectMasks(state, bits, p, rows_per_mask, convention == "inverted")
-    output, _ = DropConnectLinear.apply(flat, weight, bias, generator, *masks)
+    if needs_grad:
+        n_masks = -(-flat.shape[0] // rows_per_mask)
+        if _stores_masks(mask_storage, p, n_masks, weight):
+            bits = _ext.operators().dropconnect_mask_bits(weight, state, n_masks, p)
+    output: Tensor = DropConnectLinear.run(
+        (flat, weight, bias, state, bits), (p, rows_per_mask, convention == "inverted")
+    )
     return output.reshape(*input.shape[:-1], weight.shape[0])
-
-
-def _draw_mask_bits(
-    state: Tensor | None,
-    generator: torch.Generator | None,
-    n_masks: int,
-    weight: Tensor,
-    p: float,
-) -> tuple[Tensor, Tensor]:
-    """Packed masks, and the random state that they came from."""
-    draw = _ext.operators().dropconnect_mask_bits
-    if state is not None:
-        return draw(state, n_masks, *weight.shape, p), state
-    bits, state = draw.generator(weight, generator, n_masks, p)
-    return bits, state
 
 
 def _autocast_enabled(device: torch.device) -> bool:
@@ -193,14 +197,7 @@ def _stores_masks(mask_storage: str, p: float, n_masks: int, weight: Tensor) -> 
     """Whether forward draws packed masks for backward to read."""
     if mask_storage != "auto":
         return mask_storage == "packed"
-    if _digits(p) < PACKED_MIN_DIGITS:
+    if philox_calls(p) < PACKED_MIN_DIGITS:
         return False
     groups, outs = -(-weight.shape[1] // 128), -(-weight.shape[0] // 8) * 8
     return 16 * groups * n_masks * outs <= PACKED_MAX_BYTES
-
-
-def _digits(p: float, digits: int = 16) -> int:
-    """Binary digits of the keep rate, each a Philox call per 128 elements; 0 draws nothing."""
-    t = threshold(p, digits)
-    trailing_zeros = (t & -t).bit_length() - 1
-    return digits - trailing_zeros if 0 < t < 2**digits else 0

@@ -5,20 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fused_dropout import _checks, _ext
-from fused_dropout.autograd.dropout import (
-    Dropout,
-    DropoutInPlace,
-    DropoutSettings,
-    DropoutWithTangents,
-)
-from fused_dropout.reference import keep_rate
-from fused_dropout.rng import check_single_source, make_rng_state, resolve_rng_state
+from fused_dropout._ops.dropout import Dropout, DropoutInPlace, DropoutSettings
+from fused_dropout._rates import inverse_keep_rate, keep_rate
+from fused_dropout.rng import check_single_source, resolve_rng_state, unused_rng_state
 
 CONVENTIONS = ("inverted", "paper")
 
@@ -76,14 +71,29 @@ def dropout(
             grad, or on elements that share memory.
         TypeError: an argument of the wrong type.
     """
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            dropout,
+            (input,),
+            input,
+            p,
+            training,
+            inplace,
+            broadcast_dims=broadcast_dims,
+            convention=convention,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     p = _check(input, p)
     _checks.check_choice(convention, "convention", CONVENTIONS)
     check_single_source(generator, seed, rng_state)
-    shared_dims = _checks.as_dims(broadcast_dims, "broadcast_dims", input.dim())
-    q = keep_rate(p)
+    shared_dims: tuple[int, ...] = ()
+    if broadcast_dims != ():
+        shared_dims = _checks.as_dims(broadcast_dims, "broadcast_dims", input.dim())
     if not training:
-        return _scaled(input, q, inplace) if convention == "paper" else input
-    scale = _inverse(q) if convention == "inverted" else 1.0
+        return _scaled(input, keep_rate(p), inplace) if convention == "paper" else input
+    scale = inverse_keep_rate(p) if convention == "inverted" else 1.0
     settings = DropoutSettings(p, shared_dims, scale)
     return run_dropout(input, settings, inplace, generator, seed, rng_state)
 
@@ -105,6 +115,18 @@ def dropout1d(
     Source: Tompson et al., "Efficient Object Localization Using Convolutional Networks", CVPR 2015.
     Arguments and errors as :func:`dropout`; RuntimeError for another number of dimensions.
     """
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            dropout1d,
+            (input,),
+            input,
+            p,
+            training,
+            inplace,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     p = _check(input, p)
     if input.dim() not in (2, 3):
         raise RuntimeError(
@@ -130,6 +152,18 @@ def dropout2d(
     2 on.
     Source, arguments and errors as :func:`dropout1d`.
     """
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            dropout2d,
+            (input,),
+            input,
+            p,
+            training,
+            inplace,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     p = _check(input, p)
     if input.dim() == 3:
         warnings.warn(
@@ -157,6 +191,18 @@ def dropout3d(
     Like torch's, it takes fewer dimensions with a warning, the first of them for C. Source,
     arguments and errors as :func:`dropout1d`.
     """
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            dropout3d,
+            (input,),
+            input,
+            p,
+            training,
+            inplace,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     p = _check(input, p)
     if input.dim() not in (4, 5):
         _warn_of_dimensions("dropout3d", input.dim(), "[N, C, D, H, W] or [C, D, H, W]")
@@ -182,6 +228,18 @@ def alpha_dropout(
     Source: Klambauer et al., "Self-Normalizing Neural Networks", NeurIPS 2017, section 3.
     Arguments and errors as :func:`dropout`.
     """
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            alpha_dropout,
+            (input,),
+            input,
+            p,
+            training,
+            inplace,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     return _alpha_dropout(input, p, training, inplace, False, generator, seed, rng_state)
 
 
@@ -196,6 +254,18 @@ def feature_alpha_dropout(
     rng_state: Tensor | None = None,
 ) -> Tensor:
     """:func:`alpha_dropout` of whole channels of ``[N, C, ...]``, as torch's of this name."""
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            feature_alpha_dropout,
+            (input,),
+            input,
+            p,
+            training,
+            inplace,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     return _alpha_dropout(input, p, training, inplace, True, generator, seed, rng_state)
 
 
@@ -222,6 +292,20 @@ def locked_dropout(
 
     The other arguments and errors as :func:`dropout`; RuntimeError for fewer than 2 dimensions.
     """
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            locked_dropout,
+            (input,),
+            input,
+            p,
+            training,
+            inplace,
+            batch_first=batch_first,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
+    _checks.check_dense(input, "input")
     time = 1 if batch_first else 0
     if input.dim() < 2:
         wanted = "[N, T, ...]" if batch_first else "[T, N, ...]"
@@ -251,50 +335,23 @@ def run_dropout(
     q = keep_rate(settings.p)
     if input.numel() == 0:
         return input if residual is None else input + residual
-    if q == 1.0 and residual is None:
-        return input
-    if q == 0.0 and settings.fill == 0.0 and residual is None and not input.is_floating_point():
-        zero = input.new_zeros(())  # torch takes any dtype here
-        return input.mul_(zero) if inplace else input * zero
-    _checks.check_float_tensor(input, "input")
-    _ext.require_backend(input.device)
-    if q in (0.0, 1.0):  # nothing is drawn, so the generator stays where it is
-        state: Tensor | None = make_rng_state(0, 0, input.device)
-    else:
+    if 0.0 < q < 1.0:
+        _checks.check_float_tensor(input, "input")
+        _ext.require_backend(input.device)
         state = resolve_rng_state(input.device, generator, seed, rng_state)
-    arguments = (input, residual, generator, state, *settings)
-    if not inplace:
-        return _output_of(*arguments)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return input.copy_(_output_of(*arguments))
-    _check_writable(input)
-    changed: Tensor = DropoutInPlace.apply(*arguments)
-    return changed
-
-
-def _output_of(*arguments: Any) -> Tensor:
-    output: Tensor
-    if torch.compiler.is_compiling():
-        output = Dropout.apply(*arguments)[0]
-    elif torch._C._are_functorch_transforms_active():
-        output = DropoutWithTangents.apply(*arguments)[0]
     else:
-        # What apply() calls after it has inspected forward's signature, which takes longer than
-        # drawing and applying a million bits.
-        output = super(torch.autograd.Function, DropoutWithTangents).apply(*arguments)[0]
+        if residual is None and (settings.p == 0.0 or (q == 1.0 and inplace)):
+            return input
+        zeros = q == 0.0 and settings.fill == 0.0 and residual is None
+        if zeros and not input.is_floating_point():  # torch takes any dtype here
+            zero = input.new_zeros(())
+            return input.mul_(zero) if inplace else input * zero
+        _checks.check_float_tensor(input, "input")
+        _ext.require_backend(input.device)
+        state = unused_rng_state()
+    op = DropoutInPlace if inplace else Dropout
+    output: Tensor = op.run((input, residual, state), settings)
     return output
-
-
-def _check_writable(input: Tensor) -> None:
-    """Raises torch's error for leaves before anything is written; autograd would do so after."""
-    if not (torch.is_grad_enabled() and input.requires_grad):
-        return
-    base = input._base if input._is_view() else input
-    if base is not None and base.is_leaf and base.requires_grad:
-        kind = "a view of a leaf" if input._is_view() else "a leaf"
-        raise RuntimeError(
-            f"{kind} Variable that requires grad is being used in an in-place operation."
-        )
 
 
 def _check(input: Tensor, p: float) -> float:
@@ -377,8 +434,3 @@ def alpha_affine(q: float) -> tuple[float, float]:
 
 def _scaled(input: Tensor, factor: float, inplace: bool) -> Tensor:
     return input.mul_(factor) if inplace else input * factor
-
-
-def _inverse(q: float) -> float:
-    """1/q; 1 where nothing is kept."""
-    return 1.0 / q if q > 0 else 1.0

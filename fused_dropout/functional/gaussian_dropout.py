@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fused_dropout import _checks, _ext
-from fused_dropout.autograd.gaussian_dropout import GaussianDropout
+from fused_dropout._ops.gaussian_dropout import GaussianDropout, GaussianDropoutInPlace
 from fused_dropout.rng import check_single_source, resolve_rng_state
 
 
@@ -51,6 +52,18 @@ def gaussian_dropout(
         RuntimeError: a dtype that is not floating point; no kernels for the device.
         TypeError: an argument of the wrong type.
     """
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            gaussian_dropout,
+            (input,),
+            input,
+            p,
+            training,
+            inplace,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     p = check_gaussian_rate(p)
     check_single_source(generator, seed, rng_state)
     _checks.check_dense(input, "input")
@@ -59,11 +72,9 @@ def gaussian_dropout(
     _checks.check_float_tensor(input, "input")
     _ext.require_backend(input.device)
     state = resolve_rng_state(input.device, generator, seed, rng_state)
-    # torch.compile cannot trace a Function that writes to its input.
-    writes = inplace and not torch.compiler.is_compiling()
-    sigma = math.sqrt(p / (1 - p))
-    output: Tensor = GaussianDropout.apply(input, generator, state, sigma, writes)[0]
-    return input.copy_(output) if inplace and not writes else output
+    op = GaussianDropoutInPlace if inplace else GaussianDropout
+    output: Tensor = op.run((input, state), (math.sqrt(p / (1 - p)),))
+    return output
 
 
 def check_gaussian_rate(p: Any) -> float:

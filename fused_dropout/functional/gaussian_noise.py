@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout import _checks, _ext
-from fused_dropout.autograd.gaussian_noise import GaussianNoise
+from fused_dropout._ops.gaussian_noise import GaussianNoise
 from fused_dropout.rng import check_single_source, resolve_rng_state
 
 
@@ -46,6 +47,17 @@ def gaussian_noise(
         RuntimeError: shapes, dtypes or devices that do not fit; no kernels for the device.
         TypeError: an argument of the wrong type.
     """
+    if has_torch_function((mean, variance)):
+        return handle_torch_function(
+            gaussian_noise,
+            (mean, variance),
+            mean,
+            variance,
+            eps=eps,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
     eps = _checks.check_number(eps, "eps", at_least=0.0)
     check_single_source(generator, seed, rng_state)
     for tensor, name in ((mean, "mean"), (variance, "variance")):
@@ -57,5 +69,5 @@ def gaussian_noise(
     if mean.numel() == 0:
         return mean + variance
     state = resolve_rng_state(mean.device, generator, seed, rng_state)
-    output: Tensor = GaussianNoise.apply(mean, variance, generator, state, eps)[0]
+    output: Tensor = GaussianNoise.run((mean, variance, state), (eps,))
     return output

@@ -27,17 +27,10 @@ int draw_bytes(const int64_t* rng_state, int stream, double p, int digits, uint6
                            out, nullptr, max_blocks);
 }
 
-// One group with the seed and the offset by value, which the kernel records.
-int draw_by_value(uint64_t seed, uint64_t offset, double p, uint32_t* out, int64_t* record) {
-  return launch_draw_groups(rule_of(0, p, kDefaultDigits), {nullptr, nullptr, seed, offset, record},
-                            0, 1, 1, out, nullptr);
-}
-
-// One group as a captured CUDA graph draws it: the offset in memory and what the graph has used.
-int draw_captured(const int64_t* seed, const int64_t* offset, uint64_t offset_in_graph, double p,
-                  uint32_t* out, int64_t* record) {
-  return launch_draw_groups(rule_of(0, p, kDefaultDigits),
-                            {seed, offset, 0, offset_in_graph, record}, 0, 1, 1, out, nullptr);
+// One group with the seed and the offset by value.
+int draw_by_value(uint64_t seed, uint64_t offset, double p, uint32_t* out) {
+  return launch_draw_groups(rule_of(0, p, kDefaultDigits), {nullptr, seed, offset}, 0, 1, 1, out,
+                            nullptr);
 }
 
 __global__ void place_kernel(int64_t group, int64_t cols, int64_t* out) {
@@ -56,7 +49,6 @@ CUDA_ON_CPU_ENTRY(draw_groups);
 CUDA_ON_CPU_ENTRY(draw_packed);
 CUDA_ON_CPU_ENTRY(draw_bytes);
 CUDA_ON_CPU_ENTRY(draw_by_value);
-CUDA_ON_CPU_ENTRY(draw_captured);
 CUDA_ON_CPU_ENTRY(place);
 
 }  // namespace

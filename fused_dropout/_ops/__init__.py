@@ -1,0 +1,69 @@
+"""What torch is told of the operators: results, derivatives, batches, multiply-adds.
+
+One file an op; `_differentiable.py`, `_in_place.py` and `_constant.py` say what follows from it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fused_dropout._ops import (
+    bias_act_dropout_add,
+    concrete_dropout,
+    drop_block,
+    dropconnect,
+    dropout,
+    gaussian_dropout,
+    gaussian_noise,
+    masks_and_noise,
+)
+from fused_dropout._ops._constant import register_constant
+from fused_dropout._ops._differentiable import NAMESPACE, Differentiable, register
+from fused_dropout._ops._flops import register_flops_when_counted
+from fused_dropout._ops._in_place import InPlace, register_in_place
+
+DIFFERENTIABLE: tuple[type[Differentiable], ...] = (
+    dropout.Dropout,
+    gaussian_dropout.GaussianDropout,
+    gaussian_noise.GaussianNoise,
+    gaussian_noise.GaussianNoiseDVariance,
+    concrete_dropout.ConcreteDropout,
+    concrete_dropout.ConcreteDropoutBackward,
+    bias_act_dropout_add.BiasActDropoutAdd,
+    bias_act_dropout_add.DInput,
+    bias_act_dropout_add.DBoth,
+    drop_block.DropBlock,
+    dropconnect.DropConnectLinear,
+    dropconnect.DInput,
+    dropconnect.DWeight,
+    dropconnect.DBoth,
+    dropconnect.DBias,
+)
+IN_PLACE: tuple[type[InPlace], ...] = (
+    dropout.DropoutInPlace,
+    gaussian_dropout.GaussianDropoutInPlace,
+    drop_block.DropBlockInPlace,
+)
+CONSTANT = {
+    "mask": masks_and_noise.fake_mask,
+    "packed_mask": masks_and_noise.fake_packed_mask,
+    "uniform_noise": masks_and_noise.fake_noise,
+    "normal_noise": masks_and_noise.fake_noise,
+    "drop_block_mask": drop_block.fake_mask,
+    "dropconnect_mask_bits": dropconnect.fake_mask_bits,
+}
+
+_library: torch.library.Library | None = None
+
+
+def register_operators() -> None:
+    """Registers all of it once, after the extension has defined the operators."""
+    global _library
+    _library = torch.library.Library(NAMESPACE, "IMPL")  # what is registered lives as long as this
+    for op in DIFFERENTIABLE:
+        register(op, _library)
+    for changing in IN_PLACE:
+        register_in_place(changing, _library)
+    for name, fake in CONSTANT.items():
+        register_constant(name, fake, _library)
+    register_flops_when_counted()

@@ -1,0 +1,268 @@
+"""Operators that are differentiated: what torch is told of each, made from one description.
+
+A description (:class:`Differentiable`) has three formulas: what to save, backward, and jvp. They
+call operators only through :meth:`Differentiable.call`, so that every derivative can be
+differentiated again. From them come
+
+- an autograd kernel of the operator itself, for callers of `torch.ops.fused_dropout`, for
+  torch.compile, torch.export, make_fx and AOTInductor;
+- an old-style autograd Function, the cheapest that torch has, for eager calls;
+- a new-style Function with forward mode and a batching rule, for torch.func's transforms and for
+  torch.autograd.forward_ad. Every transform sees an operator first at the dispatch key
+  FuncTorchDynamicLayerFrontMode, where it stands for the operator.
+
+Whatever records operators (make_fx, AOTAutograd, FakeTensorMode, FLOP counters) sees the public
+operator, whose derivatives it can take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+from fused_dropout import _private_torch as private
+
+NAMESPACE = "fused_dropout"
+TRANSFORMS = "FuncTorchDynamicLayerFrontMode"
+
+Tensors = tuple[Tensor | None, ...]
+Settings = tuple[Any, ...]
+Results = Any  # a Tensor, or a tuple of them
+Dims = tuple[int | None, ...]  # of each tensor, the dimension that counts a batch's items, if any
+
+
+class OpaqueSettings:
+    """Settings as torch.func passes them on: whole.
+
+    It takes tuples apart, and counts their leaves as operands.
+    """
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: Settings) -> None:
+        self.values = values
+
+
+class Differentiable:
+    """One operator. Its tensors come first, and the first ``inputs`` of these are differentiated.
+
+    Subclasses are never instantiated: they hold the description as static methods.
+    """
+
+    name: ClassVar[str]
+    inputs: ClassVar[int]
+
+    # Set by `register`.
+    operator: ClassVar[Any]
+    tensors: ClassVar[int]
+    eager: ClassVar[type[torch.autograd.Function]]
+    general: ClassVar[type[torch.autograd.Function]]
+
+    @staticmethod
+    def fake(*args: Any) -> Results:
+        """Results of the right shape, dtype, strides and device."""
+        raise NotImplementedError
+
+    @staticmethod
+    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+        """What backward needs where the inputs of ``needs`` get gradients.
+
+        ``jvp`` gets what is saved where all of them do.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
+        """The gradients of the inputs, those of ``needs``, from those of the results.
+
+        A gradient is None where nothing was made of a result; at least one is given.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Results:
+        """The results' tangents, from those of the inputs; at least one is given."""
+        raise NotImplementedError
+
+    @classmethod
+    def vmap(cls, items: int, dims: Dims, tensors: Tensors, settings: Settings) -> Any:
+        """Results for a batch of ``items``, and the dimensions of the results that count them."""
+        return item_by_item(cls.call, items, dims, tensors, settings)
+
+    @classmethod
+    def run(cls, tensors: Tensors, settings: Settings) -> Results:
+        """What the functional forms call: as `call`, and torch.compile traces the operator."""
+        if torch.compiler.is_compiling():
+            return cls.operator(*tensors, *settings)
+        return cls.call(tensors, settings)
+
+    @classmethod
+    def call(cls, tensors: Tensors, settings: Settings) -> Results:
+        """The operator, differentiably, in the cheapest way that is right."""
+        if private.transforms_active():
+            return cls.general.apply(*tensors, OpaqueSettings(settings))
+        inputs = tensors[: cls.inputs]
+        if private.in_dual_level() and has_tangent(inputs):
+            return cls.general.apply(*tensors, OpaqueSettings(settings))
+        if torch.is_grad_enabled():
+            for input in inputs:
+                if input is not None and input.requires_grad:
+                    return cls.eager.apply(*tensors, settings)
+        return run_below_autograd(cls.operator, tensors, settings)
+
+
+def has_tangent(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether forward-mode differentiation outside torch.func follows one of them."""
+    try:
+        return any(t is not None and unpack_dual(t)[1] is not None for t in tensors)
+    except RuntimeError:  # torch's own batches of tangents cannot be asked; they may have some
+        return True
+
+
+def run_below_autograd(operator: Any, tensors: Tensors, settings: Settings) -> Results:
+    """The operator without its autograd kernel."""
+    if private.below_autograd is None:
+        return operator(*tensors, *settings)
+    with private.below_autograd():
+        return operator(*tensors, *settings)
+
+
+def gradients(op: type[Differentiable], ctx: Any, grads: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A Function's backward: the gradients of the operator's inputs, and None for the rest."""
+    constants = len(ctx.needs_input_grad) - op.inputs
+    if all(grad is None for grad in grads):
+        return (None,) * (op.inputs + constants)
+    needs = ctx.needs_input_grad[: op.inputs]
+    return (*op.backward(ctx.saved_tensors, ctx.settings, needs, *grads), *[None] * constants)
+
+
+def item_by_item(
+    call: Any, items: int, dims: Dims, tensors: Tensors, settings: Settings
+) -> tuple[Results, Any]:
+    """A batch as a loop over its items; the results count them in dimension 0."""
+    results = [
+        call(
+            tuple(
+                tensor if tensor is None or dim is None else tensor.select(dim, item)
+                for tensor, dim in zip(tensors, dims, strict=True)
+            ),
+            settings,
+        )
+        for item in range(items)
+    ]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results), 0
+    stacked = tuple(torch.stack(each) for each in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def register(op: type[Differentiable], library: torch.library.Library) -> None:
+    """Tells torch all of ``op``, whose schema the extension has defined."""
+    op.operator = getattr(getattr(torch.ops, NAMESPACE), op.name).default
+    arguments = op.operator._schema.arguments
+    op.tensors = sum("Tensor" in str(argument.type) for argument in arguments)
+    op.eager = _eager_function(op)
+    op.general = _general_function(op)
+
+    torch.library.register_fake(f"{NAMESPACE}::{op.name}", op.fake, lib=library)
+    if private.below_autograd is None:
+        _register_public_autograd(op, library)
+    else:
+        library.impl(op.name, _split_arguments(op, op.call), "Autograd")
+    library.impl(op.name, _split_arguments(op, _apply_general(op)), TRANSFORMS)
+
+
+def _split_arguments(op: type[Differentiable], call: Any) -> Any:
+    """``call(tensors, settings)`` as a kernel of the operator."""
+
+    def kernel(*args: Any) -> Results:
+        tensors = args[: op.tensors]
+        check_not_differentiated(op, tensors)
+        return call(tensors, args[op.tensors :])
+
+    return kernel
+
+
+def check_not_differentiated(op: type[Differentiable], tensors: Tensors) -> None:
+    """Raises where a gradient is wanted for a tensor that the operator takes as a constant."""
+    for tensor in tensors[op.inputs :]:
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(
+                f"{NAMESPACE}::{op.name} is differentiable in its first {op.inputs} tensors only; "
+                "detach the others"
+            )
+
+
+def _apply_general(op: type[Differentiable]) -> Any:
+    return lambda tensors, settings: op.general.apply(*tensors, OpaqueSettings(settings))
+
+
+def _register_public_autograd(op: type[Differentiable], library: torch.library.Library) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
+        tensors, ctx.settings = inputs[: op.tensors], inputs[op.tensors :]
+        ctx.save_for_backward(*op.save(tensors, ctx.needs_input_grad))
+
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        return gradients(op, ctx, grads)
+
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{op.name}", backward, setup_context=setup_context, lib=library
+    )
+
+
+def _eager_function(op: type[Differentiable]) -> type[torch.autograd.Function]:
+    """Reverse mode without transforms. Arguments: the tensors, then all settings as one tuple."""
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Results:
+            tensors, ctx.settings = args[:-1], args[-1]
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(*op.save(tensors, ctx.needs_input_grad))
+            return run_below_autograd(op.operator, tensors, ctx.settings)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            return gradients(op, ctx, grads)
+
+    Eager.__name__ = Eager.__qualname__ = op.__name__
+    return Eager
+
+
+def _general_function(op: type[Differentiable]) -> type[torch.autograd.Function]:
+    """Reverse and forward mode and vmap. Arguments: the tensors, then OpaqueSettings."""
+
+    class General(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> Results:
+            return run_below_autograd(op.operator, args[:-1], args[-1].values)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
+            *tensors, settings = inputs
+            saved = op.save(tuple(tensors), (True,) * op.inputs)
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(*saved)
+            ctx.save_for_forward(*saved)
+            ctx.settings = settings.values
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            return gradients(op, ctx, grads)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Results:
+            return op.jvp(ctx.saved_tensors, ctx.settings, *tangents[: op.inputs])
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+            *tensors, settings = args
+            dims = in_dims[: op.tensors]
+            return op.vmap(info.batch_size, dims, tuple(tensors), settings.values)
+
+    General.__name__ = General.__qualname__ = op.__name__ + "UnderTransforms"
+    return General

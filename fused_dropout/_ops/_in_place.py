@@ -1,0 +1,125 @@
+"""Operators that write their result into their first tensor.
+
+torch functionalizes no operator of ours that returns what it changes. So whatever watches operators
+(torch.compile, make_fx, modes, transforms), and autograd, sees the pure operator and a copy_; the
+writing kernel itself runs only where nobody looks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from fused_dropout import _private_torch as private
+from fused_dropout._ops._differentiable import (
+    NAMESPACE,
+    TRANSFORMS,
+    Differentiable,
+    Settings,
+    Tensors,
+    check_not_differentiated,
+    gradients,
+    has_tangent,
+    run_below_autograd,
+)
+
+
+class InPlace:
+    """The operator ``pure.name`` + "_"; its backward must not need the first tensor."""
+
+    pure: ClassVar[type[Differentiable]]
+
+    # Set by `register_in_place`.
+    operator: ClassVar[Any]
+    function: ClassVar[type[torch.autograd.Function]]
+
+    @classmethod
+    def run(cls, tensors: Tensors, settings: Settings) -> Tensor:
+        """What the functional forms call: as `call`, and torch.compile traces a copy."""
+        if torch.compiler.is_compiling():
+            input = tensors[0]
+            assert input is not None
+            return input.copy_(cls.pure.operator(*tensors, *settings))
+        return cls.call(tensors, settings)
+
+    @classmethod
+    def call(cls, tensors: Tensors, settings: Settings) -> Tensor:
+        """Writes the result into ``tensors[0]`` and returns it."""
+        input, inputs = tensors[0], tensors[: cls.pure.inputs]
+        assert input is not None
+        if private.transforms_active() or (private.in_dual_level() and has_tangent(inputs)):
+            return input.copy_(cls.pure.call(tensors, settings))
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+            check_writable(input)
+            changed: Tensor = cls.function.apply(*tensors, settings)
+            return changed
+        return write_without_autograd(cls, tensors, settings)
+
+
+def write_without_autograd(op: type[InPlace], tensors: Tensors, settings: Settings) -> Tensor:
+    """The writing kernel. Autograd still learns that the tensor has changed."""
+    changed: Tensor = run_below_autograd(op.operator, tensors, settings)
+    increment_version(changed)
+    return changed
+
+
+def check_writable(input: Tensor) -> None:
+    """Raises torch's error for leaves before anything is written; autograd would do so after."""
+    if not input.requires_grad:
+        return
+    base = input._base if input._is_view() else input
+    if base is not None and base.is_leaf and base.requires_grad:
+        kind = "a view of a leaf" if input._is_view() else "a leaf"
+        raise RuntimeError(
+            f"{kind} Variable that requires grad is being used in an in-place operation."
+        )
+
+
+def register_in_place(op: type[InPlace], library: torch.library.Library) -> None:
+    """Tells torch all of ``op``, whose pure operator is registered."""
+    pure = op.pure
+    name = pure.name + "_"
+    op.operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+    op.function = _function(op)
+
+    def copied(*args: Any) -> Tensor:
+        input: Tensor = args[0]
+        return input.copy_(pure.operator(*args))
+
+    def with_autograd(*args: Any) -> Tensor:
+        tensors, settings = args[: pure.tensors], args[pure.tensors :]
+        check_not_differentiated(pure, tensors)
+        inputs = tensors[: pure.inputs]
+        wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+        if wanted or (private.in_dual_level() and has_tangent(inputs)):
+            return copied(*args)
+        return write_without_autograd(op, tensors, settings)
+
+    torch.library.register_fake(f"{NAMESPACE}::{name}", lambda input, *_: input, lib=library)
+    library.impl(name, copied, "Python")
+    library.impl(name, copied, TRANSFORMS)
+    library.impl(name, copied if private.below_autograd is None else with_autograd, "Autograd")
+
+
+def _function(op: type[InPlace]) -> type[torch.autograd.Function]:
+    """Arguments: the tensors, then all settings as one tuple."""
+    pure = op.pure
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Tensor:
+            tensors, ctx.settings = args[:-1], args[-1]
+            ctx.mark_dirty(tensors[0])
+            ctx.save_for_backward(*pure.save(tensors, ctx.needs_input_grad))
+            run_below_autograd(op.operator, tensors, ctx.settings)
+            return tensors[0]
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+            return gradients(pure, ctx, (grad,))
+
+    Eager.__name__ = Eager.__qualname__ = op.__name__
+    return Eager

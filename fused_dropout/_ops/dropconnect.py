@@ -1,0 +1,257 @@
+"""DropConnect's products: the layer and its gradients, which are the same products again.
+
+Matrices: input [rows, in], weight [out, in], grad_output [rows, out]. The settings of all but
+`DBias` are (p, rows_per_mask, rescale); mask_bits are the stored masks, or None to draw them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_dropout._ops._differentiable import (
+    Differentiable,
+    Dims,
+    Settings,
+    Tensors,
+    item_by_item,
+)
+
+STORED_OUTS_MULTIPLE = 8  # kStoredOutsMultiple in csrc/common/params.h
+
+
+class DropConnectLinear(Differentiable):
+    """rescaled (M * weight) input + m * bias. Tensors: input, weight, bias, rng_state, mask_bits.
+
+    As F.linear, it saves each operand only for the other's gradient.
+    """
+
+    name = "dropconnect_linear"
+    inputs = 3
+
+    @staticmethod
+    def fake(input: Tensor, weight: Tensor, *_: Any) -> Tensor:
+        return input.new_empty((input.shape[0], weight.shape[0]))
+
+    @staticmethod
+    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+        input, weight, _, rng_state, mask_bits = tensors
+        return (input if needs[1] else None), (weight if needs[0] else None), rng_state, mask_bits
+
+    @staticmethod
+    def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
+        (grad,) = grads
+        input, weight, *masks = saved
+        d_input = d_weight = d_bias = None
+        if needs[0] and needs[1]:
+            d_input, d_weight = DBoth.call((grad, input, weight, *masks), settings)
+        elif needs[0]:
+            d_input = DInput.call((grad, weight, *masks), settings)
+        elif needs[1]:
+            d_weight = DWeight.call((grad, input, *masks), settings)
+        if needs[2]:
+            d_bias = DBias.call((grad, masks[0]), settings)
+        return d_input, d_weight, d_bias
+
+    @staticmethod
+    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor:
+        input, weight, *masks = saved
+        of_input, of_weight, of_bias = tangents
+        terms = []
+        if of_input is not None:
+            terms.append(layer(of_input, weight, masks, settings))
+        if of_weight is not None:
+            terms.append(layer(input, of_weight, masks, settings))
+        if of_bias is not None:
+            assert input is not None
+            terms.append(masked_bias(input.shape[0], of_bias, masks, settings))
+        return sum(terms[1:], terms[0])
+
+    @classmethod
+    def vmap(cls, items: int, dims: Dims, tensors: Tensors, settings: Settings) -> Any:
+        """Where only the input is a batch, the same row of every item has the same mask."""
+        if dims[0] is None or any(dim is not None for dim in dims[1:]):
+            return item_by_item(cls.call, items, dims, tensors, settings)
+        p, rows_per_mask, rescale = settings
+        assert tensors[0] is not None
+        rows = tensors[0].movedim(dims[0], 1)  # so that these rows follow each other
+        flat = rows.reshape(-1, rows.shape[-1])
+        output = cls.call((flat, *tensors[1:]), (p, rows_per_mask * items, rescale))
+        return output.reshape(*rows.shape[:2], output.shape[-1]), 1
+
+
+class DInput(Differentiable):
+    """Tensors: grad_output, weight, rng_state, mask_bits."""
+
+    name = "dropconnect_linear_d_input"
+    inputs = 2
+
+    @staticmethod
+    def fake(grad_output: Tensor, weight: Tensor, *_: Any) -> Tensor:
+        return grad_output.new_empty((grad_output.shape[0], weight.shape[1]))
+
+    @staticmethod
+    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+        grad_output, weight, *masks = tensors
+        return (grad_output if needs[1] else None), (weight if needs[0] else None), *masks
+
+    @staticmethod
+    def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
+        (h,) = grads
+        grad_output, weight, *masks = saved
+        to_grad_output = layer(h, weight, masks, settings) if needs[0] else None
+        to_weight = DWeight.call((grad_output, h, *masks), settings) if needs[1] else None
+        return to_grad_output, to_weight
+
+    @staticmethod
+    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor:
+        return _product_rule(DInput, saved, settings, tangents)
+
+
+class DWeight(Differentiable):
+    """Tensors: grad_output, input, rng_state, mask_bits."""
+
+    name = "dropconnect_linear_d_weight"
+    inputs = 2
+
+    @staticmethod
+    def fake(grad_output: Tensor, input: Tensor, *_: Any) -> Tensor:
+        return grad_output.new_empty((grad_output.shape[1], input.shape[1]))
+
+    @staticmethod
+    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+        grad_output, input, *masks = tensors
+        return (grad_output if needs[1] else None), (input if needs[0] else None), *masks
+
+    @staticmethod
+    def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
+        (h,) = grads
+        grad_output, input, *masks = saved
+        to_grad_output = layer(input, h, masks, settings) if needs[0] else None
+        to_input = DInput.call((grad_output, h, *masks), settings) if needs[1] else None
+        return to_grad_output, to_input
+
+    @staticmethod
+    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor:
+        return _product_rule(DWeight, saved, settings, tangents)
+
+
+class DBoth(Differentiable):
+    """(d_input, d_weight). Tensors: grad_output, input, weight, rng_state, mask_bits.
+
+    On the CPU, one pass draws (or reads) every mask once for both.
+    """
+
+    name = "dropconnect_linear_d_both"
+    inputs = 3
+
+    @staticmethod
+    def fake(grad_output: Tensor, input: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        return DInput.fake(grad_output, weight), DWeight.fake(grad_output, input)
+
+    @staticmethod
+    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+        return tensors
+
+    @staticmethod
+    def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
+        of_d_input, of_d_weight = grads
+        grad_output, input, weight, *masks = saved
+        to_grad_output = to_input = to_weight = None
+        if needs[0]:
+            terms = []
+            if of_d_input is not None:
+                terms.append(layer(of_d_input, weight, masks, settings))
+            if of_d_weight is not None:
+                terms.append(layer(input, of_d_weight, masks, settings))
+            to_grad_output = sum(terms[1:], terms[0])
+        if needs[1] and of_d_weight is not None:
+            to_input = DInput.call((grad_output, of_d_weight, *masks), settings)
+        if needs[2] and of_d_input is not None:
+            to_weight = DWeight.call((grad_output, of_d_input, *masks), settings)
+        return to_grad_output, to_input, to_weight
+
+    @staticmethod
+    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> tuple[Tensor, Tensor]:
+        grad_output, input, weight, *masks = saved
+        of_grad_output, of_input, of_weight = tangents
+        zero_input, zero_weight = (
+            torch.zeros_like(tensor) for tensor in (input, weight) if tensor is not None
+        )
+        d_input = _product_rule(
+            DInput, (grad_output, weight, *masks), settings, (of_grad_output, of_weight)
+        )
+        d_weight = _product_rule(
+            DWeight, (grad_output, input, *masks), settings, (of_grad_output, of_input)
+        )
+        return (
+            zero_input if d_input is None else d_input,
+            zero_weight if d_weight is None else d_weight,
+        )
+
+
+class DBias(Differentiable):
+    """The gradient of the bias. Tensors: grad_output, rng_state."""
+
+    name = "dropconnect_linear_d_bias"
+    inputs = 1
+
+    @staticmethod
+    def fake(grad_output: Tensor, *_: Any) -> Tensor:
+        return grad_output.new_empty((grad_output.shape[1],))
+
+    @staticmethod
+    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+        return tensors
+
+    @staticmethod
+    def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
+        grad_output, rng_state = saved
+        assert grad_output is not None
+        return (masked_bias(grad_output.shape[0], grads[0], [rng_state, None], settings),)
+
+    @staticmethod
+    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor:
+        tangent: Tensor = DBias.call((tangents[0], saved[1]), settings)
+        return tangent
+
+
+def layer(
+    input: Tensor | None, weight: Tensor | None, masks: Sequence[Tensor | None], settings: Settings
+) -> Tensor:
+    """The layer without a bias."""
+    output: Tensor = DropConnectLinear.call((input, weight, None, *masks), settings)
+    return output
+
+
+def masked_bias(
+    rows: int, bias: Tensor, masks: Sequence[Tensor | None], settings: Settings
+) -> Tensor:
+    """The layer of a bias alone: one without input features."""
+    input, weight = bias.new_zeros(rows, 0), bias.new_zeros(bias.shape[0], 0)
+    output: Tensor = DropConnectLinear.call((input, weight, bias, masks[0], None), settings)
+    return output
+
+
+def _product_rule(
+    op: type[Differentiable], saved: Tensors, settings: Settings, tangents: Tensors
+) -> Any:
+    """The tangent of ``op``, which is linear in each of its two inputs; None without tangents."""
+    first, second, *masks = saved
+    of_first, of_second = tangents
+    terms = []
+    if of_first is not None:
+        terms.append(op.call((of_first, second, *masks), settings))
+    if of_second is not None:
+        terms.append(op.call((first, of_second, *masks), settings))
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+def fake_mask_bits(weight: Tensor, rng_state: Tensor, masks: int, p: float) -> Tensor:
+    """Results of dropconnect_mask_bits: stored masks, 1 bit per connection."""
+    out_features, in_features = weight.shape
+    outs = (out_features + STORED_OUTS_MULTIPLE - 1) // STORED_OUTS_MULTIPLE * STORED_OUTS_MULTIPLE
+    return weight.new_empty(((in_features + 127) // 128, masks, outs, 4), dtype=torch.int32)

@@ -1,0 +1,89 @@
+"""Dropout: (kept ? scale * input + shift : fill) + residual. Its gradient is the same again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fused_dropout._ops._differentiable import (
+    Differentiable,
+    Dims,
+    Settings,
+    Tensors,
+    item_by_item,
+)
+from fused_dropout._ops._in_place import InPlace
+
+
+class DropoutSettings(NamedTuple):
+    """The operator's settings. Elements share a mask bit along ``shared_dims``."""
+
+    p: float
+    shared_dims: Sequence[int]
+    scale: float
+    shift: float = 0.0
+    fill: float = 0.0
+
+
+class Dropout(Differentiable):
+    """Tensors: input, residual or None, rng_state. Nothing but the random state is saved."""
+
+    name = "dropout"
+    inputs = 2
+
+    @staticmethod
+    def fake(input: Tensor, *_: Any) -> Tensor:
+        return torch.empty_like(input)
+
+    @staticmethod
+    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+        return (tensors[2],)
+
+    @staticmethod
+    def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
+        (grad,) = grads
+        to_input, to_residual = needs
+        return (_linear_part(grad, None, saved, settings) if to_input else None), (
+            grad if to_residual else None
+        )
+
+    @staticmethod
+    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor | None:
+        of_input, of_residual = tangents
+        if of_input is None:
+            return of_residual
+        return _linear_part(of_input, of_residual, saved, settings)
+
+    @classmethod
+    def vmap(cls, items: int, dims: Dims, tensors: Tensors, settings: Settings) -> Any:
+        """Items that share the random state share the mask, so that one call does them all."""
+        input, residual, rng_state = tensors
+        if dims[2] is not None:
+            return item_by_item(cls.call, items, dims, tensors, settings)
+        p, shared_dims, *affine = settings
+        shared = (0, *(dim + 1 for dim in shared_dims))
+        batched = (_items_first(input, dims[0], items), _items_first(residual, dims[1], items))
+        return cls.call((*batched, rng_state), (p, shared, *affine)), 0
+
+
+class DropoutInPlace(InPlace):
+    """The same, written into the input."""
+
+    pure = Dropout
+
+
+def _linear_part(
+    input: Tensor, residual: Tensor | None, saved: Tensors, settings: Settings
+) -> Tensor:
+    p, shared_dims, scale = settings[:3]
+    output: Tensor = Dropout.call((input, residual, *saved), (p, shared_dims, scale, 0.0, 0.0))
+    return output
+
+
+def _items_first(tensor: Tensor | None, dim: int | None, items: int) -> Tensor | None:
+    if tensor is None:
+        return None
+    return tensor.expand(items, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

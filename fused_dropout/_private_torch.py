@@ -1,0 +1,55 @@
+"""Every use of torch's private API in this package, each with a public fallback that is slower.
+
+The rest of the package uses the four names at the end without knowing what is behind them. Where a
+release of torch lacks a private name, its fallback takes the general path: right, but with more
+work in every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+
+def _query_transforms() -> Callable[[], bool]:
+    """Fallback: always assume a transform; the Function for transforms is right without one too."""
+    query: Callable[[], bool] | None = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return query or (lambda: True)
+
+
+def _query_dual_level() -> Callable[[], bool]:
+    """Fallback: always assume a level; whether a tensor has a tangent is asked of the tensor."""
+    if not hasattr(forward_ad, "_current_level"):
+        return lambda: True
+    return lambda: forward_ad._current_level >= 0
+
+
+def _query_modes() -> Callable[[], bool]:
+    """Fallback: always assume a mode; a random state that is drawn on the device suits all."""
+    count: Callable[[], int] | None = getattr(torch._C, "_len_torch_dispatch_stack", None)
+    return (lambda: True) if count is None else (lambda: count() > 0)
+
+
+def _guard_below_autograd() -> Callable[[], AbstractContextManager[Any]] | None:
+    """Fallback: none. Then torch.library.register_autograd stands in for our own autograd kernels.
+
+    It loses the tangents of raw operators outside torch.func; functions and modules are right.
+    """
+    return getattr(torch._C, "_AutoDispatchBelowAutograd", None)
+
+
+#: Whether a torch.func transform (grad, vmap, jvp, ...) is active.
+transforms_active = _query_transforms()
+
+#: Whether torch.autograd.forward_ad.dual_level is active.
+in_dual_level = _query_dual_level()
+
+#: Whether a TorchDispatchMode records or replaces operators (make_fx, FakeTensorMode, ...).
+modes_active = _query_modes()
+
+#: Context in which operators run without their autograd kernels; None where torch has none.
+below_autograd = _guard_below_autograd()
