@@ -161,24 +161,24 @@ def _bits() -> Tensor:
 def _linear() -> list[Arguments]:
     input, weight, bias, _ = _matrices()
     return [
-        (input, weight, bias, _state(), *_LAYER, None),
-        (input, weight, None, _state(), *_LAYER, _bits()),
+        (input, weight, bias, _state(), None, *_LAYER),
+        (input, weight, None, _state(), _bits(), *_LAYER),
     ]
 
 
 def _linear_d_input() -> list[Arguments]:
     _, weight, _, grad = _matrices()
-    return [(grad, weight, _state(), *_LAYER, _bits())]
+    return [(grad, weight, _state(), _bits(), *_LAYER)]
 
 
 def _linear_d_weight() -> list[Arguments]:
     input, _, _, grad = _matrices()
-    return [(grad, input, _state(), *_LAYER, None)]
+    return [(grad, input, _state(), None, *_LAYER)]
 
 
 def _linear_d_both() -> list[Arguments]:
     input, weight, _, grad = _matrices()
-    return [(grad, input, weight, _state(), *_LAYER, None)]
+    return [(grad, input, weight, _state(), None, *_LAYER)]
 
 
 def _linear_d_bias() -> list[Arguments]:

@@ -333,9 +333,11 @@ def _masks_agree(target: Target, seed: int) -> Outcome:
     outcome = Outcome()
     draw = _ext.operators().dropconnect_mask_bits
     for sizes, p in itertools.product(((1, 1, 1), (5, 65, 260), (300, 17, 1100)), _PS):
-        here = draw(make_rng_state(seed, 12, "cpu"), *sizes, p)
+        masks, *matrix = sizes
+        here = draw(torch.empty(matrix), make_rng_state(seed, 12, "cpu"), masks, p)
+        weight = torch.empty(matrix, device=target.device)
         with target.active():
-            there = draw(make_rng_state(seed, 12, target.device), *sizes, p)
+            there = draw(weight, make_rng_state(seed, 12, target.device), masks, p)
         outcome.add_exact(torch.equal(there.cpu(), here), f"sizes={sizes}, p={p}")
     return outcome
 

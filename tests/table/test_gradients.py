@@ -148,18 +148,26 @@ TRANSFORMS: dict[str, Transform] = {
 }
 
 
+# Torch has no forward mode over the forward mode of Functions: an error is right there.
+FORWARD_TWICE = "jacfwd(jacfwd)"
+
+
 @each_op("torch.func")
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_torch_func(op: Op, transform: str, place: torch.device) -> None:
     def loss_of(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *operands: call(*operands).pow(3).sum()
 
-    operands = tuple(operands_of(op))
-    ours, wanted = (
-        torch.utils._pytree.tree_leaves(TRANSFORMS[transform](loss_of(call), operands))
-        for call in (call_of(op), reference_of(op))
-    )
-    assert_all_close(ours, wanted)
+    def transformed(call: Callable[..., Tensor]) -> list[Tensor]:
+        operands = tuple(operands_of(op))
+        return torch.utils._pytree.tree_leaves(TRANSFORMS[transform](loss_of(call), operands))
+
+    try:
+        ours = transformed(call_of(op))
+    except NotImplementedError:
+        assert transform == FORWARD_TWICE
+        return
+    assert_all_close(ours, transformed(reference_of(op)))
 
 
 @each_op("torch.func")
