@@ -175,4 +175,8 @@ def test_operators(operator: Operator, place: torch.device) -> None:
             def scalar(item: Tensor, call: Callable[..., Any] = call) -> Tensor:
                 return weighted(call(item))
 
+            if operator.in_place and position > 0:  # one tensor cannot hold the results of many
+                with pytest.raises(RuntimeError, match="vmap"):
+                    vmap(scalar)(items)
+                continue
             torch.testing.assert_close(vmap(scalar)(items), one_by_one(scalar, [0], [items]))
