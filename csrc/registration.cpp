@@ -20,13 +20,13 @@ TORCH_LIBRARY(fused_dropout, m) {
       " -> Tensor");
 
   // out = (kept ? scale * input + shift : fill) + residual. Elements share a mask bit along
-  // shared_dims.
+  // shared_dims. Reading an argument takes as long as drawing 1000 bits, so most have defaults.
   m.def(
-      "dropout(Tensor input, Tensor? residual, Tensor rng_state, float p, int[] shared_dims,"
-      " float scale, float shift, float fill) -> Tensor");
+      "dropout(Tensor input, Tensor? residual, Tensor rng_state, float p, float scale,"
+      " int[] shared_dims=[], float shift=0.0, float fill=0.0) -> Tensor");
   m.def(
-      "dropout_(Tensor(a!) input, Tensor? residual, Tensor rng_state, float p, int[] shared_dims,"
-      " float scale, float shift, float fill) -> Tensor(a!)");
+      "dropout_(Tensor(a!) input, Tensor? residual, Tensor rng_state, float p, float scale,"
+      " int[] shared_dims=[], float shift=0.0, float fill=0.0) -> Tensor(a!)");
 
   // The noise itself, float32 or float64, in row-major order; see common/noise.h.
   m.def("uniform_noise(Tensor rng_state, SymInt[] size, ScalarType dtype) -> Tensor");

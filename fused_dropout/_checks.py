@@ -16,6 +16,8 @@ FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def check_probability(p: Any, name: str = "p") -> float:
     """``p`` as a float in [0, 1]; raises as torch.nn.Dropout does."""
+    if type(p) is float and 0.0 <= p <= 1.0:
+        return p
     if isinstance(p, bool) or not isinstance(p, (float, numbers.Real)):
         raise TypeError(f"{name} must be a float, got {type(p).__name__}")
     value = float(p)
@@ -84,7 +86,7 @@ def check_dense(tensor: Any, name: str) -> None:
     """``tensor`` is a Tensor that is neither sparse nor nested."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-    if tensor.layout != torch.strided or tensor.is_nested:
+    if tensor.layout is not torch.strided or tensor.is_nested:
         kind = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
         raise RuntimeError(f"{name} must be a dense (torch.strided) tensor, got {kind}")
 

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 _REMEDY = f"To mend it, run in a checkout of fused_dropout, with this torch installed:\n  {REBUILD}"
@@ -83,10 +84,15 @@ def operators() -> Any:
     return torch.ops.fused_dropout
 
 
+def require_kernels(tensor: Tensor) -> None:
+    """Raises an error that tells the remedy where no kernels were built for ``tensor``'s device."""
+    if _extension is None or not tensor.is_cpu:
+        require_backend(tensor.device)
+
+
 def require_backend(device: torch.device) -> None:
-    """Raises an error that tells the remedy where no kernels were built for ``device``."""
-    if _extension is None:
-        load()
+    """The same for a device."""
+    load()
     if device.type in ("cpu", "meta"):
         return
     if device.type != "cuda":

@@ -34,6 +34,11 @@ def _query_modes() -> Callable[[], bool]:
     return (lambda: True) if count is None else (lambda: count() > 0)
 
 
+def call_of(operator: Any) -> Callable[..., Any]:
+    """What an operator overload calls. Fallback: the overload itself."""
+    return getattr(operator, "_op", operator)
+
+
 def _guard_below_autograd() -> Callable[[], AbstractContextManager[Any]] | None:
     """Fallback: none. Then torch.library.register_autograd stands in for our own autograd kernels.
 

@@ -43,17 +43,19 @@ def make_rng_state(seed: int, offset: int = 0, device: torch.device | str | None
     return state
 
 
-def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
-    """Raises a RuntimeError, as torch's own operators, for a generator of another device type."""
-    if generator is not None and generator.device.type != device.type:
+def check_generator(generator: Any, device: torch.device) -> None:
+    """Raises for what is no generator, or, as torch's operators, one of another device type."""
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    if generator.device.type != device.type:
         raise RuntimeError(
             f"generator must be on the input's device type '{device.type}', got "
             f"'{generator.device.type}'"
         )
 
 
-def draw_rng_state(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """A fresh random state from ``generator``, or from torch's default generator of ``device``.
+def draw_rng_state(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A fresh random state from ``generator``, or from torch's default one of ``tensor``'s device.
 
     ``torch.manual_seed`` and activation checkpointing therefore work as for torch's own dropout.
 
@@ -63,11 +65,11 @@ def draw_rng_state(device: torch.device, generator: torch.Generator | None = Non
     every replay and every run of a compiled graph draws anew, torch knows that the call is random,
     and ``vmap`` applies its ``randomness``.
     """
-    if device.type == "cuda" and not _drawn_on_device():
-        return _state_of_cuda_generator(device, generator)
+    if tensor.is_cuda and not _drawn_on_device():
+        return _state_of_cuda_generator(tensor.device, generator)
     if generator is None:  # torch.compile traces this form only
-        return torch.randint(_LOW, _HIGH, (2,), device=device)
-    return torch.randint(_LOW, _HIGH, (2,), device=device, generator=generator)
+        return torch.randint(_LOW, _HIGH, (2,), device=tensor.device)
+    return torch.randint(_LOW, _HIGH, (2,), device=tensor.device, generator=generator)
 
 
 def _drawn_on_device() -> bool:
@@ -115,8 +117,6 @@ def check_single_source(
     generator: torch.Generator | None, seed: int | None, rng_state: Tensor | None
 ) -> None:
     """At most one of an operator's three random sources is given, and of the right type."""
-    if generator is None and (seed is None or rng_state is None):
-        return
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     sources = {"generator": generator, "seed": seed, "rng_state": rng_state}
@@ -128,25 +128,26 @@ def check_single_source(
 
 
 def resolve_rng_state(
-    device: torch.device,
+    tensor: Tensor,
     generator: torch.Generator | None,
     seed: int | None,
     rng_state: Tensor | None,
 ) -> Tensor:
     """The random state that an operator's ``generator=``, ``seed=`` and ``rng_state=`` ask for.
 
-    At most one source is given; operators call :func:`check_single_source` even when nothing is
-    drawn. A key of ``torch.func._random`` counts as an ``rng_state``.
+    It suits an operator on ``tensor``. At most one source is given; operators call
+    :func:`check_single_source` even when nothing is drawn. A key of ``torch.func._random`` counts
+    as an ``rng_state``.
     """
-    if seed is not None:
-        if torch.compiler.is_compiling():  # on the device: CUDA graphs keep no tensor of the CPU
-            return make_rng_state(seed, 0, device)
-        return torch.tensor([_wrap(seed, "seed"), 0], device="cpu")
     if rng_state is not None:
-        return check_rng_state(rng_state, device)
-    if generator is not None:
-        check_generator(generator, device)
-    return draw_rng_state(device, generator)
+        return check_rng_state(rng_state, tensor.device)
+    if seed is None:
+        if generator is not None:
+            check_generator(generator, tensor.device)
+        return draw_rng_state(tensor, generator)
+    if torch.compiler.is_compiling():  # on the device: CUDA graphs keep no tensor of the CPU
+        return make_rng_state(seed, 0, tensor.device)
+    return torch.tensor([_wrap(seed, "seed"), 0], device="cpu")
 
 
 def unused_rng_state() -> Tensor:

@@ -52,7 +52,7 @@ void dropout_into(const Tensor& out, const Tensor& input, const std::optional<Te
 }
 
 Tensor dropout_cpu(const Tensor& input, const std::optional<Tensor>& residual,
-                   const Tensor& rng_state, double p, at::IntArrayRef shared_dims, double scale,
+                   const Tensor& rng_state, double p, double scale, at::IntArrayRef shared_dims,
                    double shift, double fill) {
   check_dropout_arguments(input, residual, p);
   const Tensor dense = without_gaps(input);
@@ -62,7 +62,7 @@ Tensor dropout_cpu(const Tensor& input, const std::optional<Tensor>& residual,
 }
 
 Tensor dropout_cpu_(const Tensor& input, const std::optional<Tensor>& residual,
-                    const Tensor& rng_state, double p, at::IntArrayRef shared_dims, double scale,
+                    const Tensor& rng_state, double p, double scale, at::IntArrayRef shared_dims,
                     double shift, double fill) {
   check_dropout_arguments(input, residual, p);
   at::assert_no_internal_overlap(input);

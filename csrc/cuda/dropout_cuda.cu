@@ -57,7 +57,7 @@ void dropout_into(const Tensor& out, const Tensor& input, const std::optional<Te
 }
 
 Tensor dropout_cuda(const Tensor& input, const std::optional<Tensor>& residual,
-                    const Tensor& rng_state, double p, at::IntArrayRef shared_dims, double scale,
+                    const Tensor& rng_state, double p, double scale, at::IntArrayRef shared_dims,
                     double shift, double fill) {
   const auto guard = device_guard(input, "input");
   check_dropout_arguments(input, residual, p);
@@ -69,7 +69,7 @@ Tensor dropout_cuda(const Tensor& input, const std::optional<Tensor>& residual,
 }
 
 Tensor dropout_cuda_(const Tensor& input, const std::optional<Tensor>& residual,
-                     const Tensor& rng_state, double p, at::IntArrayRef shared_dims, double scale,
+                     const Tensor& rng_state, double p, double scale, at::IntArrayRef shared_dims,
                      double shift, double fill) {
   const auto guard = device_guard(input, "input");
   check_dropout_arguments(input, residual, p);

@@ -33,7 +33,7 @@ class InPlace:
     pure: ClassVar[type[Differentiable]]
 
     # Set by `register_in_place`.
-    operator: ClassVar[Any]
+    kernel: ClassVar[Any]
     function: ClassVar[type[torch.autograd.Function]]
 
     @classmethod
@@ -61,7 +61,7 @@ class InPlace:
 
 def write_without_autograd(op: type[InPlace], tensors: Tensors, settings: Settings) -> Tensor:
     """The writing kernel. Autograd still learns that the tensor has changed."""
-    changed: Tensor = run_below_autograd(op.operator, tensors, settings)
+    changed: Tensor = run_below_autograd(op.kernel, tensors, settings)
     increment_version(changed)
     return changed
 
@@ -82,7 +82,7 @@ def register_in_place(op: type[InPlace], library: torch.library.Library) -> None
     """Tells torch all of ``op``, whose pure operator is registered."""
     pure = op.pure
     name = pure.name + "_"
-    op.operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+    op.kernel = private.call_of(getattr(getattr(torch.ops, NAMESPACE), name).default)
     op.function = _function(op)
 
     def copied(*args: Any) -> Tensor:
@@ -114,7 +114,7 @@ def _function(op: type[InPlace]) -> type[torch.autograd.Function]:
             tensors, ctx.settings = args[:-1], args[-1]
             ctx.mark_dirty(tensors[0])
             ctx.save_for_backward(*pure.save(tensors, ctx.needs_input_grad))
-            run_below_autograd(op.operator, tensors, ctx.settings)
+            run_below_autograd(op.kernel, tensors, ctx.settings)
             return tensors[0]
 
         @staticmethod

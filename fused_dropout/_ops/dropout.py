@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +18,17 @@ from fused_dropout._ops._differentiable import (
 from fused_dropout._ops._in_place import InPlace
 
 
-class DropoutSettings(NamedTuple):
-    """The operator's settings. Elements share a mask bit along ``shared_dims``."""
-
-    p: float
-    shared_dims: Sequence[int]
-    scale: float
-    shift: float = 0.0
-    fill: float = 0.0
+def dropout_settings(
+    p: float,
+    scale: float,
+    shared_dims: Sequence[int] = (),
+    shift: float = 0.0,
+    fill: float = 0.0,
+) -> Settings:
+    """The operator's settings without its defaults. Elements share a mask bit on shared_dims."""
+    if shift == fill == 0.0:
+        return (p, scale, shared_dims) if shared_dims else (p, scale)
+    return (p, scale, shared_dims, shift, fill)
 
 
 class Dropout(Differentiable):
@@ -63,10 +66,11 @@ class Dropout(Differentiable):
         input, residual, rng_state = tensors
         if dims[2] is not None:
             return item_by_item(cls.call, items, dims, tensors, settings)
-        p, shared_dims, *affine = settings
+        p, scale, *rest = settings
+        shared_dims, *affine = rest or ((),)
         shared = (0, *(dim + 1 for dim in shared_dims))
         batched = (_items_first(input, dims[0], items), _items_first(residual, dims[1], items))
-        return cls.call((*batched, rng_state), (p, shared, *affine)), 0
+        return cls.call((*batched, rng_state), (p, scale, shared, *affine)), 0
 
 
 class DropoutInPlace(InPlace):
@@ -78,8 +82,8 @@ class DropoutInPlace(InPlace):
 def _linear_part(
     input: Tensor, residual: Tensor | None, saved: Tensors, settings: Settings
 ) -> Tensor:
-    p, shared_dims, scale = settings[:3]
-    output: Tensor = Dropout.call((input, residual, *saved), (p, shared_dims, scale, 0.0, 0.0))
+    shift_and_fill = 3  # the last two settings, if they are given
+    output: Tensor = Dropout.call((input, residual, *saved), settings[:shift_and_fill])
     return output
 
 

@@ -99,7 +99,7 @@ def bias_act_dropout_add(
     check_single_source(generator, seed, rng_state)
     input, bias, residual = _autocast(input, bias, residual)
     _check_operands(input, bias, residual)
-    _ext.require_backend(input.device)
+    _ext.require_kernels(input)
     q = keep_rate(p)
     if training:
         scale = 1.0 / q if convention == "inverted" and q > 0 else 1.0
@@ -108,7 +108,7 @@ def bias_act_dropout_add(
     if input.numel() == 0 or keep_rate(p) in (0.0, 1.0):  # nothing is drawn
         state = unused_rng_state()
     else:
-        state = resolve_rng_state(input.device, generator, seed, rng_state)
+        state = resolve_rng_state(input, generator, seed, rng_state)
     settings = EpilogueSettings(p, activation, scale)
     output: Tensor = BiasActDropoutAdd.run((input, bias, residual, state), settings)
     return output

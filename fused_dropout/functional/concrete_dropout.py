@@ -70,8 +70,8 @@ def concrete_dropout(
     if not training or input.numel() == 0:
         return input
     _checks.check_float_tensor(input, "input")
-    _ext.require_backend(input.device)
-    state = resolve_rng_state(input.device, generator, seed, rng_state)
+    _ext.require_kernels(input)
+    state = resolve_rng_state(input, generator, seed, rng_state)
     computed_in = torch.float64 if input.dtype == torch.float64 else torch.float32
     logit = logit_p.to(computed_in)
     output: Tensor = ConcreteDropout.run((input, logit, state), (temperature,))

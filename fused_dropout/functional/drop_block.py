@@ -230,7 +230,7 @@ def _drop_block(
     if not training or p == 0.0 or input.numel() == 0:
         return input
     _checks.check_float_tensor(input, "input")
-    _ext.require_backend(input.device)
+    _ext.require_kernels(input)
     bits, scale = _draw_mask(input, p, sides, options, generator, seed, rng_state)
     op = DropBlockInPlace if options.inplace else DropBlock
     output: Tensor = op.run((input, bits, scale), (options.share_channels,))
@@ -263,6 +263,6 @@ def _draw_mask(
     if gamma == 1.0:  # nothing is drawn, so the generator stays where it is
         state = unused_rng_state()
     else:
-        state = resolve_rng_state(input.device, generator, seed, rng_state)
+        state = resolve_rng_state(input, generator, seed, rng_state)
     bits, scale = _ext.operators().drop_block_mask(input.detach(), state, *settings)
     return bits, scale

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.overrides import (
@@ -11,8 +13,8 @@ from torch.overrides import (
 )
 
 from fused_dropout import _checks
-from fused_dropout._ops.dropout import DropoutSettings
-from fused_dropout._rates import inverse_keep_rate
+from fused_dropout._ops.dropout import dropout_settings
+from fused_dropout._rates import inverse_keep_rate, keep_rate
 from fused_dropout.functional.dropout import run_dropout
 from fused_dropout.rng import check_single_source
 
@@ -75,8 +77,8 @@ def stochastic_depth(
     _checks.check_dense(input, "input")
     if not training or p == 0.0:
         return input
-    settings = _settings(input, p, mode, scale_by_keep=True)
-    return run_dropout(input, settings, False, generator, seed, rng_state)
+    q, settings = _settings(input, p, mode, scale_by_keep=True)
+    return run_dropout(input, q, settings, False, generator, seed, rng_state)
 
 
 def drop_path(
@@ -116,8 +118,8 @@ def drop_path(
     _checks.check_dense(x, "x")
     if not training or drop_prob == 0.0:
         return x
-    settings = _settings(x, drop_prob, "row", scale_by_keep)
-    return run_dropout(x, settings, False, generator, seed, rng_state)
+    q, settings = _settings(x, drop_prob, "row", scale_by_keep)
+    return run_dropout(x, q, settings, False, generator, seed, rng_state)
 
 
 def drop_path_add(
@@ -170,11 +172,11 @@ def drop_path_add(
     _checks.check_shape(branch, "branch", x.shape)
     if not training or drop_prob == 0.0 or x.numel() == 0:
         return x + branch
-    settings = _settings(branch, drop_prob, "row", scale_by_keep)
+    q, settings = _settings(branch, drop_prob, "row", scale_by_keep)
     dtype = torch.promote_types(x.dtype, branch.dtype)
     x, branch = x.to(dtype), branch.to(dtype)
     _checks.check_same(branch, "branch", x, "x")
-    return run_dropout(branch, settings, False, generator, seed, rng_state, residual=x)
+    return run_dropout(branch, q, settings, False, generator, seed, rng_state, residual=x)
 
 
 def linear_drop_rates(drop_rate: float, depth: int) -> list[float]:
@@ -195,9 +197,12 @@ def linear_drop_rates(drop_rate: float, depth: int) -> list[float]:
     return [drop_rate * block / max(1, depth - 1) for block in range(depth)]
 
 
-def _settings(branch: Tensor, p: float, mode: str, scale_by_keep: bool) -> DropoutSettings:
-    """One mask element for each row of ``branch``, or for all of it."""
+def _settings(
+    branch: Tensor, p: float, mode: str, scale_by_keep: bool
+) -> tuple[float, tuple[Any, ...]]:
+    """The keep rate, and one mask element for each row of ``branch``, or for all of it."""
     if mode == "row" and branch.dim() == 0:
         raise IndexError("dropping samples takes [N, ...], got a tensor without dimensions")
     shared_dims = tuple(range(1 if mode == "row" else 0, branch.dim()))
-    return DropoutSettings(p, shared_dims, inverse_keep_rate(p) if scale_by_keep else 1.0)
+    scale = inverse_keep_rate(p) if scale_by_keep else 1.0
+    return keep_rate(p), dropout_settings(p, scale, shared_dims)

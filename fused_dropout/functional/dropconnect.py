@@ -109,9 +109,9 @@ def dropconnect_linear(
     if q == 1.0:
         return F.linear(input, weight, bias)
 
-    _ext.require_backend(input.device)
+    _ext.require_kernels(input)
     flat = input.reshape(math.prod(input.shape[:-1]), weight.shape[1])
-    state = resolve_rng_state(input.device, generator, seed, rng_state)
+    state = resolve_rng_state(input, generator, seed, rng_state)
     needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     bits = None
     if needs_grad:

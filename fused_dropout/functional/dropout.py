@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fused_dropout import _checks, _ext
-from fused_dropout._ops.dropout import Dropout, DropoutInPlace, DropoutSettings
+from fused_dropout._ops.dropout import Dropout, DropoutInPlace, dropout_settings
 from fused_dropout._rates import inverse_keep_rate, keep_rate
 from fused_dropout.rng import check_single_source, resolve_rng_state, unused_rng_state
 
@@ -86,16 +87,27 @@ def dropout(
             rng_state=rng_state,
         )
     p = _check(input, p)
-    _checks.check_choice(convention, "convention", CONVENTIONS)
-    check_single_source(generator, seed, rng_state)
-    shared_dims: tuple[int, ...] = ()
-    if broadcast_dims != ():
-        shared_dims = _checks.as_dims(broadcast_dims, "broadcast_dims", input.dim())
+    if seed is not None or rng_state is not None:
+        check_single_source(generator, seed, rng_state)
+    dims = () if broadcast_dims == () else _as_shared_dims(broadcast_dims, input)
     if not training:
+        _checks.check_choice(convention, "convention", CONVENTIONS)
         return _scaled(input, keep_rate(p), inplace) if convention == "paper" else input
+    prepare = _settings if torch.compiler.is_compiling() else _cached_settings
+    q, settings = prepare(p, dims, convention)
+    return run_dropout(input, q, settings, inplace, generator, seed, rng_state)
+
+
+def _settings(
+    p: float, shared_dims: tuple[int, ...], convention: str
+) -> tuple[float, tuple[Any, ...]]:
+    """The keep rate, and what the operator is to do."""
+    _checks.check_choice(convention, "convention", CONVENTIONS)
     scale = inverse_keep_rate(p) if convention == "inverted" else 1.0
-    settings = DropoutSettings(p, shared_dims, scale)
-    return run_dropout(input, settings, inplace, generator, seed, rng_state)
+    return keep_rate(p), dropout_settings(p, scale, shared_dims)
+
+
+_cached_settings = functools.lru_cache(maxsize=1024)(_settings)
 
 
 def dropout1d(
@@ -324,34 +336,38 @@ def locked_dropout(
 
 def run_dropout(
     input: Tensor,
-    settings: DropoutSettings,
+    q: float,
+    settings: tuple[Any, ...],
     inplace: bool,
     generator: torch.Generator | None,
     seed: int | None,
     rng_state: Tensor | None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """The operator on checked arguments, in training."""
-    q = keep_rate(settings.p)
+    """The operator on checked arguments, in training; q is the keep rate."""
     if input.numel() == 0:
         return input if residual is None else input + residual
     if 0.0 < q < 1.0:
         _checks.check_float_tensor(input, "input")
-        _ext.require_backend(input.device)
-        state = resolve_rng_state(input.device, generator, seed, rng_state)
+        _ext.require_kernels(input)
+        state = resolve_rng_state(input, generator, seed, rng_state)
     else:
-        if residual is None and (settings.p == 0.0 or (q == 1.0 and inplace)):
+        if residual is None and q == 1.0 and (inplace or settings[0] == 0.0):
             return input
-        zeros = q == 0.0 and settings.fill == 0.0 and residual is None
-        if zeros and not input.is_floating_point():  # torch takes any dtype here
+        # Torch takes any dtype where all is dropped.
+        if q == 0.0 and residual is None and not input.is_floating_point():
             zero = input.new_zeros(())
             return input.mul_(zero) if inplace else input * zero
         _checks.check_float_tensor(input, "input")
-        _ext.require_backend(input.device)
+        _ext.require_kernels(input)
         state = unused_rng_state()
     op = DropoutInPlace if inplace else Dropout
     output: Tensor = op.run((input, residual, state), settings)
     return output
+
+
+def _as_shared_dims(broadcast_dims: Any, input: Tensor) -> tuple[int, ...]:
+    return _checks.as_dims(broadcast_dims, "broadcast_dims", input.dim())
 
 
 def _check(input: Tensor, p: float) -> float:
@@ -421,8 +437,8 @@ def _alpha_dropout(
     q = keep_rate(p)
     shared_dims = tuple(range(2, input.dim())) if of_channels else ()
     a, b = alpha_affine(q) if q > 0 else (0.0, 0.0)  # at p = 1 torch gives zeros
-    settings = DropoutSettings(p, shared_dims, a, b, a * SELU_FLOOR + b)
-    return run_dropout(input, settings, inplace, generator, seed, rng_state)
+    settings = dropout_settings(p, a, shared_dims, b, a * SELU_FLOOR + b)
+    return run_dropout(input, q, settings, inplace, generator, seed, rng_state)
 
 
 def alpha_affine(q: float) -> tuple[float, float]:

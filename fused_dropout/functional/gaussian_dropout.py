@@ -70,8 +70,8 @@ def gaussian_dropout(
     if not training or p == 0 or input.numel() == 0:
         return input
     _checks.check_float_tensor(input, "input")
-    _ext.require_backend(input.device)
-    state = resolve_rng_state(input.device, generator, seed, rng_state)
+    _ext.require_kernels(input)
+    state = resolve_rng_state(input, generator, seed, rng_state)
     op = GaussianDropoutInPlace if inplace else GaussianDropout
     output: Tensor = op.run((input, state), (math.sqrt(p / (1 - p)),))
     return output

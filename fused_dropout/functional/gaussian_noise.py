@@ -65,9 +65,9 @@ def gaussian_noise(
         _checks.check_float_tensor(tensor, name)
     _checks.check_same(variance, "variance", mean, "mean")
     _checks.check_shape(variance, "variance", mean.shape)
-    _ext.require_backend(mean.device)
+    _ext.require_kernels(mean)
     if mean.numel() == 0:
         return mean + variance
-    state = resolve_rng_state(mean.device, generator, seed, rng_state)
+    state = resolve_rng_state(mean, generator, seed, rng_state)
     output: Tensor = GaussianNoise.run((mean, variance, state), (eps,))
     return output
