@@ -165,7 +165,7 @@ _ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 def _dropouts() -> tuple[Op, ...]:
     f, r = functional, reference
     shared = tuple(case(p=0.3, broadcast_dims=dims) for dims in ((0,), (1,), (0, 2), (1, 2, 3)))
-    common = {"inplace": True, "idle": _IDLE}
+    common: dict[str, Any] = {"inplace": True, "idle": _IDLE}
     return (
         Op(
             "dropout", f.dropout, r.dropout, _RATES, **common,
@@ -308,7 +308,7 @@ def _blocks() -> tuple[Op, ...]:
     )
     small = case(p=0.3, block_size=2)
     arguments = case(p=0.2, block_size=2)
-    common = {"inplace": True, "idle": (case(p=0.0, block_size=2),)}
+    common: dict[str, Any] = {"inplace": True, "idle": (case(p=0.0, block_size=2),)}
     return (
         Op(
             "drop_block2d", f.drop_block2d, r.drop_block, settings, MAPS,
@@ -361,7 +361,7 @@ def _drop_path_add(x: Tensor, branch: Tensor, drop_prob: float, seed: int) -> Te
     return x + _drop_path(branch, drop_prob, seed)
 
 
-def _dropconnect_linear(*operands: Tensor, mask_storage: str, **keywords: Any) -> Tensor:
+def _dropconnect_linear(*operands: Any, mask_storage: str, **keywords: Any) -> Tensor:
     """The reference has no packed masks: how a mask is stored changes no result."""
     del mask_storage
     return reference.dropconnect_linear(*operands, **keywords)

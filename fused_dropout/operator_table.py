@@ -102,8 +102,8 @@ def _normals(*shapes: tuple[int, ...]) -> list[Tensor]:
 def _dropout() -> list[Arguments]:
     input, residual, transposed = _normals((6, 14), (6, 14), (14, 6))
     return [
-        (input, None, _state(), 0.3, [1], 1.5, 0.25, -1.0),
-        (transposed.t(), residual, _state(), 0.3, [], 1.5, 0.25, -1.0),
+        (input, None, _state(), 0.3, 1.5, [1], 0.25, -1.0),
+        (transposed.t(), residual, _state(), 0.3, 1.5, [], 0.25, -1.0),
     ]
 
 

@@ -211,5 +211,3 @@ def or_torch_cannot(
         except type(error):
             return
         raise
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from small_calls import (
@@ -20,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fused_dropout.op_table import Op, ops_with
 
+pytestmark = pytest.mark.slow
 OPS = ops_with("AOTInductor")
 
 
@@ -76,5 +76,3 @@ def test_modules_drop_and_draw_anew(op: Op, compiled: tuple[dict, list[dict]]) -
     assert all(output.shape == dense.shape for output in outputs)
     assert any(not torch.equal(outputs[0], output) for output in outputs[1:])
     assert not torch.equal(outputs[0], dense)
-
-

@@ -95,11 +95,13 @@ def test_make_fx_of_operators(operator: Operator, tracer: str, place: torch.devi
             arguments[position] = arguments[position].clone().requires_grad_()
         tensors = [arguments[index] for index in given]
         graph = make_fx(call, **TRACERS[tracer])(*detached(tensors))
-        leaves = [tensor for tensor in tensors if tensor.requires_grad]
-        ours, wanted = (
-            results(lambda *_, run=run: run(*tensors), leaves) for run in (graph, call)
-        )
-        assert_all_close(ours, wanted)
+        assert_all_close(*(gradients_of(run, tensors) for run in (graph, call)))
+
+
+def gradients_of(call: Callable[..., Tensor], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    """Of those that require one."""
+    leaves = [tensor for tensor in tensors if tensor.requires_grad]
+    return torch.autograd.grad(call(*tensors), leaves)
 
 
 def scalar_of(

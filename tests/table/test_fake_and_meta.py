@@ -23,9 +23,9 @@ from fused_dropout.operator_table import Operator
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "dense": lambda tensor: tensor,
-    "reversed": lambda tensor: tensor.permute(*range(tensor.dim())[::-1])
-    .contiguous()
-    .permute(*range(tensor.dim())[::-1]),
+    "reversed": lambda tensor: (
+        tensor.permute(*range(tensor.dim())[::-1]).contiguous().permute(*range(tensor.dim())[::-1])
+    ),
     "gaps": lambda tensor: tensor.repeat_interleave(2, dim=-1)[..., ::2],
     "expanded": lambda tensor: tensor[:1].expand(tensor.shape),
 }

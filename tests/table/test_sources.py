@@ -36,7 +36,9 @@ def test_seeds_are_states_of_offset_zero(op: Op, place: torch.device) -> None:
     before = generator_state(place)
     for seed in (0, SEED, -1, 2**63, 2**64 - 1):
         state = make_rng_state(seed, 0)
-        ours = [call_of(op, **source)(*operands) for source in ({"seed": seed}, {"rng_state": state})]
+        ours = [
+            call_of(op, **source)(*operands) for source in ({"seed": seed}, {"rng_state": state})
+        ]
         assert_same_bits(ours[:1], ours[1:])
         spaced = torch.stack([state, state], dim=1)[:, 0]
         assert not spaced.is_contiguous()
@@ -107,8 +109,11 @@ def test_checkpoint(op: Op, reentrant: bool, place: torch.device) -> None:
         torch.manual_seed(SEED)
         output = call(*leaves)
         drawing_call_of(op)(*leaves)  # moves the generator on before backward
-        found.append([output.detach(), *torch.autograd.grad(output.sum(), leaves)] if not reentrant
-                     else [output.detach(), *gradients_by_backward(output, leaves)])
+        found.append(
+            [output.detach(), *torch.autograd.grad(output.sum(), leaves)]
+            if not reentrant
+            else [output.detach(), *gradients_by_backward(output, leaves)]
+        )
     assert_same_bits(*found)
 
 
