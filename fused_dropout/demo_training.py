@@ -68,7 +68,7 @@ class SameMaskNaiveLinear(NaiveDropConnectLinear):
         keep = keep_rate(self.p)
         if not self.training or keep == 1.0:
             return F.linear(input, self.weight, self.bias)
-        seed, offset = draw_rng_state(input.device).tolist()
+        seed, offset = draw_rng_state(input).tolist()
         rows, units = input.shape[0], self.out_features
 
         def draw(shape: tuple[int, int], stream: int) -> Tensor:

@@ -140,7 +140,7 @@ def test_integer_operands_of_the_raw_operator(place: torch.device) -> None:
     state = torch.zeros(2, dtype=torch.int64)
     with pytest.raises(TypeError, match="expected float32"):
         torch.ops.fused_dropout.dropconnect_linear(
-            torch.ones(3, 8).long(), torch.ones(4, 8).long(), None, state, 0.5, 1, True, None
+            torch.ones(3, 8).long(), torch.ones(4, 8).long(), None, state, None, 0.5, 1, True
         )
 
 

@@ -58,9 +58,11 @@ def test_masks_of_any_state(
 @pytest.mark.parametrize("sizes", [(0, 4, 9), (1, 1, 1), (5, 65, 260), (300, 17, 1100)], ids=str)
 def test_stored_masks(cuda: torch.device, sizes: tuple[int, int, int], p: float) -> None:
     draw = _ext.operators().dropconnect_mask_bits
-    here = draw(fused_dropout.make_rng_state(11, 5), *sizes, p)
-    there = draw(fused_dropout.make_rng_state(11, 5, cuda), *sizes, p)
-    assert torch.equal(there.cpu(), here)
+    masks, weight, state = sizes[0], torch.empty(sizes[1:]), fused_dropout.make_rng_state(11, 5)
+    here = draw(weight, state, masks, p)
+    for place in (cuda, "cpu"):
+        there = draw(weight.to(cuda), state.to(place), masks, p)
+        assert torch.equal(there.cpu(), here)
 
 
 class Probe(NamedTuple):

@@ -73,8 +73,9 @@ def poisoned(device: Worker, *shape: int, dtype: torch.dtype) -> tuple[np.ndarra
 
 def stored_masks(layer: Layer, state: Tensor) -> np.ndarray:
     """The masks as the CPU stores them, which the CUDA kernels read too."""
-    sizes = (layer.masks, layer.out_features, layer.in_features)
-    return _ext.operators().dropconnect_mask_bits(state, *sizes, layer.p).numpy().view(np.uint32)
+    weight = torch.empty(layer.out_features, layer.in_features)
+    bits = _ext.operators().dropconnect_mask_bits(weight, state, layer.masks, layer.p)
+    return bits.numpy().view(np.uint32)
 
 
 def run_on_device(

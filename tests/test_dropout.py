@@ -190,7 +190,7 @@ def test_residual_is_added_after_the_mask(dtype: torch.dtype, backend: torch.dev
             kept = written_out.shared_mask(input, 0.3, dims, 3, 0)
             scaled = torch.where(kept, input.to(wide) * (1 / q), -0.5)
             expected = (scaled + residual.to(wide)).to(dtype)
-            arguments = (residual, state, 0.3, dims, 1 / q, 0.0, -0.5)
+            arguments = (residual, state, 0.3, 1 / q, dims, 0.0, -0.5)
             output = _ext.operators().dropout(input, *arguments)
             assert_same_bits(output, expected, name)
             _ext.operators().dropout_(input, *arguments)

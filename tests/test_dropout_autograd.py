@@ -96,20 +96,18 @@ def test_saves_16_bytes(name: str, inplace: bool, place: torch.device) -> None:
 
 def test_double_backward_of_a_residual(place: torch.device) -> None:
     """The operator behind it, as other layers use it."""
-    from fused_dropout.autograd.dropout import DropoutInPlace, DropoutWithTangents
+    from fused_dropout._ops.dropout import Dropout, DropoutInPlace
 
     state = fused_dropout.make_rng_state(3)
 
-    def run(function: type, input: Tensor, residual: Tensor) -> Tensor:
-        result = function.apply(input * 1, residual, None, state, 0.4, (1,), 1.5, 0.25, -1.0)
-        return result[0] if isinstance(result, tuple) else result
+    def run(op: type, input: Tensor, residual: Tensor) -> Tensor:
+        return op.run((input * 1, residual, state), (0.4, 1.5, (1,), 0.25, -1.0))
 
-    for function in (DropoutWithTangents, DropoutInPlace):
+    for op in (Dropout, DropoutInPlace):
         leaves = (leaf(), random_input(SHAPE, torch.float64, seed=1).requires_grad_())
-        forward = function is DropoutWithTangents
-        call = partial(run, function)
-        assert torch.autograd.gradcheck(call, leaves, check_forward_ad=forward)
-        assert torch.autograd.gradgradcheck(call, leaves)
+        call = partial(run, op)
+        assert torch.autograd.gradcheck(call, leaves, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(call, leaves, check_fwd_over_rev=True)
 
 
 # ---- in place
@@ -228,17 +226,11 @@ def test_opcheck(place: torch.device) -> None:
     for shape, dims in (((), []), ((0, 3), [1]), ((2, 20, 3, 4), [2, 3]), ((2, 20, 3, 4), [])):
         for dtype in (torch.float32, torch.bfloat16):
             for _, input in layouts(random_input(shape, dtype)):
-                settings = (0.3, dims, 1.5, 0.0, 0.0)
                 for residual in (None, torch.ones_like(input)):
-                    given, drawn = (input, residual, state), (input, residual, None)
-                    for op, tensors in (
-                        (ops.dropout.default, given),
-                        (ops.dropout.generator, drawn),
-                        (ops.dropout_.default, given),
-                        (ops.dropout_.generator, drawn),
-                    ):
+                    arguments = (input, residual, state, 0.3, 1.5, dims)
+                    for op in (ops.dropout.default, ops.dropout_.default):
                         tests = ("test_schema", "test_faketensor")
-                        torch.library.opcheck(op, (*tensors, *settings), test_utils=tests)
+                        torch.library.opcheck(op, arguments, test_utils=tests)
 
 
 # ---- vmap and grad

@@ -256,7 +256,6 @@ def test_operands_on_two_devices(cuda: torch.device, moved: str, places: tuple[s
 
 RAW_OPERATORS = {
     "dropconnect_linear": ("input", "weight", "bias", "rng_state", "mask_bits"),
-    "dropconnect_linear.generator": ("input", "weight", "bias"),
     "dropconnect_linear_d_input": ("grad_output", "weight", "rng_state", "mask_bits"),
     "dropconnect_linear_d_weight": ("grad_output", "input", "rng_state", "mask_bits"),
     "dropconnect_linear_d_both": ("grad_output", "input", "weight", "rng_state", "mask_bits"),
@@ -266,21 +265,22 @@ RAW_OPERATORS = {
 
 @pytest.mark.parametrize("name", RAW_OPERATORS)
 def test_raw_operators_on_two_devices(cuda: torch.device, name: str) -> None:
-    packet, _, overload = name.partition(".")
-    operator = getattr(getattr(torch.ops.fused_dropout, packet), overload or "default")
+    operator = getattr(torch.ops.fused_dropout, name)
     input, weight, bias = (tensor.detach() for tensor in leaves(cuda))
     state, grad = make_rng_state(0, device=cuda), ones(ROWS, OUTS, device=cuda)
-    bits = _ext.operators().dropconnect_mask_bits(state, ROWS, OUTS, INS, 0.5)
+    bits = _ext.operators().dropconnect_mask_bits(weight, state, ROWS, 0.5)
     tensors = {
         "input": input, "weight": weight, "bias": bias,
         "grad_output": grad, "rng_state": state, "mask_bits": bits,
     }  # fmt: skip
     arguments = {key: tensors[key] for key in RAW_OPERATORS[name]}
     rest = {"p": 0.5, "rows_per_mask": 1, "rescale": True}
-    if overload:
-        rest["generator"] = None
-    operator(**arguments, **rest)
+    expected = operator(**arguments, **rest)
+    by_value = {**arguments, "rng_state": state.cpu()}
+    torch.testing.assert_close(operator(**by_value, **rest), expected, rtol=0, atol=0)
     for moved, tensor in arguments.items():
+        if moved == "rng_state":
+            continue
         with pytest.raises(RuntimeError, match=f"{moved} must be .*got .*cpu"):
             operator(**{**arguments, moved: tensor.cpu()}, **rest)
 
@@ -298,7 +298,7 @@ def test_works_on_a_device_that_is_not_the_current_one(cuda: torch.device) -> No
     assert mask.device == other
     assert torch.equal(mask.cpu(), fused_dropout.mask((30, 1000), 0.3, seed=3))
     check_one_mask(*step(leaves(other)))  # draws from that device's generator
-    with pytest.raises(RuntimeError, match=f"rng_state must be on {other}"):
+    with pytest.raises(RuntimeError, match=f"rng_state must be on the CPU or on {other}"):
         step(leaves(other), rng_state=make_rng_state(0, device=cuda))
     assert torch.cuda.current_device() == cuda.index
 

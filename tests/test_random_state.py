@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import generator_state
 
 import fused_dropout
+from fused_dropout import rng
 from fused_dropout.functional import dropconnect_linear
 from fused_dropout.rng import draw_rng_state
 
@@ -78,7 +81,7 @@ def test_vmap_obeys_its_randomness(place: torch.device) -> None:
 
 
 def test_states_are_64_bit() -> None:
-    states = torch.stack([draw_rng_state(torch.device("cpu")) for _ in range(64)])
+    states = torch.stack([draw_rng_state(torch.empty(0)) for _ in range(64)])
     assert states.dtype == torch.int64
     # 62 random bits or more: the chance that all 64 values miss the top quarter is below 1e-16.
     assert (states.abs() >> 61).any()
@@ -93,3 +96,50 @@ def test_make_rng_state_takes_manual_seed_s_range(seed: int, place: torch.device
     assert [value % 2**64 for value in state.tolist()] == [seed % 2**64] * 2
     state = fused_dropout.make_rng_state(seed, 5)
     assert [value % 2**64 for value in state.tolist()] == [seed % 2**64, 5]
+
+
+# ---- generators of a GPU, without one
+
+
+class GeneratorOfAGpu:
+    """What a random state is drawn from on a GPU, as torch.Generator has it before torch 2.14."""
+
+    def __init__(self, seed: int, offset: int) -> None:
+        self.seed, self.offset = seed, offset
+
+    def initial_seed(self) -> int:
+        return self.seed
+
+    def get_offset(self) -> int:
+        return self.offset
+
+    def set_offset(self, offset: int) -> None:
+        self.offset = offset
+
+
+class GeneratorSince214(GeneratorOfAGpu):
+    """It reserves numbers itself, safe against other threads."""
+
+    def philox_state(self, increment: int) -> tuple[torch.Tensor, ...]:
+        self.offset, offset = self.offset + increment, self.offset
+        seed = self.seed - 2**64 if self.seed >= 2**63 else self.seed
+        return tuple(torch.tensor([number]) for number in (seed, offset, 0))
+
+
+@pytest.mark.parametrize("kind", [GeneratorOfAGpu, GeneratorSince214])
+@pytest.mark.parametrize("seed", [0, 5, 2**63 + 1, 2**64 - 1])
+def test_a_gpu_s_generator_gives_its_seed_and_offset(kind: type, seed: int) -> None:
+    generator = kind(seed, 8)
+    draw = partial(rng._state_of_cuda_generator, torch.device("cuda", 0), generator)
+    first, second = draw(), draw()
+    assert first.device.type == "cpu", "no launch, and nothing to wait for"
+    assert [value % 2**64 for value in first.tolist()] == [seed, 8]
+    assert [value % 2**64 for value in second.tolist()] == [seed, 12], "one Philox call later"
+
+
+def test_a_key_of_torch_func_random_is_a_random_state() -> None:
+    key = torch.tensor([2**64 - 3, 7], dtype=torch.uint64)
+    state = fused_dropout.make_rng_state(2**64 - 3, 7)
+    input = torch.ones(300)
+    output = fused_dropout.functional.dropout(input, rng_state=key)
+    assert torch.equal(output, fused_dropout.functional.dropout(input, rng_state=state))

@@ -115,7 +115,7 @@ class Differentiable:
 
 def requires_grad(tensors: Tensors) -> bool:
     """Whether one of them does."""
-    for tensor in tensors:  # a loop takes half as long as any() on a generator
+    for tensor in tensors:  # noqa: SIM110 (any() on a generator takes twice as long)
         if tensor is not None and tensor.requires_grad:
             return True
     return False
