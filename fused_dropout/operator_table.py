@@ -114,13 +114,14 @@ def _gaussian_dropout() -> list[Arguments]:
 
 def _gaussian_noise() -> list[Arguments]:
     """The operands of the noise, and of its gradient, which has no use for the mean."""
-    mean, deviation = _normals((6, 14), (6, 14))
-    return [(mean, deviation.square() + 0.1, _state(), 0.5)]
+    mean, deviation, transposed = _normals((6, 14), (6, 14), (14, 6))
+    variance = deviation.square() + 0.1
+    return [(mean, variance, _state(), 0.5), (transposed.t(), variance, _state(), 0.5)]
 
 
 def _concrete_dropout() -> list[Arguments]:
-    input, logit_p = _normals((6, 14), (1,))
-    return [(input, logit_p, _state(), 0.5)]
+    input, logit_p, transposed = _normals((6, 14), (1,), (14, 6))
+    return [(input, logit_p, _state(), 0.5), (transposed.t(), logit_p, _state(), 0.5)]
 
 
 def _concrete_dropout_backward() -> list[Arguments]:

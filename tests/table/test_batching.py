@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from small_calls import (
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fused_dropout.op_table import Op
+from fused_dropout.op_table import Case, Op, op_named
 from fused_dropout.operator_table import Operator
 
 ITEMS = 3
@@ -77,6 +78,44 @@ def test_operands(op: Op, place: torch.device) -> None:
         operands = arranged(batches_of(op), in_dims)
         output = vmap(call_of(op), in_dims=in_dims)(*operands)
         assert_all_close([output], [one_by_one(call_of(op), in_dims, operands)])
+
+
+DROPCONNECT = op_named("dropconnect_linear")
+
+
+@pytest.mark.parametrize("settings", DROPCONNECT.settings, ids=str)
+def test_dropconnect_in_each_mask_mode(settings: Case, place: torch.device) -> None:
+    """The batch takes another product where items share the weight than where they do not."""
+    batches = [
+        torch.stack(drawn) for drawn in zip(*map(dropconnect_operands, range(ITEMS)), strict=True)
+    ]
+    call = partial(DROPCONNECT.function, seed=SEED, **dict(settings))
+    for in_dims in layouts(len(batches)):
+        operands = [batch.requires_grad_() for batch in arranged(batches, in_dims)]
+        output = vmap(call, in_dims=in_dims)(*operands)
+        assert_all_close([output], [one_by_one(call, in_dims, operands)])
+
+
+def dropconnect_operands(seed: int) -> list[Tensor]:
+    """Four examples of two rows."""
+    return operands_of(DROPCONNECT, shape=(4, 2, 30), seed=seed)
+
+
+@each_op("in place")
+def test_in_place(op: Op, place: torch.device) -> None:
+    """As the call that is not in place, with the gradient of each item."""
+
+    def in_place(item: Tensor) -> tuple[Tensor, Tensor]:
+        output = call_of(op)(item * 1, inplace=True)
+        return output.square().sum(), output
+
+    def elsewhere(item: Tensor) -> tuple[Tensor, Tensor]:
+        output = call_of(op)(item)
+        return output.square().sum(), output
+
+    (items,) = batches_of(op)
+    ours, wanted = (vmap(grad(loss, has_aux=True))(items) for loss in (in_place, elsewhere))
+    assert_all_close(ours, wanted)
 
 
 @each_op("vmap")

@@ -87,6 +87,21 @@ def test_two_equal_calls_in_one_graph_draw_two_masks(op: Op, place: torch.device
     assert not torch.equal(first, again)
 
 
+LINEAR = ("dropout", "gaussian_dropout", "concrete_dropout", "drop_block2d", "dropconnect_linear")
+
+
+@pytest.mark.parametrize("op", map(op_named, LINEAR), ids=lambda op: op.name)
+def test_backward_uses_what_forward_drew(op: Op, place: torch.device) -> None:
+    """Where the output is linear in the input, <input, gradient> = <direction, output>."""
+    input, *others = leaves_of(op)
+    if op.name == "dropconnect_linear":
+        others[1] = torch.zeros_like(others[1])  # the bias would make it affine
+    output = in_one_graph(drawing_call_of(op))(input, *others)
+    (gradient,) = torch.autograd.grad(output, input, direction_like(output))
+    assert output.count_nonzero()
+    assert_all_close([(input * gradient).sum()], [(output * direction_like(output)).sum()])
+
+
 @each_kernel("random sources")
 def test_seeds_and_states_do_not_recompile(op: Op, place: torch.device) -> None:
     """The first seed may be taken for a constant; the second makes it a variable."""

@@ -12,6 +12,7 @@ from small_calls import (
     assert_same_bits,
     built,
     call_of,
+    direction_like,
     drawing_call_of,
     each_layer,
     each_op,
@@ -93,6 +94,39 @@ def test_at_most_one_source(op: Op, place: torch.device) -> None:
         given = {name: value for name, value in sources.items() if name != left}
         with pytest.raises(ValueError, match="at most one of"):
             call_of(op, **given)(*operands_of(op))
+
+
+@each_op("random sources")
+def test_wrong_sources(op: Op, place: torch.device) -> None:
+    operands = operands_of(op)
+    with pytest.raises(ValueError, match="rng_state must be"):
+        call_of(op, rng_state=torch.zeros(3, dtype=torch.int64))(*operands)
+    with pytest.raises(TypeError, match="rng_state must be"):
+        call_of(op, rng_state=3)(*operands)
+    with pytest.raises(TypeError, match="generator must be"):
+        call_of(op, generator=3)(*operands)
+    with pytest.raises(TypeError, match="seed must be"):
+        call_of(op, seed=0.5)(*operands)
+
+
+@each_op("random sources")
+def test_backward_uses_what_forward_drew(op: Op, place: torch.device) -> None:
+    """The numbers of a state that was drawn, which nobody has seen, are in the gradients too."""
+    leaves = leaves_of(op)
+    torch.manual_seed(SEED)
+    output = drawing_call_of(op)(*leaves)
+    drawing_call_of(op)(*leaves)
+    gradients = torch.autograd.grad(output, leaves, direction_like(output))
+    tangents = [direction_like(leaf).cos() for leaf in leaves]
+
+    def moved(step: float) -> Tensor:
+        torch.manual_seed(SEED)
+        pairs = zip(leaves, tangents, strict=True)
+        return drawing_call_of(op)(*(leaf.detach() + step * tangent for leaf, tangent in pairs))
+
+    difference = (moved(1e-6) - moved(-1e-6)) / 2e-6
+    along = sum((g * t).sum() for g, t in zip(gradients, tangents, strict=True))
+    torch.testing.assert_close(along, (difference * direction_like(output)).sum())
 
 
 @each_op("random sources")
