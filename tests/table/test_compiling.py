@@ -32,6 +32,7 @@ from small_calls import (
 from torch import Tensor
 
 from fused_dropout import make_rng_state
+from fused_dropout.nn import DropConnectLinear
 from fused_dropout.op_table import Layer, Op, op_named
 from fused_dropout.operator_table import Operator
 
@@ -56,6 +57,31 @@ def test_numbers_and_gradients(op: Op, place: torch.device) -> None:
         assert_all_close(results(compiled, leaves), results(call_of(op), leaves))
     else:
         assert_same_bits([compiled()], [call_of(op)()])
+
+
+@each_kernel("strides")
+def test_transposed_operands(op: Op, place: torch.device) -> None:
+    """Outputs and gradients lie in memory as eager's do."""
+
+    def transposed(operand: Tensor) -> Tensor:
+        order = tuple(reversed(range(operand.dim())))
+        return operand.detach().permute(order).contiguous().permute(order).requires_grad_()
+
+    leaves = list(map(transposed, leaves_of(op)))
+    ours, wanted = (results(call, leaves) for call in (in_one_graph(call_of(op)), call_of(op)))
+    assert_all_close(ours, wanted)
+    assert ours[0].stride() == wanted[0].stride()
+
+
+@pytest.mark.parametrize("storage", ["regenerate", "packed"])
+def test_dropconnect_s_mask_storages(storage: str, place: torch.device) -> None:
+    layer = DropConnectLinear(40, 9, p=0.3, mask_storage=storage).double()
+    leaves = [torch.randn(6, 40, dtype=torch.float64, requires_grad=True)]
+    compiled = in_one_graph(layer)
+    runs = [layer_results(run, leaves) for run in (compiled, compiled, layer)]
+    assert_all_close(runs[0], runs[1])
+    if place.type == "cpu":
+        assert_all_close(runs[0], runs[2])
 
 
 @each_op("in place")

@@ -50,6 +50,7 @@ def test_functions(op: Op, layout: str, place: torch.device) -> None:
             assert described(output) == wanted and output.device == operands[0].device
         meta = call_of(op)(*(operand.to("meta") for operand in operands))
         assert meta.is_meta and meta.dtype == dtype and meta.shape == output.shape
+        assert layout == "expanded" or described(meta) == wanted
 
 
 @each_op("fake and meta")
