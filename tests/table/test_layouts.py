@@ -168,3 +168,8 @@ def test_in_place_with_gradients(op: Op, place: torch.device) -> None:
     call_of(op, seed=SEED)(changed, inplace=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         squared.sum().backward()
+    constant = operand.clone()
+    product = leaf * constant
+    call_of(op)(constant, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()

@@ -44,6 +44,25 @@ def test_gradgradcheck(operator: Operator, place: torch.device) -> None:
         assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
 
 
+@each_operator(differentiable=True)
+def test_what_is_written_to_is_seen_by_autograd(operator: Operator, place: torch.device) -> None:
+    """In place: the input is the result, and whoever saved it for backward is told."""
+    for arguments in operator.calls():
+        if not operator.in_place:
+            tensors = [each for each in arguments if isinstance(each, Tensor)]
+            versions = [tensor._version for tensor in tensors]
+            operator.overload(*arguments)
+            assert [tensor._version for tensor in tensors] == versions
+            continue
+        changed = arguments[0].clone()
+        leaf = torch.ones_like(changed, requires_grad=True)
+        product = leaf * changed
+        assert operator.overload(changed, *arguments[1:]) is changed
+        assert not torch.equal(changed, arguments[0])
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.sum().backward()
+
+
 def has_influence(call: Callable[[Tensor], Any], argument: Tensor) -> bool:
     """Whether the result of `call` depends on its argument."""
     before, after = (
