@@ -2,8 +2,9 @@
 #
 #   PYTHON=/path/to/python   use that interpreter and its packages as they are, without .venv
 #   TORCH='torch==2.12.*'    the torch requirement that .venv gets (default: the tested pin below)
-#   CUDA_TORCH='torch==...'  the same for .venv-cuda, where cuda-build and gpu have their CUDA build
-#                            of torch
+#   CUDA_TORCH='torch==...'  the same for .venv-cuda, where cuda-build and gpu-... have their CUDA
+#                            build of torch
+#   RESULTS=folder           where gpu-... write results and logs (default: bench/results)
 
 TORCH ?= torch==2.13.0
 CUDA_TORCH ?= torch==2.14.1
@@ -26,7 +27,8 @@ endif
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 BUILT := build/.built-$(subst /,_,$(PY))
 
-.PHONY: demo test lint bench cuda-build gpu format setup clean FORCE
+.PHONY: demo test hostile lint bench cuda-build gpu gpu-build gpu-test gpu-sanitize gpu-bench
+.PHONY: format setup clean FORCE
 
 demo: setup
 	$(PY) -m fused_dropout info
@@ -36,12 +38,18 @@ demo: setup
 test: setup
 	$(PY) -m pytest
 
+# Calls with wrong and odd arguments; `make test` has a short form. tests/hostile/__main__.py
+CALLS ?= 100000
+SEED ?= 0
+
+hostile: setup
+	$(PY) -m tests.hostile --calls $(CALLS) --seed $(SEED)
+
 # Every script runs, whether or not one before it has missed a goal.
 BENCHES := dropconnect_linear dropout drop_path drop_block bias_act_dropout_add gaussian_dropout
-RUN_BENCHES = status=0; for name in $(BENCHES); do $(1) bench/$$name.py $(2) || status=1; done; exit $$status
 
 bench: setup
-	$(call RUN_BENCHES,$(PY))
+	status=0; for name in $(BENCHES); do $(PY) bench/$$name.py || status=1; done; exit $$status
 
 setup: $(BUILT)
 
@@ -64,44 +72,23 @@ $(BUILT): $(VENV_READY) $(SOURCES)
 	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	mkdir -p build && touch $@
 
-# CUDA builds live in copies of the tree, beside the CPU build and untouched by it.
-# $(call build-with-cuda,TREE,ENVIRONMENT) brings TREE up to date and compiles in it.
-define build-with-cuda
-	mkdir -p $(1)
-	find $(1) -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
-	tar -c --exclude-vcs --exclude=./build --exclude='./.venv*' --exclude='.*_cache' \
-	    --exclude='*.so' --exclude='*.egg-info' --exclude=__pycache__ . | tar -x -C $(1)
-	export FUSED_DROPOUT_CUDA=1 \
-	    FUSED_DROPOUT_COMMIT=$$($(CUDA_PY) -Bc 'import setup; print(setup.commit())') && \
-	cd $(1) && $(2) $(CUDA_PY) setup.py build_ext --inplace > build.log 2>&1 \
-	    || { tail -n 50 build.log; exit 1; }
-	grep '^fused_dropout: ' $(1)/build.log
-endef
-
 # Without a GPU, and using none. `make test` has the tests left out, which run kernels without one.
 CUDA_TREE := build/cuda
 IN_CUDA_TREE = cd $(CUDA_TREE) && CUDA_VISIBLE_DEVICES= PYTHONPATH=$(CURDIR)/$(CUDA_TREE) $(CUDA_PY)
 
 cuda-build: $(CUDA_VENV_READY)
-	$(call build-with-cuda,$(CUDA_TREE))
+	PYTHON=$(CUDA_PY) bench/cuda_tree.sh $(CUDA_TREE)
 	$(IN_CUDA_TREE) -m fused_dropout info
-	$(IN_CUDA_TREE) -m pytest -q --ignore-glob='tests/test_cuda_*' --ignore=tests/test_ptx.py
+	$(IN_CUDA_TREE) tests/cuda_on_cpu/build.py
+	$(IN_CUDA_TREE) -m pytest -q --ignore-glob='tests/test_cuda_*' --ignore-glob='tests/test_ptx*'
 	$(IN_CUDA_TREE) bench/kernel_report.py --newest
 
-# On a GPU: compiled for it alone unless TORCH_CUDA_ARCH_LIST says otherwise; the tests, emulated
-# kernels included, but not the PTX interpreter, whose work the GPU does; then the benchmark, whose
-# results go to bench/results here. A missed goal is a failure, as in `make bench`.
-GPU_TREE := build/gpu
-WITH_GPU_TREE = FUSED_DROPOUT_REQUIRE_CUDA=1 PYTHONPATH=$(CURDIR)/$(GPU_TREE) $(CUDA_PY)
-THIS_GPU = import torch; print("%d.%d" % torch.cuda.get_device_capability())
-
+# On a GPU; bench/gpu.sh says what each does.
 gpu: $(CUDA_VENV_READY)
-	$(CUDA_PY) -c 'import torch; torch.cuda.is_available() or exit("make gpu: torch sees no GPU")'
-	$(call build-with-cuda,$(GPU_TREE),\
-	    TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(CUDA_PY) -c '$(THIS_GPU)')}")
-	cd $(GPU_TREE) && $(WITH_GPU_TREE) -m fused_dropout info
-	cd $(GPU_TREE) && $(WITH_GPU_TREE) -m pytest -q --ignore=tests/test_ptx.py
-	$(call RUN_BENCHES,$(WITH_GPU_TREE),--device cuda --save)
+	PYTHON=$(CUDA_PY) bench/gpu.sh all
+
+gpu-build gpu-test gpu-sanitize gpu-bench: gpu-%: $(CUDA_VENV_READY)
+	PYTHON=$(CUDA_PY) bench/gpu.sh $*
 
 $(VENV)/.lint: pyproject.toml
 	test -x $(VENV)/bin/python || python3 -m venv $(VENV)

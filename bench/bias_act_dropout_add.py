@@ -136,9 +136,7 @@ def _row(name: str, subjects: Mapping[str, Measured]) -> dict[str, Any]:
     return {
         "name": name,
         "p": None if name == COPY else P,
-        "note": own.note,
-        "peak_extra_bytes": own.peak_extra_bytes,
-        "seconds": {phase: spread(timings) for phase, timings in own.timings.items()},
+        **own.figures(),
         "speedup_over_eager": speedup_over(EAGER),
         "speedup_over_compiled": speedup_over(COMPILED),
         "times_floor": {phase: times_floor(phase) for phase in PHASES},

@@ -159,12 +159,11 @@ def _row(name: str, subjects: Mapping[str, Measured]) -> dict[str, Any]:
         return {phase: spread(ratio(peer.seconds[phase], own.seconds[phase])) for phase in PHASES}
 
     note = own.note.removeprefix("failed: RuntimeError: ")  # says what to install
-    row: dict[str, Any] = {"name": name, "p": P if name == OURS else None, "note": note}
+    figures = own.figures() | {"note": note}
+    row: dict[str, Any] = {"name": name, "p": P if name == OURS else None, **figures}
     if own.note:
         return row
     return row | {
-        "peak_extra_bytes": own.peak_extra_bytes,
-        "seconds": {phase: spread(timings) for phase, timings in own.timings.items()},
         "faster_than_torchvision's_form": speedups(OWN_FORM),
         "faster_than_timm's_form": speedups(SHARED_FORM),
         "times_clone": {
@@ -272,11 +271,12 @@ def result_title(result: Mapping[str, Any]) -> str:
     return f"DropBlock {shape_text(result)}, {what}"
 
 
+RATE_GOAL = Goal(2, P, "off_the_wanted_rate", at_most=1.01)
 GOALS = [
     Goal(0, P, "faster_than_torchvision's_form", at_least=50, phase="forward"),
     Goal(0, P, "faster_than_torchvision's_form", at_least=20, phase="total"),
     Goal(1, P, "faster_than_timm's_form", at_least=2, phase="forward"),
-    Goal(2, P, "off_the_wanted_rate", at_most=1.01),
+    RATE_GOAL,
 ]
 MEASUREMENTS: list[Callable[..., dict[str, Any]]] = [
     partial(measure, False),
@@ -285,7 +285,7 @@ MEASUREMENTS: list[Callable[..., dict[str, Any]]] = [
 ]
 SETUPS = {
     "cpu": Setup("drop-block-", MEASUREMENTS, GOALS),
-    "cuda": Setup("drop-block-", MEASUREMENTS, GOALS),
+    "cuda": Setup("drop-block-", MEASUREMENTS, [RATE_GOAL]),
 }
 
 

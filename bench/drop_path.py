@@ -128,9 +128,7 @@ def _row(name: str, p: float | None, subjects: Mapping[str, Measured]) -> dict[s
     return {
         "name": name,
         "p": p,
-        "note": own.note,
-        "peak_extra_bytes": own.peak_extra_bytes,
-        "seconds": {phase: spread(timings) for phase, timings in own.timings.items()},
+        **own.figures(),
         "times_clone": {"forward": spread(ratio(own.seconds["forward"], clone.seconds["forward"]))},
         "speedup_over_eager": {
             phase: spread(ratio(eager.seconds[phase], own.seconds[phase])) for phase in PHASES
@@ -184,7 +182,7 @@ GOALS = [
 MEASUREMENTS = [partial(measure, *case) for case in CASES]
 SETUPS = {
     "cpu": Setup("drop-path-", MEASUREMENTS, GOALS),
-    "cuda": Setup("drop-path-", MEASUREMENTS, GOALS),
+    "cuda": Setup("drop-path-", MEASUREMENTS),
 }
 
 

@@ -67,8 +67,9 @@ def measure(
     prepare = _Calls(shape, dtype, device.kind)
     subjects = [Subject(row_label(*row), partial(prepare, *row)) for row in ROWS]
     measured = measure_interleaved(
-        subjects, PHASES, rounds=rounds, memory_phase=TOTAL, device=device, progress=progress
-    )
+        subjects, PHASES, rounds=rounds, memory_phase=TOTAL, device=device, progress=progress,
+        replayed=PHASES,
+    )  # fmt: skip
     return {
         "shape": list(shape),
         "dtype": dtype,
@@ -140,10 +141,8 @@ def _row(
     return {
         "name": name,
         "p": p,
-        "note": own.note,
-        "peak_extra_bytes": own.peak_extra_bytes,
+        **own.figures(),
         "saved_bytes": saved_bytes,
-        "seconds": {phase: spread(timings) for phase, timings in own.timings.items()},
         "times_copy": {
             phase: spread(ratio(own.seconds[phase], copy.seconds[phase])) for phase in PHASES
         },

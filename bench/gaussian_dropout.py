@@ -128,9 +128,7 @@ def _row(name: str, subjects: Mapping[str, Measured]) -> dict[str, Any]:
     return {
         "name": name,
         "p": None,
-        "note": subjects[name].note,
-        "peak_extra_bytes": subjects[name].peak_extra_bytes,
-        "seconds": {phase: spread(found) for phase, found in subjects[name].timings.items()},
+        **subjects[name].figures(),
         "speedup_over_eager": {phase: spread(ratio(eager[phase], own[phase])) for phase in PHASES},
         "times_clone": {"forward": spread(ratio(own["forward"], clone["forward"]))},
     }

@@ -75,6 +75,12 @@ inline DropConnectProblem make_problem(const Layer& layer, const MaskRule& rule,
                 ", got ", mask_bits->scalar_type(), " ", mask_bits->sizes(), " on ",
                 mask_bits->device());
     bits = static_cast<const uint32_t*>(mask_bits->const_data_ptr());
+    constexpr size_t kAlignment = kGroupWords * sizeof(uint32_t);  // groups are read whole
+    TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(bits) % kAlignment == 0,
+                      "mask_bits must start at an address that is a multiple of ", kAlignment,
+                      " bytes, got one with remainder ",
+                      reinterpret_cast<uintptr_t>(bits) % kAlignment,
+                      " (a view into a larger tensor: clone it)");
   }
   return {rule,
           layer.rows,

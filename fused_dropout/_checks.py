@@ -8,38 +8,64 @@ import operator
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
+# Those that torch computes with; its operators do not implement the other dtypes of integers.
+_INT_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 def check_probability(p: Any, name: str = "p") -> float:
-    """``p`` as a float in [0, 1]; raises as torch.nn.Dropout does."""
-    if type(p) is float and 0.0 <= p <= 1.0:
+    """``p`` as a float in [0, 1]; takes what torch's dropout takes, and raises as it does."""
+    if type(p) is float and 0.0 <= p <= 1.0:  # the common case, which every call pays for
         return p
-    if isinstance(p, bool) or not isinstance(p, (float, numbers.Real)):
-        raise TypeError(f"{name} must be a float, got {type(p).__name__}")
-    value = float(p)
+    value = as_float(p.item() if _is_plain_scalar(p) else p, name)
     if not 0.0 <= value <= 1.0:  # false for NaN too
-        raise ValueError(f"{name}, the drop probability, has to be between 0 and 1, but got {p}")
+        raise ValueError(
+            f"{name}, the drop probability, has to be between 0 and 1, but got {shown(p)}"
+        )
     return value
+
+
+def _is_plain_scalar(value: Any) -> bool:
+    """Whether it is a tensor that torch takes for a number: no dimensions, real, no gradient."""
+    is_scalar = isinstance(value, Tensor) and value.dim() == 0
+    return is_scalar and not value.is_complex() and not value.requires_grad
+
+
+def as_float(value: Any, name: str) -> float:
+    """A real number as a float: infinite where it is an int beyond the range of floats."""
+    if not isinstance(value, (float, numbers.Real, np.bool_)):
+        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+
+
+def shown(value: Any) -> str:
+    """``value`` for a message; Python writes no ints of more than some thousand digits."""
+    is_long = isinstance(value, int) and abs(value) >= 10**30
+    return "an int of more than 30 digits" if is_long else str(value)
 
 
 def check_number(
     value: Any, name: str, *, above: float | None = None, at_least: float | None = None
 ) -> float:
     """``value`` as a finite float, in the range that is asked for."""
-    if isinstance(value, bool) or not isinstance(value, (float, numbers.Real)):
-        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
-    number = float(value)
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be a float, got bool")
+    number = as_float(value, name)
     too_low = (above is not None and number <= above) or (
         at_least is not None and number < at_least
     )
     if too_low or not math.isfinite(number):
         bound = "" if above is None else f", above {above:g}"
         bound += "" if at_least is None else f", at least {at_least:g}"
-        raise ValueError(f"{name} must be finite{bound}; got {value}")
+        raise ValueError(f"{name} must be finite{bound}; got {shown(value)}")
     return number
 
 
@@ -49,8 +75,17 @@ def check_choice(value: Any, name: str, allowed: Collection[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+def check_bool(value: Any, name: str) -> bool:
+    """``value`` if it is a bool: a number given by position for another argument is none."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {value!r}")
+    return value
+
+
 def as_int(value: Any, name: str) -> int:
     """``value`` as an int; NumPy's ints count, bools do not."""
+    if type(value) is int:  # all that torch.compile can follow without fixing the value
+        return value
     if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     return operator.index(value)
@@ -68,6 +103,20 @@ def as_ints(values: Any, name: str) -> tuple[int, ...]:
     """``values``, an int or a sequence of ints, as a tuple."""
     given = values if isinstance(values, Sequence) and not isinstance(values, str) else (values,)
     return tuple(as_int(value, f"{name}'s elements") for value in given)
+
+
+def as_shape(shape: Any, name: str) -> tuple[int, ...]:
+    """``shape``, an int or several, at least 0 and with a product that an int64 holds."""
+    is_int = hasattr(shape, "__index__") and not hasattr(shape, "__len__")
+    try:
+        numbers = tuple(operator.index(size) for size in ((shape,) if is_int else shape))
+    except TypeError:
+        wanted = f"{name} must be an int or a sequence of ints"
+        raise TypeError(f"{wanted}, got {shape!r}") from None
+    rows = math.prod(numbers[:-1])
+    if any(size < 0 for size in numbers) or max(rows, math.prod(numbers)) >= 2**63:
+        raise ValueError(f"{name} must be ints >= 0, their product below 2^63, got {shape!r}")
+    return numbers
 
 
 def as_dims(dims: Any, name: str, count: int) -> tuple[int, ...]:
@@ -94,8 +143,7 @@ def check_dense(tensor: Any, name: str) -> None:
 def check_float_tensor(tensor: Tensor, name: str) -> None:
     """``tensor`` has a dtype that the kernels compute in; raises what torch's operators raise."""
     if tensor.dtype not in FLOAT_DTYPES:
-        is_number = tensor.is_complex() or tensor.is_floating_point()
-        error = NotImplementedError if is_number else RuntimeError
+        error = RuntimeError if tensor.dtype in _INT_DTYPES else NotImplementedError
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
         raise error(f"{name} must have a dtype of {allowed}; got {tensor.dtype}")
 

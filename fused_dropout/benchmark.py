@@ -18,16 +18,19 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fused_dropout.benchmark_devices import CPU, DEVICES, Device, cpu_model, find_device
 from fused_dropout.cli import mask_mode, output_file, positive_int, probability, report_console
 from fused_dropout.verify import thread_count
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 OURS = "fused_dropout"  # the name of the rows that are not a peer's
 Samples = list[float | None]  # one per round; None where it was not timed
@@ -53,10 +56,22 @@ class Measured:
 
     # By phase, the median of each round; None where it was not timed.
     seconds: dict[str, Samples] = field(default_factory=dict)
-    # By phase, every timing of all rounds.
+    # By phase, every timing of all rounds; and of replays of the call's CUDA graph, if it has one.
     timings: dict[str, list[float]] = field(default_factory=dict)
+    replays: dict[str, list[float]] = field(default_factory=dict)
     peak_extra_bytes: int | None = None
     note: str = ""
+    replay_note: str = ""  # why there are no replays
+
+    def figures(self) -> dict[str, Any]:
+        """What every row of a result says of its subject."""
+        return {
+            "note": self.note,
+            "peak_extra_bytes": self.peak_extra_bytes,
+            "seconds": {phase: spread(timings) for phase, timings in self.timings.items()},
+            "replay_seconds": {phase: spread(timings) for phase, timings in self.replays.items()},
+            "replay_note": self.replay_note,
+        }
 
 
 @dataclass
@@ -76,17 +91,26 @@ def measure_interleaved(
     threads: int | None = None,
     device: Device = CPU,
     progress: Callable[[str], object] = lambda text: None,
+    replayed: Collection[str] = ("forward", "total"),
 ) -> Measurements:
     """Time each phase of each subject, interleaved; peak memory is taken in `memory_phase`.
 
     Slow subjects run in the first rounds only. Everything prepared for a phase is released before
-    the next phase. `threads` of the CPU run torch's operations (default: as many as are set).
+    the next phase. `threads` of the CPU run torch's operations (default: as many as are set). On a
+    GPU the phases in `replayed` are also timed as replays of a CUDA graph; a phase that is only the
+    backward pass of a graph built before cannot be captured.
     """
     results = {subject.name: Measured() for subject in subjects}
     load = _OtherLoad()
     with thread_count(threads), device.measuring():
         for phase in phases:
             prepared = dict(_prepared(subjects, phase, device, results, progress))
+            replays: dict[str, Callable[[], object] | None] = {}
+            if phase in replayed:
+                replays = {
+                    name: _replay_of(call, device, results[name])
+                    for name, (call, _) in prepared.items()
+                }
             with load:
                 for number in range(rounds):
                     for name, (call, expected) in prepared.items():
@@ -94,6 +118,10 @@ def measure_interleaved(
                         runs = number < _SLOW_ROUNDS or expected <= _SLOW_SECONDS
                         timings = device.timings(call, expected) if runs else []
                         _add_round(results[name], phase, timings)
+                        if runs and (replay := replays.get(name)):
+                            found = results[name].replays.setdefault(phase, [])
+                            found.extend(device.timings(replay, expected))
+            del replays
             if phase == memory_phase:
                 for name, (call, _) in prepared.items():
                     results[name].peak_extra_bytes = device.peak_extra_bytes(call)
@@ -104,6 +132,18 @@ def _add_round(measured: Measured, phase: str, timings: Sequence[float]) -> None
     median = statistics.median(timings) if timings else None
     measured.seconds.setdefault(phase, []).append(median)
     measured.timings.setdefault(phase, []).extend(timings)
+
+
+def _replay_of(
+    call: Callable[[], object], device: Device, measured: Measured
+) -> Callable[[], object] | None:
+    """The replay of the call's graph; without one, the row says why."""
+    try:
+        return device.graph_of(call)
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [""]
+        measured.replay_note = f"{type(error).__name__}: {reason[0]}"
+        return None
 
 
 class _OtherLoad:
@@ -190,6 +230,31 @@ def spread(samples: Sequence[float | None]) -> Spread | None:
         return dict.fromkeys(("median", "p20", "p80"), present[0])
     fifths = statistics.quantiles(present, n=5, method="inclusive")
     return {"median": statistics.median(present), "p20": fifths[0], "p80": fifths[-1]}
+
+
+def print_replays(result: Mapping[str, Any], console: Console) -> None:
+    """A table of calls and replays of their CUDA graphs, where any were timed; and why not."""
+    from rich.table import Table
+
+    rows = [row for row in result["rows"] if row.get("replay_seconds")]
+    if rows:
+        phases = list(rows[0]["replay_seconds"])
+        table = Table("ms", title="Calls, and replays of their CUDA graphs: the kernels alone")
+        for phase in phases:
+            table.add_column(f"{phase}:\ncall", justify="right")
+            table.add_column("\nreplay", justify="right")
+        for row in rows:
+            cells = []
+            for phase in phases:
+                for times in (row["seconds"], row["replay_seconds"]):
+                    found = times.get(phase)
+                    cells.append("-" if found is None else f"{1e3 * found['median']:.3g}")
+            table.add_row(row_label(row["name"], row["p"]), *cells)
+        console.print(table)
+    for row in result["rows"]:
+        if row.get("replay_note"):
+            label = row_label(row["name"], row["p"])
+            console.print(f"{label}: no CUDA graph: {row['replay_note']}", markup=False)
 
 
 def environment(device: Device) -> dict[str, Any]:
@@ -285,6 +350,7 @@ def run(args: argparse.Namespace) -> int:
                     progress=status.update,
                 )  # fmt: skip
             print_result(result, console)
+            print_replays(result, console)
             results.append(result)
         if write is not None:
             write(json_document(results, device))

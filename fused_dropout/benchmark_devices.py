@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import time
+import timeit
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.utils.benchmark import Timer
 
 from fused_dropout import memory
 from fused_dropout.cli import ArgumentError
@@ -66,6 +66,9 @@ class Device(Protocol):
     def timings(self, call: Callable[[], object], seconds: float) -> list[float]:
         """Seconds of one call, measured once or more; `seconds` is what `warm_up` has found."""
 
+    def graph_of(self, call: Callable[[], object]) -> Callable[[], object] | None:
+        """What runs the same kernels again without Python; None where there is nothing like it."""
+
     def peak_extra_bytes(self, call: Callable[[], object]) -> int | None:
         """Peak memory of one call, its results included, above what was held before; or unknown."""
 
@@ -104,8 +107,12 @@ class CpuDevice:
 
     def timings(self, call: Callable[[], object], seconds: float) -> list[float]:
         """One: the mean over a block of calls."""
-        timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-        return [float(timer.timeit(max(1, round(_BLOCK_SECONDS / seconds))).mean)]
+        # Not torch.utils.benchmark, which loads torch's compiler tools and so warns without a GPU.
+        calls = max(1, round(_BLOCK_SECONDS / seconds))
+        return [timeit.timeit(call, number=calls) / calls]
+
+    def graph_of(self, call: Callable[[], object]) -> Callable[[], object] | None:
+        return None
 
     def peak_extra_bytes(self, call: Callable[[], object]) -> int | None:
         return memory.peak_extra_bytes(call)

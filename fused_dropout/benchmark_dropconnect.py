@@ -100,7 +100,8 @@ def measure(
     "total"), `multiply_add_rate` (what the FFMA floor assumes; None on a CPU) and `rows`. Each row
     has `name`, `p`, `note`, `peak_extra_bytes` (of "total") and tables per phase ("forward",
     "d_input", "d_weight", "total"), each entry with median, p20 and p80: `seconds`,
-    `speedup_over_naive`, `speedup_over_compiled`, `times_dense`, `times_lower_bound`,
+    `replay_seconds` (of CUDA graphs of "forward" and "total"; `replay_note` says why there are
+    none), `speedup_over_naive`, `speedup_over_compiled`, `times_dense`, `times_lower_bound`,
     `share_of_ffma_floor`; None in place of a table whose peer was not measured. "total" is the
     forward pass and the gradients of input, weight and bias in one backward pass; "d_input" and
     "d_weight" are a backward pass alone, with only that gradient asked for.
@@ -241,9 +242,7 @@ def _row(
     return {
         "name": op.name,
         "p": op.p,
-        "note": own.note,
-        "peak_extra_bytes": own.peak_extra_bytes,
-        "seconds": {phase: spread(timings) for phase, timings in own.timings.items()},
+        **own.figures(),
         "speedup_over_naive": per_phase(NAIVE, speedup),
         "speedup_over_compiled": per_phase(COMPILED, speedup),
         "times_dense": per_phase(DENSE, ratio),

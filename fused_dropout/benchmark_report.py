@@ -16,8 +16,9 @@ A script says what it measures on each device and which goals that has, and leav
 
 A measurement is called with `rounds`, `compiled`, `device` and `progress` and returns a result, a
 dictionary ready for JSON. Its "rows" are dictionaries with "name" and "p" (which tell them apart),
-"note" (why there are no figures, or ""), "seconds" ({phase: {median, p20, p80}}, for the plot), and
-the figures that goals are about: numbers, or such tables per phase. See
+"note" (why there are no figures, or ""), "seconds" ({phase: {median, p20, p80}}, for the plot),
+"replay_seconds" and "replay_note" (of CUDA graphs; `Measured.figures` gives all of these), and the
+figures that goals are about: numbers, or such tables per phase. See
 `benchmark_dropconnect.measure`.
 """
 
@@ -36,7 +37,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from fused_dropout.benchmark import OURS, json_document, row_label
+from fused_dropout.benchmark import OURS, json_document, print_replays, row_label
 from fused_dropout.benchmark_devices import DEVICES, Device, find_device
 from fused_dropout.cli import ArgumentError, output_file, positive_int, report_console
 from fused_dropout.verify import thread_count
@@ -101,7 +102,7 @@ class Setup:
 
     file_prefix: str  # of saved results, before the device's name
     measurements: Sequence[Callable[..., dict[str, Any]]]
-    goals: Sequence[Goal]
+    goals: Sequence[Goal] = ()  # without any, figures are shown and not judged
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def _parser(script: Script) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=script.doc.splitlines()[0])
     add = parser.add_argument
     add("--device", choices=[kind for kind in DEVICES if kind in script.setups], default="cpu")
-    add("--save", action="store_true", help=f"write JSON and PNG to {script.folder.name}/")
+    add("--save", action="store_true", help="write JSON and PNG to the folder of --results")
+    add("--results", type=Path, metavar="FOLDER", help=f"default {script.folder.name}/")
     add("--no-compile", action="store_true", help="leave out torch.compile")
     add("--threads", type=positive_int, help="CPU threads (default: torch's)")
     add("--repeats", type=positive_int, default=15, help="rounds (default 15)")
@@ -148,17 +150,18 @@ def _measure_and_save(
     script: Script, setup: Setup, device: Device, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Write <folder>/<prefix><device>-<date>.json and .png; both are opened first."""
+    folder = args.results or script.folder
     stem = f"{setup.file_prefix}{device.file_name()}-{date.today().isoformat()}"
     with suppress(OSError):  # opening the files says what is wrong
-        script.folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     with (
-        output_file("--save", script.folder / f"{stem}.json") as write_json,
-        output_file("--save", script.folder / f"{stem}.png") as write_png,
+        output_file("--save", folder / f"{stem}.json") as write_json,
+        output_file("--save", folder / f"{stem}.png") as write_png,
     ):
         results = _measure_and_print(script, setup, device, args)
         write_json(json_document(results, device))
         write_png(plot(results[0], f"{script.title(results[0])}, {device.name()}"))
-    print(f"wrote {script.folder.name}/{stem}.json and .png")
+    print(f"wrote {folder}/{stem}.json and .png")
     return results
 
 
@@ -179,7 +182,11 @@ def _measure_and_print(
         ]
     for result in results:
         script.print_result(result, console)
-    console.print(goal_table(setup.goals, results, script.shape))
+        print_replays(result, console)
+    if setup.goals:
+        console.print(goal_table(setup.goals, results, script.shape))
+    else:
+        console.print(f"no goals are stated for {device.kind}")
     return results
 
 

@@ -44,8 +44,8 @@ def to_dropconnect(
         `module`, or the new layer where `module` itself was replaced.
 
     Raises:
-        ValueError, TypeError: bad `p`, `mask`, `convention` or `mask_storage`, before anything
-            is changed.
+        ValueError, TypeError: `module` is no module, or bad `p`, `mask`, `convention` or
+            `mask_storage`; before anything is changed.
     """
 
     def build(in_features: int, out_features: int, bias: bool) -> DropConnectLinear:
@@ -82,6 +82,9 @@ def to_linear(module: nn.Module) -> nn.Module:
 
     Returns:
         `module`, or the new layer where `module` itself was replaced.
+
+    Raises:
+        TypeError: `module` is no module.
     """
 
     def swap(name: str, layer: nn.Module) -> nn.Module | None:
@@ -101,6 +104,8 @@ def _take_over(old: nn.Module, new: _Layer) -> _Layer:
 
 
 def _replace(module: nn.Module, swap: Callable[[str, nn.Module], nn.Module | None]) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in module.named_modules():
         new = swap(name, layer)

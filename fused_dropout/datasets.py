@@ -7,6 +7,7 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
@@ -116,32 +117,44 @@ def _find(folder: Path, name: str) -> Path:
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     """The uint8 array of an IDX file: magic (0, 0, type, rank), big-endian sizes, then bytes."""
-    content = _read_bytes(path)
-    header = 4 + 4 * dimensions
-    if len(content) < header:
+    is_gzip = path.suffix == ".gz"
+    try:
+        with gzip.open(path) if is_gzip else path.open("rb") as file:
+            return _parse_idx(file, path, dimensions)
+    except (OSError, EOFError, zlib.error) as error:
+        kind = "a complete gzip file" if is_gzip else "a readable file"
+        raise DataError(f"{path} cannot be read (expected {kind}): {error}") from error
+
+
+def _parse_idx(file: BufferedIOBase, path: Path, dimensions: int) -> np.ndarray:
+    """The array in `file`, of which no more is read than its header announces."""
+    size = 4 + 4 * dimensions
+    header = _read_at_most(file, size)
+    if len(header) < size:
         raise DataError(
-            f"{path} is truncated: {len(content)} bytes, expected at least {header} (IDX header)"
+            f"{path} is truncated: {len(header)} bytes, expected at least {size} (IDX header)"
         )
-    magic = struct.unpack_from(">I", content)[0]
+    magic, *shape = struct.unpack(f">{1 + dimensions}I", header)
     expected_magic = _UINT8_CODE << 8 | dimensions
     if magic != expected_magic:
         raise DataError(
             f"{path} is not an IDX file of {dimensions}-D bytes: "
             f"magic number 0x{magic:08x}, expected 0x{expected_magic:08x}"
         )
-    shape = struct.unpack_from(f">{dimensions}I", content, 4)
-    expected = header + math.prod(shape)
+    expected = math.prod(shape)
+    content = _read_at_most(file, expected + 1)
     if len(content) != expected:
-        state = "truncated" if len(content) < expected else "too long"
-        raise DataError(
-            f"{path} is {state}: {len(content)} bytes, expected {expected} for shape {shape}"
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+        found = f"truncated: {size + len(content)} bytes"
+        if len(content) > expected:
+            found = "too long: more bytes than it announces"
+        raise DataError(f"{path} is {found}, expected {size + expected} for shape {tuple(shape)}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        kind = "a complete gzip file" if path.suffix == ".gz" else "a readable file"
-        raise DataError(f"{path} cannot be read (expected {kind}): {error}") from error
+def _read_at_most(file: BufferedIOBase, count: int) -> bytes:
+    """Up to `count` bytes, in pieces: memory grows with what is there, not with `count`."""
+    pieces = []
+    while count > 0 and (piece := file.read(min(count, 2**20))):
+        pieces.append(piece)
+        count -= len(piece)
+    return b"".join(pieces)

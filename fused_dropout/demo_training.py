@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.benchmark import Timer
 
 import fused_dropout
 from fused_dropout.baselines import NaiveDropConnectLinear, masked_linear
@@ -184,9 +185,12 @@ def training_step(layer: LayerType, data: Dataset, settings: Settings) -> Callab
 
 def seconds_per_call(fn: Callable[[], None], layer: LayerType) -> float:
     """Median time of a call, after a warm-up call."""
-    timer = Timer("fn()", globals={"fn": fn}, num_threads=torch.get_num_threads())
     seconds = _TIMING_SECONDS["fused" if layer is DropConnectLinear else "naive"]
-    return timer.blocked_autorange(min_run_time=seconds).median
+    fn()
+    timings: list[float] = []
+    while sum(timings) < seconds:
+        timings.append(timeit.timeit(fn, number=1))
+    return statistics.median(timings)
 
 
 def _step(

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 
@@ -31,7 +30,6 @@ def paper_gamma(p: float, sizes: Sequence[int], block: Sequence[int]) -> float:
     return gamma
 
 
-@torch.compiler.assume_constant_result
 def exact_gamma(p: float, sizes: Sequence[int], block: Sequence[int]) -> float:
     """The seeds' drop probability at which the expected rate of dropped elements is p.
 
@@ -39,6 +37,10 @@ def exact_gamma(p: float, sizes: Sequence[int], block: Sequence[int]) -> float:
     :func:`paper_gamma`.
     """
     return _solve(p, tuple(sizes), tuple(block))
+
+
+# What torch.compiler.assume_constant_result sets, which imports all of torch._dynamo to do so.
+vars(exact_gamma)["_dynamo_marked_constant"] = True
 
 
 @lru_cache(maxsize=4096)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 
 import torch
@@ -11,18 +10,6 @@ from torch import Tensor
 
 from fused_dropout import _checks, _ext
 from fused_dropout.rng import make_rng_state
-
-
-def _shape_of(shape: int | Sequence[int]) -> tuple[int, ...]:
-    try:
-        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-        numbers = tuple(operator.index(size) for size in sizes)
-    except TypeError:
-        raise TypeError(f"shape must be an int or a sequence of ints, got {shape!r}") from None
-    rows, cols = math.prod(numbers[:-1]), numbers[-1] if numbers else 1
-    if any(size < 0 for size in numbers) or max(rows, cols) >= 2**63:
-        raise ValueError(f"shape must be ints >= 0, their product below 2^63, got {shape!r}")
-    return numbers
 
 
 def _draw(
@@ -79,7 +66,7 @@ def mask(
         TypeError, ValueError: an argument of the wrong type or out of range, named in the message.
         RuntimeError: a device that this build has no kernels for.
     """
-    sizes = _shape_of(shape)
+    sizes = _checks.as_shape(shape, "shape")
     drawn = _draw("mask", sizes, p, seed, offset, stream, digits, device)
     return drawn.reshape(sizes)
 
@@ -99,7 +86,7 @@ def packed_mask(
     Returns:
         uint32 tensor of shape ``[*shape[:-1], ceil(shape[-1] / 32)]``; bits past the end are 0.
     """
-    sizes = _shape_of(shape)
+    sizes = _checks.as_shape(shape, "shape")
     drawn = _draw("packed_mask", sizes, p, seed, offset, stream, digits, device)
     words = drawn.shape[1]
     return drawn.reshape(*sizes[:-1], words).view(torch.uint32)

@@ -62,9 +62,9 @@ def max_norm_(
         IndexError: a weight lacks ``dim``.
         TypeError: an argument of the wrong type; ``filter`` without a module.
     """
-    _check_number(max_norm, "max_norm", "at least 0", lambda value: value >= 0)
-    _check_number(p, "p", "above 0", lambda value: value > 0)
-    _check_number(eps, "eps", "finite and at least 0", lambda value: 0 <= value < math.inf)
+    max_norm = _check_number(max_norm, "max_norm", "at least 0", lambda value: value >= 0)
+    p = _check_number(p, "p", "above 0", lambda value: value > 0)
+    eps = _check_number(eps, "eps", "finite and at least 0", lambda value: 0 <= value < math.inf)
     dim = _checks.as_int(dim, "dim")
     weights = [w for w in _chosen(parameters, filter) if w.dim() >= 2 and w.numel() > 0]
     for weight in weights:
@@ -76,11 +76,13 @@ def max_norm_(
     return torch.stack([norm.to(device) for norm in largest]).amax()
 
 
-def _check_number(value: Any, name: str, allowed: str, fits: Callable[[Any], bool]) -> None:
+def _check_number(value: Any, name: str, allowed: str, fits: Callable[[float], bool]) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not fits(value):
-        raise RuntimeError(f"{name} must be {allowed}, got {value}")
+    number = _checks.as_float(value, name)
+    if not fits(number):
+        raise RuntimeError(f"{name} must be {allowed}, got {_checks.shown(value)}")
+    return number
 
 
 def _chosen(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_dropout import _ext
-from fused_dropout._checks import as_int
+from fused_dropout._checks import as_shape
 from fused_dropout.rng import make_rng_state
 
 DTYPES = (torch.float32, torch.float64)
@@ -22,10 +22,7 @@ def _draw(
     dtype: torch.dtype,
     device: torch.device | str | None,
 ) -> Tensor:
-    given = size if isinstance(size, Sequence) else (size,)
-    sizes = tuple(as_int(length, "size's elements") for length in given)
-    if any(length < 0 for length in sizes):
-        raise ValueError(f"size must be at least 0 everywhere, got {list(sizes)}")
+    sizes = as_shape(size, "size")
     if dtype not in DTYPES:
         raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     if device is not None:

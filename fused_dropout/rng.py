@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_dropout import _private_torch as private
 from fused_dropout._checks import as_int
+from fused_dropout._private_torch import modes_active, transforms_active
 
 _LOW, _HIGH = -(2**63), 2**63 - 1
 _PHILOX_CALL = 4  # torch counts a generator's offset in random words, four to a call
@@ -35,10 +35,16 @@ def make_rng_state(seed: int, offset: int = 0, device: torch.device | str | None
 
     Raises:
         TypeError, ValueError: ``seed`` or ``offset`` is no int, or out of range.
+        RuntimeError: a device that torch lacks.
     """
     numbers = _wrap(seed, "seed"), _wrap(offset, "offset")
     # Filled on the device: to copy from the host would wait for it, and fail in a CUDA graph.
-    state = torch.full((2,), numbers[0], dtype=torch.int64, device=device)
+    try:
+        state = torch.full((2,), numbers[0], dtype=torch.int64, device=device)
+    except AssertionError as error:  # a torch without the device's backend
+        raise RuntimeError(
+            f"device must be one that this torch has, got {device}: {error}"
+        ) from None
     state[1:].fill_(numbers[1])
     return state
 
@@ -76,8 +82,8 @@ def _drawn_on_device() -> bool:
     """Whether somebody must see that a random state for a GPU is drawn."""
     return (
         torch.compiler.is_compiling()
-        or private.transforms_active()
-        or private.modes_active()
+        or transforms_active()
+        or modes_active()
         or torch.cuda.is_current_stream_capturing()
     )
 

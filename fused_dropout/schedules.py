@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fused_dropout import _checks
+from fused_dropout.dropout_layers import drop_rates
 
 
 class LinearSchedule:
@@ -27,18 +28,23 @@ class LinearSchedule:
     NeurIPS 2018, section 3.3, which raises DropBlock's rate from 0 over the whole training.
 
     Args:
-        modules: a module or several; they and all modules inside them that have a float ``p`` in
-            [0, 1] are scheduled, such as this package's and torch's dropout layers.
+        modules: a module or several; the drop rates of their dropout layers are scheduled. Those
+            are the layers that :func:`fused_dropout.mc_dropout` lets drop; their rates are floats
+            in [0, 1], such as ``p``, timm's ``drop_prob``, and the ``dropout`` of torch's recurrent
+            layers and attention where it is above 0 now. A learned rate is none.
         start: the rate at the start, in [0, 1].
-        stop: the rate at the end, in [0, 1]; None: for each module the ``p`` that it has now.
+        stop: the rate at the end, in [0, 1]; None: each rate's value now.
         total_steps: calls of :meth:`step` until the end, at least 1.
+        optimizer: kept as an attribute, and not used, for trainers that want each scheduler to name
+            its optimizer, such as Lightning; a LightningModule must also define
+            ``lr_scheduler_step(self, scheduler, metric)`` to call ``scheduler.step()``.
 
     A module's rate is a constant to torch.compile, which compiles anew for each (as it does for
     ``torch.nn.Dropout``): compiled models want few steps, one an epoch say.
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: an argument out of range, or no module with a rate.
+        ValueError: an argument out of range, or no drop rate.
     """
 
     def __init__(
@@ -47,13 +53,16 @@ class LinearSchedule:
         start: float = 0.0,
         stop: float | None = None,
         total_steps: int = 1000,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        self._modules = _modules_with_a_rate(modules)
+        self._rates = _rates_of(modules)
+        self.optimizer = optimizer
         self.start = _checks.check_probability(start, "start")
         if stop is None:
-            self.stops = [module.p for module in self._modules]
+            self.stops = [getattr(module, name) for module, name in self._rates]
         else:
-            self.stops = [_checks.check_probability(stop, "stop")] * len(self._modules)
+            self.stops = [_checks.check_probability(stop, "stop")] * len(self._rates)
         self.total_steps = _checks.as_int(total_steps, "total_steps")
         if self.total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, got {self.total_steps}")
@@ -66,7 +75,7 @@ class LinearSchedule:
         self._set_rates()
 
     def get_last_p(self) -> list[float]:
-        """The rates that the modules have now, in the order of ``named_modules``."""
+        """The rates now, in the order of ``named_modules``."""
         return [self._rate(stop) for stop in self.stops]
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,13 +92,12 @@ class LinearSchedule:
 
         Raises:
             KeyError: not what :meth:`state_dict` returns.
-            ValueError: it is of another number of modules.
+            ValueError: it is of another number of rates.
         """
         stops = list(state_dict["stops"])
-        if len(stops) != len(self._modules):
+        if len(stops) != len(self._rates):
             raise ValueError(
-                f"the state is of {len(stops)} modules with a rate, this schedule has "
-                f"{len(self._modules)}"
+                f"the state is of {len(stops)} drop rates, this schedule has {len(self._rates)}"
             )
         self.start, self.stops = state_dict["start"], stops
         self.total_steps, self.last_step = state_dict["total_steps"], state_dict["last_step"]
@@ -100,25 +108,21 @@ class LinearSchedule:
         return stop if done >= 1 else self.start + (stop - self.start) * done
 
     def _set_rates(self) -> None:
-        for module, rate in zip(self._modules, self.get_last_p(), strict=True):
-            module.p = rate
+        for (module, name), rate in zip(self._rates, self.get_last_p(), strict=True):
+            setattr(module, name, rate)
 
 
-def _modules_with_a_rate(modules: Any) -> list[Any]:
-    """Each of the given modules, and of those inside them, that has a drop rate; once."""
+def _rates_of(modules: Any) -> list[tuple[torch.nn.Module, str]]:
+    """Each drop rate of the given modules and of those inside them, once: its module and name."""
     roots = [modules] if isinstance(modules, torch.nn.Module) else modules
     if not isinstance(roots, Iterable):
         raise TypeError(f"modules must be a Module or several, got {type(modules).__name__}")
-    found: dict[torch.nn.Module, None] = {}
+    found: dict[tuple[torch.nn.Module, str], None] = {}
     for root in roots:
         if not isinstance(root, torch.nn.Module):
             raise TypeError(f"modules must be a Module or several, got one {type(root).__name__}")
-        found.update(dict.fromkeys(m for m in root.modules() if _has_rate(m)))
+        for module in root.modules():
+            found.update(dict.fromkeys((module, name) for name in drop_rates(module)))
     if not found:
-        raise ValueError("modules must hold at least one module with a float p in [0, 1]")
+        raise ValueError("modules must hold at least one dropout layer with a rate in [0, 1]")
     return list(found)
-
-
-def _has_rate(module: torch.nn.Module) -> bool:
-    p = getattr(module, "p", None)
-    return isinstance(p, float) and 0.0 <= p <= 1.0

@@ -7,11 +7,13 @@ would have failed with the chance stated here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fused_dropout.reference import noise as reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Edges of a Philox call (4 elements), an access (8), a block (128) and a task (8192).
@@ -109,3 +111,52 @@ def ulps_from(actual: Tensor, truth: Tensor) -> float:
     exact = truth.cpu().numpy()
     unit = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
     return float((np.abs(actual.cpu().double().numpy() - exact) / unit).max())
+
+
+# (logit p, temperature): exponents that floats, and doubles, cannot hold.
+EXTREME_RATES = (
+    (-200.0, 0.1),
+    (-80.0, 0.1),
+    (0.0, 1e-4),
+    (0.3, 1e4),
+    (80.0, 0.1),
+    (100.0, 0.1),
+    (100.0, 1.0),
+    (100.0, 2.0),
+    (100.0, 1e4),
+    (800.0, 1.0),
+)
+
+
+def assert_concrete_extremes(
+    ours: Sequence[Tensor],
+    input: Tensor,
+    rate: float,
+    temperature: float,
+    grad: Tensor,
+    **random: int,
+) -> None:
+    """`ours` are output, d_input and d_logit of concrete dropout at one of EXTREME_RATES.
+
+    They are finite, and right where the dtype has such numbers. An exponent's rounding is a
+    relative error of its exponential; what is too small for a float may be any small number.
+    """
+    eps = torch.finfo(input.dtype).eps
+    error = 16 * eps * (abs(rate) + 2) * (1 + 1 / temperature)
+    u = reference.uniform_noise(input.shape, device=input.device, **random)
+    exponent = (rate + u.log() - (1 - u).log()) / temperature
+    # keep / (1 - p) = (1 + e^logit p) / (1 + e^exponent)
+    logit_p, zero = exponent.new_tensor(rate), exponent.new_tensor(0.0)
+    factor = (torch.logaddexp(logit_p, zero) - torch.logaddexp(exponent, zero)).exp()
+    slope = factor * (logit_p.sigmoid() - exponent.sigmoid() / temperature)
+    smallest = 1e-34
+    assert all(actual.isfinite().all() for actual in ours[:2])
+    if factor.max() > torch.finfo(input.dtype).max / 100:
+        return  # too large a result for the dtype, and more so a sum of them
+    for actual, operand in zip(ours, (input, grad), strict=False):
+        expected = operand.double() * factor
+        assert ((actual.double() - expected).abs() <= error * expected.abs() + smallest).all()
+    terms = input.double() * grad.double() * factor
+    d_logit = (input.double() * grad.double() * slope).sum()
+    bound = error * (terms.abs().sum() * (1 + 1 / temperature)) + smallest
+    assert (ours[2].double() - d_logit).abs() <= bound

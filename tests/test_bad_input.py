@@ -136,6 +136,32 @@ def test_raw_operator_never_crashes(
         operator(**{**arguments, **moved(change, place)})
 
 
+@pytest.mark.parametrize("operator", ["forward", "d_input", "d_weight", "d_both"])
+def test_unaligned_mask_bits_of_the_raw_operators(operator: str, place: torch.device) -> None:
+    """Groups of four words are read whole, so a view may not start within one."""
+    operators, state = _ext.operators(), torch.zeros(2, dtype=torch.int64)
+    input, weight, bias = good().values()
+    grad = torch.ones(3, 4)
+    call, operands = {
+        "forward": (operators.dropconnect_linear, (input, weight, bias)),
+        "d_input": (operators.dropconnect_linear_d_input, (grad, weight)),
+        "d_weight": (operators.dropconnect_linear_d_weight, (grad, input)),
+        "d_both": (operators.dropconnect_linear_d_both, (grad, input, weight)),
+    }[operator]
+    bits = operators.dropconnect_mask_bits(state, 3, 4, 8, 0.5)
+    room = torch.zeros(bits.numel() + 4, dtype=torch.int32)
+    for words in range(5):
+        view = room[words : words + bits.numel()].view_as(bits).copy_(bits)
+        if words % 4 == 0:
+            expected = call(*operands, state, 0.5, 1, True, bits)
+            found = call(*operands, state, 0.5, 1, True, view)
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+            continue
+        text = f"mask_bits must start at.*multiple of 16 bytes, got.*remainder {4 * words} "
+        with pytest.raises(ValueError, match=text):
+            call(*operands, state, 0.5, 1, True, view)
+
+
 def test_integer_operands_of_the_raw_operator(place: torch.device) -> None:
     state = torch.zeros(2, dtype=torch.int64)
     with pytest.raises(TypeError, match="expected float32"):

@@ -6,8 +6,10 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from test_benchmark import row
 from torch.nn import functional as F
 
 from fused_dropout import benchmark_cuda, benchmark_dropconnect
-from fused_dropout.benchmark import environment
+from fused_dropout.benchmark import Subject, environment, measure_interleaved, print_replays
 from fused_dropout.benchmark_cuda import CudaDevice, Gpu
 from fused_dropout.benchmark_devices import CpuDevice, MultiplyAddRate, find_device
 from fused_dropout.benchmark_dropconnect import (
@@ -196,6 +198,44 @@ def test_cuda_is_refused_where_it_cannot_run() -> None:
             find_device("cuda")
 
 
+class FakeCuda:
+    """torch.cuda's part in a capture, written down in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        cuda = torch.cuda
+        for name in ("graph", "stream"):
+            monkeypatch.setattr(cuda, name, partial(self.scope, name))
+        monkeypatch.setattr(cuda, "current_stream", lambda: self.stream("current"))
+        monkeypatch.setattr(cuda, "Stream", lambda: self.stream("side"))
+        replay = partial(self.log.append, "replay")
+        monkeypatch.setattr(cuda, "CUDAGraph", lambda: SimpleNamespace(name="graph", replay=replay))
+
+    def stream(self, name: str) -> SimpleNamespace:
+        def wait(other: SimpleNamespace) -> None:
+            self.log.append(f"{name} waits for {other.name}")
+
+        return SimpleNamespace(name=name, wait_stream=wait)
+
+    @contextmanager
+    def scope(self, kind: str, target: SimpleNamespace) -> Iterator[None]:
+        self.log.append(f"in {kind} {target.name}")
+        yield
+        self.log.append("out")
+
+
+def test_a_graph_is_captured_of_a_call_that_has_run_on_the_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeCuda(monkeypatch)
+    replay = device_of().graph_of(lambda: fake.log.append("call"))
+    replay()
+    assert fake.log == [
+        "side waits for current", "in stream side", *["call"] * 3, "out", "current waits for side",
+        "in graph graph", "call", "out", "replay",
+    ]  # fmt: skip
+
+
 # ---- The rows -----------------------------------------------------------------------------------
 
 
@@ -243,6 +283,9 @@ class FakeGpu(CpuDevice):
         call()
         return [2e-6, 4e-6, 8e-6]  # us, as tables show them
 
+    def graph_of(self, call: Callable[[], object]) -> Callable[[], object]:
+        return lambda: call()
+
     def available_bytes(self) -> int | None:
         return self.free
 
@@ -269,6 +312,59 @@ def test_rows_of_a_gpu() -> None:
     shares = {phase: ours["share_of_ffma_floor"][phase]["median"] for phase in PHASES}
     assert shares["forward"] == shares["d_weight"] == pytest.approx(0.008)
     assert shares["total"] == pytest.approx(0.024)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_replays_of_whole_phases_stand_beside_the_calls() -> None:
+    result = measure(Problem(2, 64, 32), rounds=2, compiled=False, device=FakeGpu())
+    for found in result["rows"]:
+        assert list(found["replay_seconds"]) == ["forward", "total"], "no backward pass alone"
+        assert found["replay_seconds"]["total"]["median"] == pytest.approx(4e-6)
+        assert found["replay_note"] == ""
+    shown = io.StringIO()
+    print_replays(result, Console(file=shown, width=120))
+    assert "replay" in shown.getvalue() and f"{OURS} p=0.5" in shown.getvalue()
+
+
+def test_calls_and_replays_are_told_apart() -> None:
+    class Device(FakeGpu):
+        def timings(self, call: Callable[[], object], seconds: float) -> list[float]:
+            return [1e-6 if call() == "replay" else 5e-6]
+
+        def graph_of(self, call: Callable[[], object]) -> Callable[[], object]:
+            if call() == "stubborn":
+                raise RuntimeError("operation not permitted when stream is capturing\nmore")
+            return lambda: "replay"
+
+    subjects = [
+        Subject("calm", lambda phase: lambda: "call"),
+        Subject("stubborn", lambda phase: lambda: "stubborn"),
+    ]
+    measured = measure_interleaved(
+        subjects, ("forward", "d_input"), rounds=3, memory_phase="forward", device=Device()
+    )
+    calm, stubborn = measured.subjects["calm"], measured.subjects["stubborn"]
+    assert calm.timings["forward"] == [5e-6] * 3 and calm.replays == {"forward": [1e-6] * 3}
+    assert stubborn.timings["forward"] == [5e-6] * 3 and stubborn.replays == {}
+    note = "RuntimeError: operation not permitted when stream is capturing"
+    assert (calm.replay_note, stubborn.replay_note, stubborn.note) == ("", note, "")
+    rows = [
+        {"name": name, "p": None, **found.figures()} for name, found in measured.subjects.items()
+    ]
+    text = io.StringIO()
+    print_replays({"rows": rows}, Console(file=text, width=120))
+    assert f"stubborn: no CUDA graph: {note}" in text.getvalue()
+    assert "calm" in text.getvalue() and "0.005" in text.getvalue() and "0.001" in text.getvalue()
+
+
+def test_a_cpu_has_no_replays() -> None:
+    subject = Subject("calm", lambda phase: lambda: None)
+    measured = measure_interleaved([subject], ("total",), rounds=1, memory_phase="total")
+    result = {"rows": [{"name": "calm", "p": None, **measured.subjects["calm"].figures()}]}
+    assert result["rows"][0]["replay_seconds"] == {} and not result["rows"][0]["replay_note"]
+    text = io.StringIO()
+    print_replays(result, Console(file=text, width=120))
+    assert text.getvalue() == ""
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -320,6 +416,10 @@ def test_all_rows_of_a_gpu_are_measured(cuda: torch.device) -> None:
     for found in result["rows"]:
         assert not found["note"], found["note"]
         assert found["peak_extra_bytes"] >= 4 * (8 * 256 + 256 * 256)  # two of the gradients
+        assert not found["replay_note"], found["replay_note"]
+        assert all(
+            0 < found["replay_seconds"][phase]["median"] < 1 for phase in ("forward", "total")
+        )
         for phase in PHASES:
             seconds = found["seconds"][phase]
             assert 0 < seconds["p20"] <= seconds["median"] <= seconds["p80"] < 1

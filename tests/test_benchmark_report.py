@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fused_dropout import benchmark_devices
-from fused_dropout.benchmark_devices import CPU
+from fused_dropout.benchmark_devices import CPU, CpuDevice
 from fused_dropout.benchmark_dropconnect import PHASES
 from fused_dropout.benchmark_dropconnect_table import result_title, shape_text
 from fused_dropout.benchmark_report import OURS, Goal, Script, Setup, goal_table, run_script
@@ -129,6 +129,57 @@ def test_a_missed_goal_is_the_exit_status(
     assert run_script(blur(tmp_path, lambda **options: result(times_dense=4.0)), []) == 1
     assert "NO" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_figures_without_goals_are_not_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup = Setup("blur-", (lambda **options: result(times_dense=400.0),))
+    blurred = replace(blur(tmp_path, lambda: {}), setups={"cpu": setup})
+    assert run_script(blurred, []) == 0
+    said = capsys.readouterr().out
+    assert "no goals are stated for cpu" in said and "NO" not in said
+
+
+def test_results_can_go_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    elsewhere = tmp_path / "some" / "folder"
+    blurred = blur(tmp_path / "results", lambda **options: result())
+    assert run_script(blurred, ["--save", "--results", str(elsewhere)]) == 0
+    assert len(list(elsewhere.iterdir())) == 2 and not (tmp_path / "results").exists()
+
+
+def test_goals_of_a_gpu_are_its_own() -> None:
+    """A goal that was measured on a CPU says nothing about a GPU."""
+    for name in ("drop_block", "drop_path"):
+        setups = script(name).SETUPS
+        assert setups["cpu"].goals
+        assert not [goal for goal in setups["cuda"].goals if goal.figure != "off_the_wanted_rate"]
+    for path in (Path(__file__).parent.parent / "bench").glob("*.py"):
+        setups = getattr(script(path.stem), "SETUPS", {})
+        if setups:
+            assert setups["cpu"].goals is not setups["cuda"].goals, path.name
+
+
+def test_mask_storage_measures_on_the_device_that_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = script("mask_storage")
+    asked: list[object] = []
+
+    class Device(CpuDevice):
+        def name(self) -> str:
+            return "a stand-in"
+
+        def timings(self, call: Callable[[], object], seconds: float) -> list[float]:
+            asked.append(call())
+            return [1e-3]
+
+    monkeypatch.setattr(bench, "SHAPES", ((2, 6, 9),))
+    monkeypatch.setattr(bench, "find_device", lambda kind: Device() if kind == "cuda" else CPU)
+    assert bench.main(["--device", "cuda", "--repeats", "2"]) == 0
+    assert "a stand-in" in capsys.readouterr().out
+    assert len(asked) == 2 * len(bench.PS) * len(bench.STORAGES)
 
 
 @pytest.mark.parametrize("folder", ["a file", "/proc/nowhere"])

@@ -42,6 +42,21 @@ def test_help_names_every_subcommand_and_imports_none_of_them() -> None:
     assert "imported: []" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["verify", "bench", "demo"])
+def test_help_of_a_subcommand_loads_no_compiler_tools(command: str) -> None:
+    code = (
+        "import sys, fused_dropout.cli as c\n"
+        f"try: c.main(['{command}', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = ('torch.utils.cpp_extension', 'torch.utils.benchmark', 'torch._dynamo')\n"
+        "print('imported:', sorted(set(heavy) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--help" in done.stdout
+    assert "imported: []" in done.stdout
+    assert done.stderr == ""
+
+
 def test_python_m_runs_the_same_program() -> None:
     command = [sys.executable, "-m", "fused_dropout", "nonsense"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -1,6 +1,7 @@
 """csrc/common stands alone: it compiles without torch or CUDA and gives the contract's bits.
 
-The scalar functions tested here are the ones that the CUDA kernels call.
+The scalar functions tested here are the ones that the CUDA kernels call. The headers of those
+kernels can be included together.
 """
 
 from __future__ import annotations
@@ -90,3 +91,15 @@ def test_group_numbers_past_32_bits(library: ctypes.CDLL, index: int) -> None:
     digit = reference.fraction_digit(0, groups, mask.seed, mask.offset, mask.stream)[0]
     kept = np.packbits(1 - digit, bitorder="little").view("<u4")
     assert draw_group(library, mask, index) == kept.tolist()
+
+
+def test_cuda_headers_can_be_included_together(tmp_path: Path) -> None:
+    headers = sorted((COMMON.parent / "cuda").glob("*.cuh"))
+    assert len(headers) > 10
+    source = tmp_path / "all.cpp"
+    source.write_text("".join(f'#include "{header}"\n' for header in headers))
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    assert compiler
+    command = [compiler, "-std=c++17", "-fsyntax-only", f"-I{TESTS / 'cuda_on_cpu'}", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

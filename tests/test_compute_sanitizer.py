@@ -1,32 +1,56 @@
 """The CUDA kernels on a GPU under NVIDIA's compute-sanitizer: no bad memory access, no race.
 
 memcheck sees accesses outside of global, shared and local memory, racecheck races in shared memory.
+Each kernel test of an op runs again here, all of its cases in one process under the tool.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import itertools
 import re
-from collections import Counter
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from cuda_on_cpu import build, runner
+from conftest import TESTS
 from cuda_on_cpu.runner import TOOL_ERROR_STATUS, CheckedWorker, KernelFault
-from test_cuda_dropconnect import LAYERS, SEED, poisoned, run_on_device, stored_masks
-from test_cuda_mask import as_bytes, groups, packed, state
-from test_dropconnect_linear import random_operands
-
-import fused_dropout
 
 TOOLS = ("memcheck", "racecheck")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SUMMARIES = {
     "memcheck": "ERROR SUMMARY: 0 errors",
     "racecheck": "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)",
 }
 CANARY_BLOCKS, CANARY_SIZE = 4, 256
+OPS = ("mask", "dropout", "drop_block", "dropconnect", "bias_act_dropout_add", "noise")
+
+KernelTest = Callable[..., None]
+
+
+def kernel_tests() -> dict[str, KernelTest]:
+    """The kernel tests of all ops, by file and name."""
+    found = {}
+    for op in OPS:
+        module = importlib.import_module(f"test_cuda_{op}")
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if name.startswith("test_") and "device" in inspect.signature(function).parameters:
+                found[f"{op}.{name.removeprefix('test_')}"] = function
+    return found
+
+
+def cases_of(test: KernelTest) -> Iterator[dict[str, Any]]:
+    """The arguments of each case, as the test's own `parametrize` marks list them."""
+    choices: list[list[dict[str, Any]]] = []
+    for mark in getattr(test, "pytestmark", ()):
+        names, values = mark.args
+        if isinstance(names, str):
+            choices.append([{names: value} for value in values])
+        else:
+            choices.append([dict(zip(names, value, strict=True)) for value in values])
+    for chosen in itertools.product(*choices):
+        yield {name: value for part in chosen for name, value in part.items()}
 
 
 def assert_clean(checked: CheckedWorker) -> None:
@@ -47,38 +71,26 @@ def plant(checked: CheckedWorker, canary: str, n: int) -> str:
         return str(fault)
 
 
+KERNEL_TESTS = kernel_tests()
+
+
+@pytest.mark.parametrize("name", KERNEL_TESTS)
 @pytest.mark.parametrize("checked", TOOLS, indirect=True)
-def test_mask_kernels(checked: CheckedWorker) -> None:
-    for shape in [(1, 1), (5, 129), (257, 130), (3, 4097)]:
-        for p in (0.5, 0.3):
-            packed(checked, shape, p, state())
-            packed(checked, shape, p, state(), max_blocks=1)
-            as_bytes(checked, shape, p, state())
-            as_bytes(checked, shape, p, state(), misaligned=3)
-    groups(checked, 0.3, 2**32 - 4, 7, 257)
+def test_kernels(checked: CheckedWorker, name: str) -> None:
+    for case in cases_of(KERNEL_TESTS[name]):
+        KERNEL_TESTS[name](checked, **case)
     assert_clean(checked)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("checked", TOOLS, indirect=True)
-def test_dropconnect_kernels(checked: CheckedWorker, dtype: torch.dtype) -> None:
-    for layer in LAYERS:
-        operands = random_operands((layer.rows, layer.in_features), layer.out_features, dtype)
-        for stored in (False, True):
-            run_on_device(checked, layer, operands, stored)
-    assert_clean(checked)
-
-
-@pytest.mark.parametrize("checked", TOOLS, indirect=True)
-def test_storing_masks(checked: CheckedWorker) -> None:
-    rng_state = fused_dropout.make_rng_state(SEED)
-    for layer in LAYERS:
-        expected = stored_masks(layer, rng_state)
-        bits, words = poisoned(checked, expected.size, dtype=torch.float32)
-        arguments = (rng_state.numpy(), layer.sizes(), layer.p, bits)
-        assert checked.call("store_masks", *arguments) == 0
-        assert np.array_equal(words.numpy().view(np.uint32), expected.ravel())
-    assert_clean(checked)
+def test_no_kernel_test_and_no_case_is_left_out() -> None:
+    assert {name.partition(".")[0] for name in KERNEL_TESTS} == set(OPS)
+    for name, test in KERNEL_TESTS.items():
+        cases = list(cases_of(test))
+        assert cases, name
+        wanted = set(inspect.signature(test).parameters) - {"device"}
+        assert all(set(case) == wanted for case in cases), name
+    files = {path.stem.removeprefix("test_cuda_") for path in TESTS.glob("test_cuda_*.py")}
+    assert files == {*OPS, "on_cpu"}, "whose tests are of the emulator"
 
 
 # ---- The tools find what they are for -----------------------------------------------------------
@@ -98,102 +110,3 @@ def test_racecheck_reports_a_race(checked: CheckedWorker, canary: str) -> None:
     report = plant(checked, canary, CANARY_SIZE)
     assert re.search(r"RACECHECK SUMMARY: [1-9]", report), report
     assert f"exit status {TOOL_ERROR_STATUS}" in report, report
-
-
-# ---- What the tests above make of a report, with a stand-in for the tool, in the emulator --------
-
-
-def stand_in(
-    tool: str, folder: Path, monkeypatch: pytest.MonkeyPatch, said: str, status: int = 0
-) -> CheckedWorker:
-    """A worker under a script that says `said` in the log, runs the worker, exits with `status`."""
-    script = folder / "compute-sanitizer"
-    script.write_text(
-        "#!/bin/sh -e\n"
-        f'test "$1 $2 $3 $5 $6" = "--tool {tool} --log-file --error-exitcode {TOOL_ERROR_STATUS}"\n'
-        f'"$7"\nprintf "{said}" > "$4"\nexit {status}\n'
-    )
-    script.chmod(0o755)
-    for counter in ("calls", "launches"):  # which the summary takes for a GPU's
-        monkeypatch.setattr(runner, counter, Counter())
-    emulated = build.worker("plain")
-    monkeypatch.setattr(build, "worker", lambda variant: emulated)
-    monkeypatch.setattr(build, "cuda_tool", lambda name: str(script))
-    return CheckedWorker(tool, folder)
-
-
-def log_of(*lines: str) -> str:
-    return "".join(f"========= {line}\\n" for line in ("COMPUTE-SANITIZER", *lines))
-
-
-@pytest.mark.parametrize("tool", TOOLS)
-def test_a_clean_report_passes(tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = stand_in(tool, tmp_path, monkeypatch, log_of(SUMMARIES[tool]))
-    packed(worker, (2, 130), 0.5, state())
-    assert_clean(worker)
-    assert runner.calls == {tool: 2}
-    packed(worker, (2, 130), 0.5, state())  # in another process
-    worker.close()
-
-
-@pytest.mark.parametrize(
-    ("said", "status"),
-    [
-        (log_of("Error: Device not supported", SUMMARIES["memcheck"]), 0),
-        (log_of("Internal Sanitizer Warning", SUMMARIES["memcheck"]), 0),
-        (log_of("ERROR SUMMARY: 3 errors"), TOOL_ERROR_STATUS),
-        (log_of(SUMMARIES["memcheck"]), 1),
-        (log_of(), 0),
-        ("", 0),
-    ],
-)
-def test_any_other_report_fails(
-    said: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    worker = stand_in("memcheck", tmp_path, monkeypatch, said, status)
-    with pytest.raises(AssertionError):
-        assert_clean(worker)
-
-
-def test_a_tool_that_refuses_the_device_is_quoted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(build, "worker", lambda variant: tmp_path / "no worker")
-    script = tmp_path / "compute-sanitizer"
-    script.write_text('#!/bin/sh\nprintf "========= Device not supported\\n" > "$4"\nexit 1\n')
-    script.chmod(0o755)
-    monkeypatch.setattr(build, "cuda_tool", lambda name: str(script))
-    with pytest.raises(KernelFault, match="Device not supported\nexit status 1"):
-        CheckedWorker("memcheck", tmp_path)
-
-
-def test_a_worker_that_hangs_is_killed_with_its_tool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    worker = stand_in("memcheck", tmp_path, monkeypatch, log_of(), 0)
-    script = tmp_path / "compute-sanitizer"
-    worker.finish()
-    script.write_text("#!/bin/sh\nsleep 60\n")
-    monkeypatch.setattr(runner, "TIMEOUT_S", 0.2)
-    with pytest.raises(KernelFault, match="killed"):
-        worker.call("nothing")
-
-
-@pytest.mark.parametrize(
-    ("said", "architectures"),
-    [("9.0\n", ("90",)), ("12.0\n9.0\n9.0\n", ("120", "90")), ("No devices were found\n", ())],
-)
-def test_gpus_are_found_by_nvidia_smi(
-    said: str, architectures: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = tmp_path / "nvidia-smi"
-    script.write_text(f"#!/bin/sh\nprintf '{said}'\n")
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr(build, "gpu_architectures", build.gpu_architectures.__wrapped__)
-    monkeypatch.setattr(build, "cuda_tool", lambda name: f"/cuda/{name}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert build.gpu_architectures() == architectures
-    assert (build.gpu_obstacle() is None) == bool(architectures)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert build.gpu_obstacle() == "CUDA_VISIBLE_DEVICES hides all GPUs"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from noise_checks import (
     DTYPES,
+    EXTREME_RATES,
     SIZES,
+    assert_concrete_extremes,
     assert_rounded,
     check_distribution,
     check_mean,
@@ -19,6 +23,7 @@ from noise_checks import (
     random_tensor,
 )
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 
 import fused_dropout
 from fused_dropout import _ext
@@ -62,12 +67,14 @@ def test_matches_the_reference(
 
 def test_extreme_logits_and_temperatures(backend: torch.device) -> None:
     """Beyond float's exponents the mask is 0 or 1, and nothing becomes NaN."""
-    input, grad = torch.ones(500), torch.ones(500)
-    for logit, temperature in ((-80.0, 0.1), (40.0, 0.1), (0.0, 1e-4), (0.3, 1e4)):
-        leaves = input.clone().requires_grad_(), torch.tensor(logit).requires_grad_()
+    for dtype, (rate, temperature) in itertools.product(DTYPES[::3], EXTREME_RATES):
+        input = random_tensor(500, dtype=dtype)
+        grad = random_tensor(500, dtype=dtype, seed=1)
+        leaves = input.clone().requires_grad_(), torch.tensor(rate, dtype=dtype).requires_grad_()
         output = concrete_dropout(*leaves, temperature, seed=1)
-        for tensor in (output, *torch.autograd.grad(output, leaves, grad)):
-            assert tensor.isfinite().all()
+        ours = output.detach(), *torch.autograd.grad(output, leaves, grad)
+        assert_concrete_extremes(ours, input, rate, temperature, grad, seed=1)
+    input = torch.ones(500)
     assert torch.equal(concrete_dropout(input, torch.tensor(-80.0), seed=1), input)
     hard = concrete_dropout(input, torch.tensor(0.0), 1e-4, seed=1)
     u = fused_dropout.uniform_noise(500, seed=1)
@@ -227,7 +234,7 @@ def test_raw_operators_never_crash(place: torch.device) -> None:
 def test_module(place: torch.device) -> None:
     layer = ConcreteDropout(torch.nn.Linear(30, 20))
     assert list(layer.state_dict()) == ["logit_p", "layer.weight", "layer.bias"]
-    assert layer.logit_p.shape == () and layer.logit_p.device == place
+    assert layer.logit_p.shape == (1,) and layer.p.shape == () and layer.logit_p.device == place
     assert layer.p.item() == pytest.approx(0.1)
     assert repr(ConcreteDropout()) == (
         "ConcreteDropout(weight_regulariser=1e-06, dropout_regulariser=1e-05, temperature=0.1)"
@@ -271,8 +278,72 @@ def test_regulariser_is_the_paper_s(place: torch.device) -> None:
     assert bare.regulariser().weight.item() == 0
     for a, b in zip(bare.regulariser(layer.layer), (weight, dropout), strict=True):
         torch.testing.assert_close(a, b)
-    with pytest.raises(RuntimeError, match=r"features, .* must be given"):
-        ConcreteDropout(torch.nn.Conv2d(3, 4, 5)).regulariser()
+    assert all(term.shape == () for term in (weight, dropout))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "features"),
+    [
+        (torch.nn.Conv2d(3, 4, 3), (2, 3, 5, 7), 105),
+        (torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU()), (5, 6), 6),
+        (None, (5, 3, 4), 12),
+        (torch.nn.Linear(6, 4), (5, 3, 6), 6),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_features_are_those_of_the_last_input(
+    layer: torch.nn.Module | None,
+    shape: tuple[int, ...],
+    features: int,
+    training: bool,
+    compiled: bool,
+) -> None:
+    module = ConcreteDropout(layer, dropout_regulariser=1e-2).train(training)
+    if not isinstance(layer, torch.nn.Linear):
+        with pytest.raises(RuntimeError, match="give them, or call the module first"):
+            module.regulariser()
+    torch.compiler.reset()
+    call = torch.compile(module, backend="eager", fullgraph=True) if compiled else module
+    call(torch.ones(shape))
+    p = module.p
+    expected = 1e-2 * features * (p * p.log() + (1 - p) * (1 - p).log())
+    torch.testing.assert_close(module.regulariser().dropout, expected)
+    torch.export.export(module, (torch.ones(shape),))
+    given = ConcreteDropout(layer, dropout_regulariser=1e-2, features=7)
+    given(torch.ones(shape))
+    torch.testing.assert_close(given.regulariser().dropout, expected / features * 7)
+
+
+def test_states_with_a_scalar_still_load(place: torch.device) -> None:
+    model = torch.nn.Sequential(ConcreteDropout(torch.nn.Linear(3, 2)))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["0.logit_p"] = torch.tensor(0.25)
+    before = dict(state)
+    for assign in (False, True):
+        with torch.no_grad():
+            model[0].logit_p.zero_()
+        model.load_state_dict(state, assign=assign)
+        assert model[0].logit_p.shape == (1,) and model[0].logit_p.item() == 0.25
+    assert state == before and state["0.logit_p"].dim() == 0, "the caller's state is left alone"
+    model.load_state_dict(model.state_dict())
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0\.logit_p"):
+        model.load_state_dict({**state, "0.logit_p": torch.zeros(2)})
+
+
+def test_fully_shard_takes_the_module(tmp_path: Path) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        module = fully_shard(ConcreteDropout(torch.nn.Linear(3, 2)), mesh=mesh)
+        loss = module(torch.ones(4, 3)).sum()
+        loss.backward()
+        gradient = module.logit_p.grad.full_tensor()
+        assert gradient.shape == (1,) and gradient.item() != 0
+        assert sum(module.regulariser()).full_tensor().isfinite()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_p_is_finite_at_the_edges(place: torch.device) -> None:

@@ -102,10 +102,36 @@ def test_layers_and_weights_used_twice_stay_shared() -> None:
 def test_subclasses_and_computed_weights_are_left_alone() -> None:
     attention = nn.MultiheadAttention(4, 2)
     parametrized = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-    model = nn.ModuleList([attention, parametrized])
-    types = [type(attention.out_proj), type(parametrized)]
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        hooked = nn.utils.weight_norm(nn.Linear(4, 4))
+    model = nn.ModuleList([attention, parametrized, hooked])
+    types = [type(attention.out_proj), type(parametrized), nn.Linear]
     to_dropconnect(model)
-    assert [type(attention.out_proj), type(parametrized)] == types
+    assert [type(attention.out_proj), type(model[1]), type(model[2])] == types
+    assert model[2] is hooked
+    input = torch.randn(3, 4)
+    before = hooked(input)
+    with torch.no_grad():
+        hooked.weight_g.mul_(2)
+    torch.testing.assert_close(hooked(input) - hooked.bias, 2 * (before - hooked.bias))
+
+
+def test_layers_at_any_depth_are_replaced_and_restored() -> None:
+    def nested() -> nn.Sequential:
+        inner = nn.ModuleDict({"head": nn.Linear(4, 4), "act": nn.ReLU()})
+        return nn.Sequential(nn.Sequential(nn.Sequential(inner, nn.Linear(4, 4)), nn.Linear(4, 4)))
+
+    model: Any = nested()
+    linears = {name: m for name, m in model.named_modules() if type(m) is nn.Linear}
+    assert sorted(linears) == ["0.0.0.head", "0.0.1", "0.1"]
+    to_dropconnect(model)
+    for name, linear in linears.items():
+        layer = model.get_submodule(name)
+        assert type(layer) is DropConnectLinear and layer.weight is linear.weight
+    to_linear(model)
+    for name, linear in linears.items():
+        layer = model.get_submodule(name)
+        assert type(layer) is nn.Linear and layer.weight is linear.weight
 
 
 def test_training_flag_requires_grad_dtype_and_hooks_carry_over(place: torch.device) -> None:
@@ -125,6 +151,14 @@ def test_training_flag_requires_grad_dtype_and_hooks_carry_over(place: torch.dev
     handle.remove()
     model(input)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("convert", [to_dropconnect, to_linear])
+@pytest.mark.parametrize("module", [None, "net", nn.Linear, torch.ones(2)], ids=str)
+def test_what_is_no_module_is_named(convert: Any, module: Any) -> None:
+    name = type(module).__name__
+    with pytest.raises(TypeError, match=f"module must be a torch.nn.Module, got {name}"):
+        convert(module)
 
 
 @pytest.mark.parametrize(

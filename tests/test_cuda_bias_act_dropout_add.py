@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from cuda_on_cpu.runner import Misaligned, Worker
+from cuda_on_cpu.runner import SEES_THE_END, Misaligned, Worker
 from test_bias_act_dropout_add import DTYPES, random_operands, relative_error
 from torch import Tensor
 
@@ -54,12 +54,16 @@ def memory(tensor: Tensor) -> np.ndarray:
 
 def poisoned(device: Worker, *shape: int, dtype: torch.dtype) -> tuple[np.ndarray, Tensor]:
     """Memory for a result, and the tensor that looks at it without the spare part behind."""
-    spare = 0 if device.mode == "asan" else 64
+    spare = 0 if device.mode in SEES_THE_END else 64
     count = math.prod(shape)
     size = torch.empty(0, dtype=dtype).element_size()
     kind = {2: np.int16, 4: np.float32, 8: np.float64}[size]
     numbers = np.full((count + spare) * size, POISON, np.uint8).view(kind)
     return numbers, torch.from_numpy(numbers)[:count].view(dtype).view(shape)
+
+
+def placed(array: np.ndarray, misaligned: bool) -> Misaligned:
+    return Misaligned(array, array.itemsize if misaligned else 0)
 
 
 def check_end(numbers: np.ndarray, result: Tensor) -> None:
@@ -74,7 +78,7 @@ def run_on_device(
     operands: tuple[Tensor, ...],
     *,
     given: int = BIAS | ADDEND | SUMS,
-    misaligned: bool = False,
+    misaligned: str = "none",
 ) -> list[Tensor]:
     """output, d_input and, if wanted, d_bias of the CUDA kernels."""
     input = operands[0]
@@ -84,11 +88,13 @@ def run_on_device(
     settings = (state, case.p, 1 / q if q > 0 else 1.0, KINDS.index(activation))
     shape = (input.numel(), case.features, case.item_rows)
     given_backward = given | (INPUT if activation != "none" else 0)
-    x, b, r, g = map(memory, operands)
-    if misaligned:  # one tensor of each kernel, so that no 16-byte access fits
-        r, g = (Misaligned(array, array.itemsize) for array in (r, g))
+    x, b, r, g = (
+        placed(memory(tensor), misaligned == which)
+        for which, tensor in zip(("input", "bias", "residual", "gradient"), operands, strict=True)
+    )
     output_memory, output = poisoned(device, *input.shape, dtype=input.dtype)
-    arguments = (*settings, *shape, given, x, b, r, output_memory)
+    target = placed(output_memory, misaligned == "result")
+    arguments = (*settings, *shape, given, x, b, r, target)
     assert device.call(f"epilogue_forward_{name}", *arguments) == 0
     check_end(output_memory, output)
 
@@ -96,7 +102,7 @@ def run_on_device(
     d_bias_memory, d_bias = poisoned(device, case.features, dtype=input.dtype)
     sums = torch.float64 if input.dtype == torch.float64 else torch.float32
     workspace, _ = poisoned(device, 2 * input.numel(), dtype=sums)
-    results = (d_input_memory, workspace, d_bias_memory)
+    results = (placed(d_input_memory, misaligned == "result"), workspace, d_bias_memory)
     arguments = (*settings, *shape, given_backward, g, x, b, *results)
     assert device.call(f"epilogue_backward_{name}", *arguments) == 0
     check_end(d_input_memory, d_input)
@@ -126,7 +132,7 @@ def check(
     activation: str,
     dtype: torch.dtype,
     given: int = BIAS | ADDEND | SUMS,
-    misaligned: bool = False,
+    misaligned: str = "none",
 ) -> None:
     operands = random_operands((case.rows, case.features), dtype)
     ours = run_on_device(device, case, activation, operands, given=given, misaligned=misaligned)
@@ -154,8 +160,11 @@ def test_activations(device: Worker, activation: str, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("item_rows", [0, 40])
-def test_misaligned_tensors(device: Worker, item_rows: int, dtype: torch.dtype) -> None:
-    check(device, Case(37, 130, 0.1, item_rows), "gelu", dtype, misaligned=True)
+@pytest.mark.parametrize("misaligned", ["input", "bias", "residual", "gradient", "result"])
+def test_any_one_tensor_may_be_misaligned(
+    device: Worker, misaligned: str, item_rows: int, dtype: torch.dtype
+) -> None:
+    check(device, Case(37, 130, 0.1, item_rows), "gelu", dtype, misaligned=misaligned)
 
 
 @pytest.mark.parametrize("activation", ["none", "silu"])
@@ -164,6 +173,27 @@ def test_without_a_bias(device: Worker, given: int, activation: str) -> None:
     """The elements are then cut into rows of 4096, whatever the features."""
     check(device, Case(101, 91, 0.3), activation, torch.float32, given)
     check(device, Case(3, 5, 0.5), activation, torch.bfloat16, given)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", KINDS)
+def test_special_values(device: Worker, activation: str, dtype: torch.dtype) -> None:
+    """NaNs and infinities become what torch makes of them, where they are kept."""
+    case = Case(16, 80, 0.3)
+    operands = random_operands((case.rows, case.features), dtype)
+    specials = torch.tensor([math.nan, math.inf, -math.inf], dtype=dtype)
+    operands[0].view(-1)[: 50 * len(specials)] = specials.repeat(50)
+    kept = fused_dropout.mask(case.rows * case.features, case.p, seed=SEED).view(16, 80)
+    ours = run_on_device(device, case, activation, operands)
+    # In float64: torch's float32 gelu(inf) is NaN on some CPUs.
+    own = expected(case, activation, tuple(t.double() for t in operands), BIAS | ADDEND)
+    for name, a, b in zip(("output", "d_input"), ours, own, strict=False):
+        assert a[~kept].isfinite().all(), name
+        of_kept, wanted = a[kept].double(), b[kept]
+        assert torch.equal(of_kept.isnan(), wanted.isnan()), name
+        assert torch.equal(of_kept.isinf(), wanted.isinf()), name
+        assert torch.equal(of_kept[of_kept.isinf()], wanted[wanted.isinf()]), name
+    assert torch.equal(ours[1][kept] == 0, own[1][kept] == 0), "slopes, relu's of a NaN among them"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -54,6 +54,8 @@ MAPS = (
     Maps(1, 3, (5, 4, 40), (5, 1, 36), 0.05),
     Maps(2, 2, (5, 4, 7), (1, 2, 3), 0.05),
     Maps(40, 1, (1, 2, 4), (1, 1, 2), 0.2),
+    # More samples than a block has threads.
+    Maps(600, 1, (1, 2, 4), (1, 1, 2), 0.2),
     Maps(2, 2, (1, 9, 9), (1, 3, 3), 1.0),
     Maps(2, 2, (1, 9, 9), (1, 3, 3), 0.0),
 )
@@ -73,6 +75,28 @@ def packed(kept: Tensor, words: int) -> np.ndarray:
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("maps", MAPS, ids=str)
 def test_masks_and_scales(device: Worker, maps: Maps, per_sample: bool) -> None:
+    check_mask_and_scales(device, maps, per_sample)
+
+
+@pytest.mark.parametrize("block", [33, 34, 35, 64, 65, 66, 97])
+def test_a_wide_block_s_farthest_seed(device: Worker, block: int) -> None:
+    """Of a word's first element, it alone is dropped: in some words, here, out of many maps."""
+    maps = Maps(400, 1, (1, 1, 128), (1, 1, block), 0.01)
+    seeds = fused_dropout.mask(400 * (129 - block), maps.gamma, seed=SEED, digits=32)
+    dropped = ~seeds.view(400, -1)
+    firsts = [col for col in (32, 64, 96) if col >= block - 1]
+    alone = [dropped[:, c - block + 1] & ~dropped[:, c - block + 2 : c + 1].any(1) for c in firsts]
+    assert torch.stack(alone).any()
+    check_mask_and_scales(device, maps, per_sample=False)
+
+
+# A tile of 256 words has 8192 bits.
+@pytest.mark.parametrize("bits", [8190, 8191, 8192, 8193, 2 * 8192 - 1])
+def test_samples_that_end_near_a_tile_s_end(device: Worker, bits: int) -> None:
+    check_mask_and_scales(device, Maps(3, 1, (1, 1, bits), (1, 1, 2), 0.1), per_sample=True)
+
+
+def check_mask_and_scales(device: Worker, maps: Maps, per_sample: bool) -> None:
     kept = expected_mask(maps)
     words = (math.ceil(maps.bits / 128) + 1) * 4
     scales = maps.samples if per_sample else 1
@@ -145,12 +169,12 @@ def layout_of(shape: tuple[int, ...], name: str) -> list[tuple[int, int]]:
     }[name]
 
 
-@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "misaligned"])
+@pytest.mark.parametrize("misaligned", ["neither", "input", "result"])
 @pytest.mark.parametrize("scales", ["none", "batch", "sample"])
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dropout_with_the_mask(
-    device: Worker, dtype: torch.dtype, name: str, scales: str, aligned: bool
+    device: Worker, dtype: torch.dtype, name: str, scales: str, misaligned: str
 ) -> None:
     for shape in SHAPES:
         torch.manual_seed(1)
@@ -169,16 +193,16 @@ def test_dropout_with_the_mask(
         in_memory = memory(input.as_strided((input.numel(),), (1,)))
         out, result = poisoned(device, input.numel(), dtype=dtype)
         dims = np.array(layout_of(shape, name), np.int64)
-        offset = 0 if aligned else input.element_size()
+        offsets = [(misaligned == which) * dtype.itemsize for which in ("input", "result")]
         arguments = (dims, len(dims), input.numel(), bits.numpy().view(np.uint32))
         scale_memory = scale.numpy() if count else np.full(1, np.nan)
-        target = Misaligned(out, offset)
+        target = Misaligned(out, offsets[1])
         code = device.call(
             f"drop_block_{str(dtype).removeprefix('torch.')}",
             *arguments,
             scale_memory,
             count,
-            Misaligned(in_memory, offset),
+            Misaligned(in_memory, offsets[0]),
             target,
         )
         assert code == 0

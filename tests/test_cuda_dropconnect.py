@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from cuda_on_cpu.runner import Worker
+from cuda_on_cpu.runner import SEES_THE_END, Worker
 from test_dropconnect_linear import random_operands, relative_error, run
 from torch import Tensor
 
@@ -29,13 +30,14 @@ class Layer(NamedTuple):
     rows_per_mask: int
     p: float
     blocks: int = MANY_BLOCKS  # to aim at, by cutting sums into slices
+    step: int = 1  # from an operand's element to its neighbour
 
     @property
     def masks(self) -> int:
         return -(-self.rows // self.rows_per_mask)
 
     def sizes(self) -> np.ndarray:
-        return np.array([*self[:4], self.blocks], np.int64)
+        return np.array([*self[:4], self.blocks, self.step], np.int64)
 
 
 # Edges of groups (128 columns), tiles (32 rows, 64 output features), chunks (32) and slices.
@@ -49,6 +51,15 @@ LAYERS = (
     # One slice, so that a block takes several steps one after another.
     Layer(70, 300, 68, 1, 0.5, blocks=1),
     Layer(40, 400, 100, 3, 0.3, blocks=5),
+    # Five steps in three slices: of the output, of d_weight and of d_input.
+    Layer(9, 600, 20, 1, 0.5, blocks=3),
+    Layer(150, 100, 20, 1, 0.5, blocks=3),
+    Layer(20, 100, 150, 1, 0.5, blocks=3),
+    # All rows share one mask; in 32 bits the first would be two rows a mask.
+    Layer(9, 140, 33, 2**32 + 2, 0.4),
+    Layer(9, 140, 33, 2**63 - 1, 0.4),
+    # Operands with gaps.
+    Layer(40, 140, 70, 2, 0.5, step=3),
 )
 
 
@@ -58,9 +69,16 @@ def memory(tensor: Tensor) -> np.ndarray:
     return (dense.view(torch.int16) if dense.element_size() == 2 else dense).numpy()
 
 
+def spread(tensor: Tensor, step: int) -> np.ndarray:
+    """The tensor's elements `step` apart, with NaNs in between."""
+    gaps = torch.full((tensor.numel(), step), math.nan, dtype=tensor.dtype)
+    gaps[:, 0] = tensor.flatten()
+    return memory(gaps)
+
+
 def poisoned(device: Worker, *shape: int, dtype: torch.dtype) -> tuple[np.ndarray, Tensor]:
     """Memory for a result, and the tensor that looks at it without the spare part behind."""
-    spare = 0 if device.mode == "asan" else 64
+    spare = 0 if device.mode in SEES_THE_END else 64
     count = int(np.prod(shape))
     size = torch.empty(0, dtype=dtype).element_size()
     numbers = np.full((count + spare) * size, POISON, np.uint8)
@@ -101,7 +119,7 @@ def run_on_device(
         assert (end == POISON).all(), f"{product}: written past the end"
         results.append(result)
 
-    x, w, b, g = map(memory, operands)
+    x, w, b, g = (spread(tensor, layer.step) for tensor in operands)
     call("forward", tuple(grad.shape), *common, x, w, b, bias_mask.numpy())
     call("d_input", tuple(input.shape), *common, w, g)
     call("d_weight", tuple(weight.shape), *common, x, g)
@@ -126,6 +144,13 @@ def test_matches_reference(device: Worker, layer: Layer, dtype: torch.dtype, sto
     ):
         bound = 2 * relative_error(b, t) + ulps * torch.finfo(dtype).eps
         assert relative_error(a, t) <= bound, name
+
+
+def test_shared_memory_fits_in_every_gpu_from_sm_80_on(device: Worker) -> None:
+    sizes = np.zeros(4, np.int64)
+    assert device.call("shared_bytes", sizes) == 0
+    assert (sizes > 48 * 1024).all(), "all four need the opt-in"
+    assert (sizes <= 99 * 1024).all(), "sm_86, sm_89 and sm_120 have no more"
 
 
 @pytest.mark.parametrize("column", [0, 31, 127, 128, 199])

@@ -108,14 +108,15 @@ def test_linear_of_every_size(
     seed, offset = 2**63 + 5, 2**40 + 1
     per_round = 8 * warp_groups * 128  # elements of a block's eight warps
     for size, blocks in ((per_round + 261, 1), (3 * per_round - 1, 2), (128 * warp_groups, 1)):
-        for p in (0.5, 0.3):
+        for p, flags in ((0.5, 0), (0.3, 0), (0.3, IN_PLACE)):
             input = random_input((size,), dtype)
-            result, record = Result(device, input), np.zeros(2, np.uint64)
-            arguments = (read_only(input), result.argument, size, warp_groups, by_digits, vectors)
+            result = Result(device, input, copied=bool(flags & IN_PLACE))
+            record = np.zeros(2, np.uint64)
+            arguments = (read_only(input), result.argument, size, flags, warp_groups, by_digits)
             name = f"dropout_linear_as_{name_of(dtype)}"
-            assert device.call(name, seed, offset, record, p, *arguments, blocks) == 0
+            assert device.call(name, seed, offset, record, p, *arguments, vectors, blocks) == 0
             kept = fused_dropout.mask(size, p, seed=seed, offset=offset)
-            result.check(mapped(input, kept, 2.0), (size, blocks, p))
+            result.check(mapped(input, kept, 2.0), (size, blocks, p, flags))
             assert record.tolist() == [seed, offset], "what backward will read"
 
 
@@ -176,10 +177,15 @@ def test_masked(device: Worker, case: str, dtype: torch.dtype) -> None:
     expected_kept, shape = kept[torch.from_numpy(order)], (len(order),)
     input, residual = random_input(shape, dtype), random_input(shape, dtype, seed=1)
     dims_array = np.array(dims, np.int64)
-    for flags, misaligned in ((0, 0), (WITH_RESIDUAL, 0), (IN_PLACE, 0), (3, 1), (0, 1)):
-        offset = misaligned * dtype.itemsize
-        result = Result(device, input, offset, copied=bool(flags & IN_PLACE))
-        operands = (read_only(input, offset), read_only(residual), result.argument)
+    # The last of each pair: which of input, residual and result are misaligned.
+    for flags, misaligned in (
+        *((flags, (0, 0, 0)) for flags in (0, WITH_RESIDUAL, IN_PLACE)),
+        *((WITH_RESIDUAL, one) for one in ((1, 0, 0), (0, 1, 0), (0, 0, 1))),
+        (IN_PLACE | WITH_RESIDUAL, (0, 0, 1)),
+    ):
+        offsets = [is_off * dtype.itemsize for is_off in misaligned]
+        result = Result(device, input, offsets[2], copied=bool(flags & IN_PLACE))
+        operands = (read_only(input, offsets[0]), read_only(residual, offsets[1]), result.argument)
         arguments = (packed(kept), dims_array, len(dims), 1.75, 0.0, -0.5, *operands)
         assert device.call(f"dropout_masked_{name_of(dtype)}", *arguments, len(order), flags) == 0
         added = residual if flags & WITH_RESIDUAL else None
@@ -198,11 +204,14 @@ def test_more_elements_than_threads(
     order = bits_in_order(dims)
     kept = kept_by_reference(int(order.max()) + 1, 0.3)
     input = random_input((len(order),), dtype)
-    result = Result(device, input)
-    arguments = (packed(kept), np.array(dims, np.int64), len(dims), read_only(input))
-    name = f"dropout_masked_in_blocks_{name_of(dtype)}"
-    assert device.call(name, *arguments, result.argument, len(order), transposed, blocks) == 0
-    result.check(mapped(input, kept[torch.from_numpy(order)], 2.0), blocks)
+    expected = mapped(input, kept[torch.from_numpy(order)], 2.0)
+    dims_array = np.array(dims, np.int64)
+    for flags in (0, IN_PLACE):
+        result = Result(device, input, copied=bool(flags & IN_PLACE))
+        operands = (read_only(input), result.argument, len(order), flags)
+        arguments = (packed(kept), dims_array, len(dims), *operands, transposed, blocks)
+        assert device.call(f"dropout_masked_in_blocks_{name_of(dtype)}", *arguments) == 0
+        result.check(expected, flags)
 
 
 def test_empty_tensors_launch_nothing(device: Worker) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import GoldenMask, golden_masks
 from cuda_on_cpu import runner
-from cuda_on_cpu.runner import Misaligned, Worker
+from cuda_on_cpu.runner import SEES_THE_END, Misaligned, Worker
 
 import fused_dropout
 from fused_dropout import reference
@@ -24,8 +24,8 @@ def state(seed: int = SEED, offset: int = OFFSET) -> np.ndarray:
 
 
 def poisoned(device: Worker, size: int, dtype: type) -> np.ndarray:
-    """Memory for a result, with some to spare behind it; none where ASan watches the end."""
-    spare = 0 if device.mode == "asan" else 64
+    """Memory for a result, with some to spare behind it; none where that is watched."""
+    spare = 0 if device.mode in SEES_THE_END else 64
     return np.full((size + spare) * np.dtype(dtype).itemsize, POISON, np.uint8).view(dtype)
 
 
@@ -195,6 +195,18 @@ def test_more_groups_than_threads(device: Worker, shape: tuple[int, int], max_bl
     assert np.array_equal(drawn, expected)
     mask = as_bytes(device, shape, 0.5, state(), *rule, max_blocks=max_blocks)
     assert np.array_equal(mask, bytes_of(expected, shape[1]))
+
+
+@pytest.mark.parametrize(("halves", "threshold"), [(1, 0), (3, 2), (5, 2), (7, 4)])
+def test_ties_of_the_threshold_go_to_even(device: Worker, halves: int, threshold: int) -> None:
+    """At (1 - p) 2^3 = 0.5, 1.5, 2.5 and 3.5."""
+    shape, rule = (1, 1000), (STREAM, 3)
+    drawn = packed(device, shape, 1 - halves / 2**4, state(), *rule)
+    assert np.array_equal(drawn, packed(device, shape, 1 - threshold / 2**3, state(), *rule))
+    keys = {"seed": SEED, "offset": OFFSET, "stream": STREAM, "digits": 3}
+    kept = reference.mask(shape, 1 - halves / 2**4, **keys)
+    assert np.array_equal(bytes_of(drawn, 1000), kept.numpy())
+    assert abs(kept.double().mean().item() - threshold / 2**3) < 0.06  # T would be 1/8 apart
 
 
 @pytest.mark.parametrize("misaligned", [1, 8, 15, 16])

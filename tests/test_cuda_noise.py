@@ -11,8 +11,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from cuda_on_cpu.runner import Misaligned, Worker
-from noise_checks import DTYPES, assert_rounded, random_tensor, ulps_from
+from cuda_on_cpu.runner import SEES_THE_END, Misaligned, Worker
+from noise_checks import (
+    DTYPES,
+    EXTREME_RATES,
+    assert_concrete_extremes,
+    assert_rounded,
+    random_tensor,
+    ulps_from,
+)
 from torch import Tensor
 
 from fused_dropout.reference import noise as reference
@@ -43,11 +50,11 @@ def memory(tensor: Tensor) -> np.ndarray:
 
 
 class Result:
-    """Poisoned memory for `size` elements, with some to spare behind it; none where ASan looks."""
+    """Poisoned memory for `size` elements, and some behind it where nobody watches the end."""
 
     def __init__(self, device: Worker, size: int, dtype: torch.dtype) -> None:
         self.size, self.dtype = size, dtype
-        spare = 0 if device.mode == "asan" else 64
+        spare = 0 if device.mode in SEES_THE_END else 64
         bytes_ = (size + spare) * torch.empty(0, dtype=dtype).element_size()
         self.array = np.full(bytes_, POISON, np.uint8).view(bits(dtype))
 
@@ -163,6 +170,88 @@ def test_concrete_dropout(
         terms = scale * grad.double() * input.double() * (1 + 1 / temperature)
         assert_rounded(d_logit.tensor(), d_logit_truth, terms.abs().sum(), ulps=4)
         partial.tensor()
+
+
+def concrete_on_device(
+    device: Worker,
+    input: Tensor,
+    logit_p: np.ndarray,
+    temperature: float,
+    grad: Tensor,
+) -> list[Tensor]:
+    """output, d_input and d_logit of the CUDA kernels."""
+    size, dtype = input.numel(), input.dtype
+    computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+    common = state(), logit_p, temperature
+    out, d_in = Result(device, size, dtype), Result(device, size, dtype)
+    arrays = memory(input), out.array
+    assert device.call(name("concrete_dropout", dtype), *common, *arrays, size) == 0
+    partial = Result(device, blocks_of(size, dtype), computed_in)
+    d_logit = Result(device, 1, computed_in)
+    arrays = memory(grad), memory(input), d_in.array, partial.array, d_logit.array
+    entry = name("concrete_dropout_backward", dtype)
+    assert device.call(entry, *common, *arrays, size, MANY_BLOCKS) == 0
+    return [out.tensor(), d_in.tensor(), d_logit.tensor()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("rate", "temperature"), EXTREME_RATES)
+def test_extreme_logits_and_temperatures(
+    device: Worker, rate: float, temperature: float, dtype: torch.dtype
+) -> None:
+    input, grad = (random_tensor(300, dtype=dtype, seed=k) for k in range(2))
+    logit_p = np.array([rate], bits(dtype))
+    ours = concrete_on_device(device, input, logit_p, temperature, grad)
+    assert_concrete_extremes(ours, input, rate, temperature, grad, seed=SEED, offset=OFFSET)
+
+
+def test_sums_of_more_blocks_than_a_block_has_threads(device: Worker) -> None:
+    """As many partial sums, 300, as blocks of the first kernel: the second takes several each."""
+    size = 300 * 1024 - 5
+    input, grad = random_tensor(size), random_tensor(size, seed=1)
+    *_, d_logit = concrete_on_device(device, input, logit(0.3, torch.float32), 0.5, grad)
+    wide = input.double(), torch.tensor(logit(0.3, torch.float64)[0]).requires_grad_()
+    truth = reference.concrete_dropout(*wide, 0.5, seed=SEED, offset=OFFSET)
+    (d_truth,) = torch.autograd.grad(truth, wide[1], grad.double())
+    deviation = (grad.double() * truth.detach()).square().sum().sqrt()
+    assert abs(d_logit.item() - d_truth.item()) < 1e-3 * deviation
+
+
+OPERANDS = {
+    "gaussian_dropout": ("input", "result"),
+    "gaussian_noise": ("mean", "variance", "result"),
+    "gaussian_noise_d_variance": ("gradient", "variance", "result"),
+    "concrete_dropout": ("input", "result"),
+    "concrete_dropout_backward": ("gradient", "input", "result"),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", OPERANDS)
+def test_any_one_operand_may_be_misaligned(device: Worker, op: str, dtype: torch.dtype) -> None:
+    """The result has the same bits as with all operands aligned."""
+    size = 1003
+    settings = (logit(0.3, dtype), 0.5) if op.startswith("concrete") else (0.5,)
+
+    def run(odd: str) -> list[Tensor]:
+        tensors = [random_tensor(size, dtype=dtype, seed=k).abs() for k in range(2)]
+        inputs = [memory(tensors[k]) for k in range(len(OPERANDS[op]) - 1)]
+        results = [Result(device, size, dtype)]
+        arrays = zip(OPERANDS[op], [*inputs, results[0].array], strict=True)
+        operands = [placed(array, aligned=role != odd) for role, array in arrays]
+        rest: tuple[object, ...] = (size,)
+        if op.endswith("backward"):
+            computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+            results.append(Result(device, 1, computed_in))
+            partial = Result(device, blocks_of(size, dtype), computed_in)
+            rest = (partial.array, results[1].array, size, MANY_BLOCKS)
+        assert device.call(name(op, dtype), state(), *settings, *operands, *rest) == 0
+        return [result.tensor() for result in results]
+
+    aligned = run("none")
+    for odd in OPERANDS[op]:
+        for result, expected in zip(run(odd), aligned, strict=True):
+            assert torch.equal(result, expected), odd
 
 
 def blocks_of(size: int, dtype: torch.dtype) -> int:

@@ -168,7 +168,7 @@ def test_shared_memory_starts_poisoned(emulator: Worker) -> None:
 
 
 def test_large_dynamic_shared_memory(device: Worker) -> None:
-    threads, per_thread = 1024, 56  # 224 KiB
+    threads, per_thread = 1024, 24  # 96 KiB, which every GPU has that the kernels run on
     out = np.zeros(1, np.int32)
     assert device.call("large_shared", threads, per_thread, out) == 0
     assert out[0] == threads * sum(range(per_thread))
@@ -186,7 +186,9 @@ def test_large_dynamic_shared_memory(device: Worker) -> None:
     ],
 )
 def test_impossible_launches(device: Worker, shape: tuple[int, ...], status: int) -> None:
-    assert device.call("launch_shape", *shape, np.zeros(1, np.int32)) == status
+    # An impossible configuration is 9 (invalid configuration) or 1 (invalid value) to a driver.
+    possible = (1, 9) if device.mode == "gpu" and status == 9 else (status,)
+    assert device.call("launch_shape", *shape, np.zeros(1, np.int32)) in possible
 
 
 # ---- Planted bugs ------------------------------------------------------------------------------
@@ -235,6 +237,7 @@ WRONG = "wrong result"
 RACE = "data race"
 SCHEDULES = {"forward", "reverse", "random"}
 EVERYWHERE = SCHEDULES | {"asan", "tsan"}
+MISALIGNED = r"(binding|store) to misaligned address .*requires 16 byte alignment"
 OUT_OF_BOUNDS = "heap-buffer-overflow|use-after-poison|out of bounds"
 
 # name: what the clean kernel computes, and in which modes the planted bug must be reported as what.
@@ -246,6 +249,8 @@ CANARIES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], dict[str, set[str]
     "write_past_the_end": (copied, {OUT_OF_BOUNDS: {"asan"}}),
     "write_past_shared": (shifted_blocks, {OUT_OF_BOUNDS: {"asan"}}),
     "short_dynamic_shared": (reversed_blocks, {OUT_OF_BOUNDS: {"asan"}}),
+    "misaligned_load": (copied, {MISALIGNED: {"asan"}}),
+    "misaligned_store": (copied, {MISALIGNED: {"asan"}}),
     "racing_add": (every_second_block_summed, {RACE: {"tsan"}}),
     "missing_fence": (first_elements_summed, {RACE: {"tsan"}}),
     "missing_copy_wait": (copied, {WRONG: EVERYWHERE}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +74,7 @@ def change(content: bytes, start: int, new: bytes) -> bytes:
     ("name", "damage", "message"),
     [
         (TRAIN_IMAGES, lambda b: b[:-1], r"train-images.* truncated: 165 bytes, expected 166"),
-        (TRAIN_IMAGES, lambda b: b + b"x", r"train-images.* too long: 167 bytes, expected 166"),
+        (TRAIN_IMAGES, lambda b: b + b"x", r"train-images.* too long: .*expected 166"),
         (TRAIN_IMAGES, lambda b: b[:7], r"truncated: 7 bytes, expected at least 16"),
         (TRAIN_IMAGES, lambda b: b"", r"truncated: 0 bytes"),
         (TRAIN_IMAGES, lambda b: change(b, 3, b"\1"), r"0x00000801, expected 0x00000803"),
@@ -88,6 +90,39 @@ def test_idx_damage_is_explained(tmp_path: Path, name: str, damage: Damage, mess
     file = tmp_path / name
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(DataError, match=message):
+        load_idx(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"\0" * 16, "magic number 0x00000000"),
+        (idx_bytes(np.zeros((6, 5, 5)))[:16], "too long: .*expected 166 for shape"),
+    ],
+)
+def test_a_gzip_bomb_is_not_unpacked(tmp_path: Path, start: bytes, message: str) -> None:
+    write_idx_folder(tmp_path)
+    (tmp_path / TRAIN_IMAGES).unlink()
+    with gzip.open(tmp_path / f"{TRAIN_IMAGES}.gz", "wb") as file:
+        file.write(start)
+        for _ in range(64):
+            file.write(bytes(2**20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=message):
+            load_idx(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_header_that_announces_more_than_there_is(tmp_path: Path) -> None:
+    write_idx_folder(tmp_path)
+    content = idx_bytes(np.zeros((6, 5, 5)))
+    (tmp_path / TRAIN_IMAGES).write_bytes(change(content, 4, b"\xff" * 12))
+    with pytest.raises(
+        DataError, match=r"truncated: 166 bytes, expected 79228162458924105385300197"
+    ):
         load_idx(tmp_path)
 
 

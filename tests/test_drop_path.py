@@ -255,6 +255,23 @@ def test_two_dtypes_are_added_as_plus_does(place: torch.device) -> None:
     assert [grad.dtype for grad in grads] == [torch.float32, torch.bfloat16]
 
 
+def test_a_branch_of_a_wider_dtype(place: torch.device) -> None:
+    """The sum has the dtype of the branch, and every gradient that of its operand."""
+    for narrow, wide in ((torch.bfloat16, torch.float32), (torch.float32, torch.float64)):
+        x = torch.randn(50, 4, dtype=torch.float64).to(narrow).requires_grad_()
+        branch = torch.randn(50, 4, dtype=torch.float64).to(wide).requires_grad_()
+        output = drop_path_add(x, branch, 0.5, True, seed=9)
+        assert output.dtype == wide
+        expected = x + drop_path(branch, 0.5, True, seed=9)
+        assert torch.equal(output, expected)
+        weights = torch.randn(50, 4, dtype=wide)
+        grads = torch.autograd.grad(output, (x, branch), weights)
+        own = torch.autograd.grad(expected, (x, branch), weights)
+        for grad, wanted, operand in zip(grads, own, (x, branch), strict=True):
+            assert grad.dtype == operand.dtype
+            assert torch.equal(grad, wanted)
+
+
 def normal_scores(kept: Tensor, q: float) -> list[float]:
     """Standard normal, if samples are kept independently with probability q."""
     deviation = kept.double() - q
@@ -298,11 +315,11 @@ LAYERS = [StochasticDepth(0.2, "row"), DropPath(0.2), DropPathAdd(0.2, scale_by_
 
 
 def test_repr() -> None:
-    """Those of torchvision and timm."""
-    assert repr(StochasticDepth(0.2, "row")) == "StochasticDepth(p=0.2, mode=row)"
-    assert repr(DropPath(0.1)) == "DropPath(drop_prob=0.100)"
-    assert repr(DropPath()) == "DropPath(drop_prob=0.000)"
-    assert repr(DropPathAdd(1 / 3)) == "DropPathAdd(drop_prob=0.333)"
+    """Those of torchvision and timm, with our name."""
+    assert repr(StochasticDepth(0.2, "row")) == "fused_dropout.nn.StochasticDepth(p=0.2, mode=row)"
+    assert repr(DropPath(0.1)) == "fused_dropout.nn.DropPath(drop_prob=0.100)"
+    assert repr(DropPath()) == "fused_dropout.nn.DropPath(drop_prob=0.000)"
+    assert repr(DropPathAdd(1 / 3)) == "fused_dropout.nn.DropPathAdd(drop_prob=0.333)"
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)

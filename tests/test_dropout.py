@@ -249,6 +249,15 @@ def test_channels(name: str, backend: torch.device) -> None:
             assert_same_bits(input, expected, ("in place", shape, layout))
 
 
+@pytest.mark.filterwarnings("ignore:dropout3d.*6:UserWarning")
+def test_dropout3d_of_six_dimensions(backend: torch.device) -> None:
+    """As torch's: the first dimension counts channels, which share their bit over all others."""
+    input = random_input((40, 3, 2, 3, 2, 2))
+    kept = fused_dropout.mask(40, 0.3, seed=3).view(40, 1, 1, 1, 1, 1)
+    expected = torch.where(kept, input * (1 / reference.keep_rate(0.3)), 0.0)
+    assert_same_bits(functional.dropout3d(input, 0.3, seed=3), expected)
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_locked_dropout_keeps_its_mask_over_time(batch_first: bool, backend: torch.device) -> None:
     for shape in ((35, 20), (35, 20, 50), (35, 4, 3, 6)):
@@ -266,7 +275,9 @@ def test_locked_dropout_keeps_its_mask_over_time(batch_first: bool, backend: tor
 def test_alpha_dropout(name: str, dtype: torch.dtype, backend: torch.device) -> None:
     """Within one rounding of each term, and of the result, of the reference in float64."""
     for p in (0.5, 0.1, 0.9):
-        for layout, input in layouts(random_input((3, 20, 6, 7), dtype)):
+        # Channels of 42 elements, and of 72, which the CPU takes as long rows.
+        inputs = [*layouts(random_input((3, 20, 6, 7), dtype))]
+        for layout, input in [*inputs, ("long", random_input((3, 20, 9, 8), dtype))]:
             truth = getattr(written_out, name)(input.double(), p, seed=3)
             output = getattr(functional, name)(input, p, True, seed=3)
             a, b = functional_alpha(p)

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import generator_state
-from test_dropout import layouts, random_input
+from test_dropout import functional_alpha, layouts, random_input
 from torch import Tensor
 
 import fused_dropout
@@ -150,6 +150,24 @@ def test_opcheck(place: torch.device) -> None:
                     for op in (ops.dropout.default, ops.dropout_.default):
                         tests = ("test_schema", "test_faketensor")
                         torch.library.opcheck(op, arguments, test_utils=tests)
+
+
+# ---- forward mode
+
+
+def test_forward_mode_with_a_drawn_mask(place: torch.device) -> None:
+    """torch.autograd.forward_ad: tangents pass where elements are kept, whatever was drawn."""
+    torch.manual_seed(5)
+    for name, function in FUNCTIONS.items():
+        ones = torch.ones(4, 5, 20, 3)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(ones, 2 * ones)
+            output, tangent = torch.autograd.forward_ad.unpack_dual(function(dual, 0.5, True))
+        kept = output == output.max()
+        assert kept.any() and not kept.all(), name
+        slope = functional_alpha(0.5)[0] if "alpha" in name else 2.0
+        assert torch.equal(tangent != 0, kept), name
+        torch.testing.assert_close(tangent[kept], torch.full_like(tangent[kept], 2 * slope))
 
 
 # ---- where the randomness comes from

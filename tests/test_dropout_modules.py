@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import pickle
 import warnings
 from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils import rnn
 
 import fused_dropout
 from fused_dropout import functional, nn, reference
@@ -46,10 +51,10 @@ def test_module_is_torch_s(name: str) -> None:
         ((), {}),
         ((0.3,), {}),
         ((0.1, True), {}),
-        ((), {"p": 1, "inplace": 1}),
+        ((), {"p": 1, "inplace": True}),
     ):
         layer, other = ours(*arguments, **keys), torch_s(*arguments, **keys)
-        assert repr(layer) == repr(other)
+        assert repr(layer) == f"fused_dropout.nn.{other!r}"
         assert (layer.p, layer.inplace, layer.training) == (other.p, other.inplace, True)
         assert layer.state_dict() == {}
     for wrong in (-0.1, 1.1, "a", None):
@@ -62,9 +67,104 @@ def test_module_is_torch_s(name: str) -> None:
 def test_repr_of_our_own_settings() -> None:
     layer = nn.Dropout(0.2, broadcast_dims=[1, -1], convention="paper")
     expected = "Dropout(p=0.2, inplace=False, broadcast_dims=(1, -1), convention='paper')"
-    assert repr(layer) == expected
-    assert repr(nn.LockedDropout(0.2)) == "LockedDropout(p=0.2, inplace=False, batch_first=False)"
+    assert repr(layer) == f"fused_dropout.nn.{expected}"
+    expected = "fused_dropout.nn.LockedDropout(p=0.2, inplace=False, batch_first=False)"
+    assert repr(nn.LockedDropout(0.2)) == expected
+    assert repr(type("Mine", (nn.Dropout,), {})(0.2)) == "Mine(p=0.2, inplace=False)"
     assert isinstance(nn.LockedDropout(), _DropoutNd)
+
+
+RATES = [
+    *(True, False, 0, 1, np.float32(0.5), np.float64(0.5), np.int64(1), np.bool_(True)),
+    *(torch.tensor(value) for value in (0.5, 1, True, 1.5, [0.5], [0.5, 0.5], 0.5 + 0j)),
+    torch.tensor(0.5, dtype=torch.float64),
+    torch.tensor(0.5, requires_grad=True),
+    torch.nn.Parameter(torch.tensor(0.5)),
+    *(-0.1, 1.1, 2, -1, 10**400, -(10**400), 10**5000, math.inf, math.nan),
+    *(np.array(0.5), np.array([0.5]), "0.5", None, 0.5 + 0j, Decimal("0.5"), [0.5]),
+]
+
+
+@pytest.mark.parametrize("p", RATES, ids=range(len(RATES)))
+def test_rates_that_torch_takes(p: Any) -> None:
+    x = torch.ones(4, 5)
+    try:
+        torch.nn.functional.dropout(x, p)
+    except (ValueError, TypeError, RuntimeError, NotImplementedError):
+        with pytest.raises((ValueError, TypeError), match=r"^p"):
+            functional.dropout(x, p)
+        with pytest.raises((ValueError, TypeError), match=r"^p"):
+            nn.Dropout(p)
+    else:
+        expected = functional.dropout(x, float(p), seed=1)
+        assert torch.equal(functional.dropout(x, p, seed=1), expected)
+        torch.manual_seed(1)
+        output = nn.Dropout(p)(x)
+        torch.manual_seed(1)
+        assert torch.equal(output, nn.Dropout(float(p))(x))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_dtypes_that_torch_refuses(name: str) -> None:
+    """With the same class of error."""
+    dtypes = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+    refused = 0
+    for dtype in sorted(dtypes, key=str):
+        try:
+            x = torch.zeros(SHAPES.get(name.capitalize(), (4, 5))).to(dtype)
+        except (NotImplementedError, RuntimeError):
+            continue  # a dtype without tensors to speak of
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                getattr(torch.nn.functional, name)(x, 0.5, True)
+            except RuntimeError as error:
+                refused += 1
+                with pytest.raises(RuntimeError) as ours:
+                    getattr(functional, name)(x, 0.5, True)
+                assert ours.type is type(error), dtype
+    assert refused > 10
+
+
+FLAGS = [
+    (nn.DropConnectLinear, (784, 10), "bias"),
+    (nn.VariationalDropoutLinear, (784, 10), "bias"),
+    (nn.BiasActDropoutAdd, (10, 0.5, "none"), "bias"),
+    *[(getattr(nn, name), (0.5,), "inplace") for name in NAMES],
+    (nn.LockedDropout, (0.5,), "inplace"),
+    (nn.LockedDropout, (0.5, False), "batch_first"),
+    (nn.GaussianDropout, (0.5,), "inplace"),
+    (nn.DropBlock1d, (0.5, 3), "inplace"),
+    (nn.DropBlock2d, (0.5, 3), "inplace"),
+    (nn.DropBlock3d, (0.5, 3), "inplace"),
+    (nn.DropPath, (0.5,), "scale_by_keep"),
+    (nn.DropPathAdd, (0.5,), "scale_by_keep"),
+]
+
+
+def test_every_flag_of_a_module_is_listed() -> None:
+    found = set()
+    for name in nn.__all__:
+        parameters = inspect.signature(getattr(nn, name)).parameters.values()
+        found |= {(name, p.name) for p in parameters if isinstance(p.default, bool)}
+    listed = {(layer.__name__, flag) for layer, _, flag in FLAGS}
+    assert found == listed | {(f"DropBlock{d}d", "share_channels") for d in (1, 2, 3)}
+
+
+@pytest.mark.parametrize(("layer", "before", "flag"), FLAGS, ids=str)
+@pytest.mark.parametrize("value", [0.1, 1, None, "yes"])
+def test_a_flag_is_a_bool(
+    layer: type[torch.nn.Module], before: tuple, flag: str, value: object
+) -> None:
+    with pytest.raises(TypeError, match=f"^{flag} must be a bool, got {value!r}$"):
+        layer(*before, value)
+    assert getattr(layer(*before, False), flag, None) in (False, None)
+
+
+@pytest.mark.parametrize("layer", [nn.DropBlock1d, nn.DropBlock2d, nn.DropBlock3d])
+def test_share_channels_is_a_bool(layer: type[torch.nn.Module]) -> None:
+    with pytest.raises(TypeError, match="share_channels must be a bool, got 2"):
+        layer(0.1, 3, share_channels=2)
 
 
 def test_wrong_settings() -> None:
@@ -224,6 +324,31 @@ def test_outcomes_are_torch_s(name: str, dtype: torch.dtype, place: torch.device
                 assert found == expected, (shape, p, "requires_grad")
 
 
+def first_sentences(function: Callable[..., Tensor], input: Tensor) -> list[tuple[type, str]]:
+    """The classes and first sentences of the warnings, and of the error if any."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        problems: list[Exception | Warning] = []
+        try:
+            function(input, 0.5, True)
+        except RuntimeError as error:
+            problems.append(error)
+    messages = [warning.message for warning in caught if isinstance(warning.message, Warning)]
+    return [(type(it), str(it).split(". ")[0].split("\n")[0]) for it in [*messages, *problems]]
+
+
+@pytest.mark.parametrize("dimensions", range(7))
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_filters_for_torch_s_warnings_match(name: str, dimensions: int) -> None:
+    input = torch.ones([2] * dimensions)
+    expected = first_sentences(getattr(torch.nn.functional, name), input)
+    found = first_sentences(getattr(functional, name), input)
+    assert len(found) == len(expected)
+    for (kind, text), (torch_s_kind, torch_s_text) in zip(found, expected, strict=True):
+        assert kind is torch_s_kind
+        assert text.startswith(torch_s_text)
+
+
 def test_p_one_gives_zeros_of_every_dtype(place: torch.device) -> None:
     for dtype in (torch.float32, torch.float16, torch.int64, torch.bool, torch.complex64):
         for inplace in (False, True):
@@ -259,6 +384,9 @@ def test_wrong_arguments(place: torch.device) -> None:
         functional.dropout(input, broadcast_dims=(0.5,))
     with pytest.raises(RuntimeError, match=r"\[T, N, ...\]"):
         functional.locked_dropout(torch.ones(3))
+    for function in (functional.locked_dropout, nn.LockedDropout()):
+        with pytest.raises(TypeError, match="input must be a Tensor, got str"):
+            function("x")
     with pytest.raises(RuntimeError, match="dtype"):
         functional.dropout(torch.ones(3, dtype=torch.int32))
 
@@ -283,3 +411,39 @@ def test_wrong_arguments_of_the_operators(place: torch.device) -> None:
         ops.dropout(input.int(), None, state, *settings)
     with pytest.raises(RuntimeError, match="single memory location"):
         ops.dropout_(torch.ones(3).expand(2, 3), None, state, *settings)
+
+
+# ---- packed sequences
+
+
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+@pytest.mark.parametrize("features", [(), (5,), (2, 3)])
+@pytest.mark.parametrize("inplace", [True, False])
+def test_packed_sequences_drop_as_padded_ones(
+    enforce_sorted: bool, features: tuple[int, ...], inplace: bool, place: torch.device
+) -> None:
+    lengths = [6, 4, 4, 1] if enforce_sorted else [4, 1, 6, 4]
+    padded = (torch.rand(6, 4, *features) + 1).requires_grad_()
+
+    def packed(input: Tensor) -> rnn.PackedSequence:
+        return rnn.pack_padded_sequence(input * 1, lengths, enforce_sorted=enforce_sorted)
+
+    layer = nn.LockedDropout(0.5, inplace)
+    torch.manual_seed(3)
+    given = packed(padded)
+    output = layer(given)
+    torch.manual_seed(3)
+    expected = packed(nn.LockedDropout(0.5)(padded))
+    assert torch.equal(output.data, expected.data)
+    assert 0 < (output.data == 0).sum() < output.data.numel()
+    assert (output.data is given.data) == inplace
+    for ours, theirs in zip(output[1:], expected[1:], strict=True):
+        assert ours is theirs is None or torch.equal(ours, theirs)
+    (gradient,) = torch.autograd.grad(output.data.square().sum(), padded)
+    (wanted,) = torch.autograd.grad(expected.data.square().sum(), padded)
+    assert torch.equal(gradient, wanted)
+    assert layer.eval()(given) is given
+    again = functional.locked_dropout(packed(padded), 0.5, batch_first=True, seed=4)
+    assert torch.equal(again.data, packed(functional.locked_dropout(padded, 0.5, seed=4)).data)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        functional.locked_dropout(given, 1.5)

@@ -23,6 +23,18 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
+def test_the_import_adds_little_to_that_of_torch() -> None:
+    code = (
+        "import sys, torch; before = set(sys.modules)\n"
+        "import fused_dropout; print(*sorted(set(sys.modules) - before))"
+    )
+    added = run_python(code).stdout.split()
+    assert "fused_dropout.drop_block_gamma" in added
+    heavy = ("torch._dynamo", "torch._inductor", "torch._numpy", "torch.onnx", "torch.distributed")
+    heavy += ("sympy", "mpmath", "rich", "matplotlib", "sklearn")
+    assert [name for name in added if name.startswith(heavy)] == []
+
+
 def test_build_info() -> None:
     info = _ext.build_info()
     assert info["version"] == fused_dropout.__version__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -99,6 +100,22 @@ def test_kernels_match_reference_anywhere(
     assert not bits[..., last:].any()
 
 
+@pytest.mark.parametrize(("halves", "threshold"), [(1, 0), (3, 2), (5, 2), (7, 4)])
+def test_ties_of_the_threshold_go_to_even(
+    halves: int, threshold: int, backend: torch.device
+) -> None:
+    """At (1 - p) 2^16 = 0.5, 1.5, 2.5 and 3.5, all of them exact."""
+    size = 2**20  # of which 16 T are kept
+    p = 1 - halves / 2**17
+    kept = fused_dropout.mask(size, p, seed=3)
+    assert reference.threshold(p) == threshold
+    assert torch.equal(kept, reference.mask(size, p, seed=3))
+    assert torch.equal(kept, fused_dropout.mask(size, 1 - threshold / 2**16, seed=3))
+    for other in (threshold - 1, threshold + 1):
+        if other >= 0:
+            assert not torch.equal(kept, fused_dropout.mask(size, 1 - other / 2**16, seed=3))
+
+
 def test_long_row_and_many_rows_match_reference(backend: torch.device) -> None:
     # Long enough to be cut between threads or blocks, in the middle of a row and between rows.
     for shape in ((2, 300_001), (5_000, 130)):
@@ -179,7 +196,8 @@ def test_statistics(p: float, place: torch.device) -> None:
         ({"p": 1.5}, ValueError, "1.5"),
         ({"p": math.nan}, ValueError, "nan"),
         ({"p": "half"}, TypeError, "p must be a float, got str"),
-        ({"p": True}, TypeError, "p must be a float, got bool"),
+        ({"p": 10**400}, ValueError, "between 0 and 1, but got an int of more than 30 digits"),
+        ({"p": -(10**400)}, ValueError, "between 0 and 1, but got an int of more than 30 digits"),
         ({"seed": 2**64}, ValueError, "seed must be in"),
         ({"seed": 0.5}, TypeError, "seed must be an int, got float"),
         ({"offset": -(2**63) - 1}, ValueError, "offset must be in"),
@@ -187,8 +205,9 @@ def test_statistics(p: float, place: torch.device) -> None:
         ({"digits": 0}, ValueError, r"digits must be in \[1, 32\], got 0"),
         ({"digits": 33}, ValueError, "got 33"),
         ({"shape": (3, -1)}, ValueError, r"shape must be ints >= 0, .*got \(3, -1\)"),
-        ({"shape": (2**40, 2**40)}, ValueError, "at most 2\\^48 groups"),
+        ({"shape": (2**40, 2**22)}, ValueError, "at most 2\\^48 groups"),
         ({"shape": (2**64,)}, ValueError, "below 2\\^63, got"),
+        ({"shape": (2**40, 2**40)}, ValueError, "below 2\\^63, got"),
         ({"shape": (2**20, 2**20, 2**20, 2**20, 0)}, ValueError, "below 2\\^63, got"),
         ({"shape": 3.0}, TypeError, "shape must be an int or a sequence of ints, got 3.0"),
         ({"shape": None}, TypeError, "got None"),
@@ -203,6 +222,25 @@ def test_bad_arguments(
     for draw in (fused_dropout.mask, fused_dropout.packed_mask):
         with pytest.raises(error, match=text):
             draw(**arguments)
+
+
+SHAPES = [
+    (7, (7,)),
+    (np.int64(7), (7,)),
+    (np.array([2, 3]), (2, 3)),
+    ([2, np.int32(3)], (2, 3)),
+    (torch.Size([2, 3]), (2, 3)),
+    (range(2, 4), (2, 3)),
+    (torch.tensor([2, 3]), (2, 3)),
+    ((), ()),
+]
+
+
+@pytest.mark.parametrize(("shape", "expected"), SHAPES, ids=str)
+def test_masks_and_noise_take_the_same_shapes(shape: Any, expected: tuple[int, ...]) -> None:
+    assert fused_dropout.mask(shape, 0.5, seed=0).shape == expected
+    assert fused_dropout.uniform_noise(shape, seed=0).shape == expected
+    assert fused_dropout.normal_noise(shape, seed=0).shape == expected
 
 
 @pytest.mark.skipif(bool(_ext.build_info()["cuda"]), reason="this build has CUDA kernels")

@@ -173,6 +173,8 @@ def test_compiles(place: torch.device) -> None:
     [
         ({"max_norm": -1.0}, RuntimeError, r"max_norm must be at least 0, got -1\.0"),
         ({"max_norm": math.nan}, RuntimeError, "max_norm must be at least 0, got nan"),
+        ({"max_norm": -(10**400)}, RuntimeError, "max_norm must be at least 0, got an int of"),
+        ({"eps": 10**400}, RuntimeError, "eps must be finite and at least 0, got an int of"),
         ({"max_norm": "3"}, TypeError, "max_norm must be a number, got str"),
         ({"max_norm": None}, TypeError, "max_norm must be a number, got NoneType"),
         ({"p": 0.0}, RuntimeError, r"p must be above 0, got 0\.0"),

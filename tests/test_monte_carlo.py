@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections import UserDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,93 +16,95 @@ from torch.nn import functional as F
 
 import fused_dropout
 from fused_dropout import mc_dropout, mc_predict
-from fused_dropout.nn import DropConnectLinear, DropPath, DropPathAdd, StochasticDepth
-
-
-def test_every_layer_of_this_package_is_known_to_drop() -> None:
-    layers = [getattr(fused_dropout.nn, name) for name in fused_dropout.nn.__all__]
-    for layer in layers:
-        if issubclass(layer, nn.Module):
-            marked = getattr(layer, "drops_in_training", False)
-            assert marked or issubclass(layer, nn.modules.dropout._DropoutNd), layer.__name__
-
-
-class Functional(nn.Module):
-    """Drops by its own mode, which cannot be seen from outside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.norm(x), 0.5, self.training)
-
-
-class FromPeer(nn.Dropout2d):
-    pass
-
-
-def class_of(package: str, name: str) -> type[nn.Module]:
-    return type(name, (nn.Module,), {"__module__": f"{package}.layers"})
-
-
-DROPPING = [
-    nn.Dropout(),
-    nn.Dropout1d(),
-    nn.Dropout2d(),
-    nn.Dropout3d(),
-    nn.AlphaDropout(),
-    nn.FeatureAlphaDropout(),
-    FromPeer(),
-    DropConnectLinear(6, 6),
-    StochasticDepth(0.5, "row"),
-    DropPath(0.5),
-    DropPathAdd(0.5),
-    nn.LSTM(6, 6, 2, dropout=0.5),
-    nn.MultiheadAttention(6, 2, dropout=0.5),
-    nn.TransformerEncoderLayer(6, 2, 8),
-    type("Marked", (nn.Module,), {"drops_in_training": True})(),
-    class_of("timm", "DropPath")(),
-    class_of("torchvision", "StochasticDepth")(),
-    type("Derived", (class_of("torchvision", "DropBlock2d"),), {})(),
-]
-OTHERS = [
-    nn.BatchNorm1d(6),
-    nn.Linear(6, 6),
-    nn.LSTM(6, 6, 2),
-    nn.MultiheadAttention(6, 2),
-    Functional(),
-    class_of("elsewhere", "DropPath")(),
-    type("Marked", (nn.Module,), {"drops_in_training": False})(),
-]
+from fused_dropout.nn import DropConnectLinear, DropPath, StochasticDepth
 
 
 def modes_of(model: nn.Module) -> list[bool]:
     return [module.training for module in model.modules()]
 
 
-@pytest.mark.parametrize("layer", DROPPING, ids=lambda layer: type(layer).__name__)
-@pytest.mark.parametrize("training", [False, True])
-def test_switches_dropout_layers(layer: nn.Module, training: bool) -> None:
-    layer.train(training)
-    before = modes_of(layer)
-    with mc_dropout(layer) as model:
-        assert model is layer
-        assert layer.training
-    assert modes_of(layer) == before
+def test_says_when_all_predictions_are_equal(place: torch.device) -> None:
+    x = torch.rand(3, 4)
+    model = nn.Sequential(nn.Dropout(0.0), nn.ReLU())
+    for arguments in ({}, {"samples_per_pass": 3}, {"masks": "pass"}):
+        with pytest.warns(UserWarning, match="all 7 predictions are equal.*types="):
+            moments = mc_predict(model, x, 7, **arguments)
+        assert moments.variance.max() < 1e-12
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mc_predict(model, x, 1, correction=0)
+        mc_predict(nn.Dropout(0.5), torch.rand(0, 4), 7)
+        mc_predict(nn.Dropout(0.5), torch.rand(20, 4), 7)
 
 
-@pytest.mark.parametrize("layer", OTHERS, ids=lambda layer: type(layer).__name__)
-@pytest.mark.parametrize("training", [False, True])
-def test_switches_nothing_else(layer: nn.Module, training: bool) -> None:
-    model = nn.Sequential(nn.Dropout(), layer).train(training)
-    with mc_dropout(model):
-        assert not model.training
-        assert not layer.training
-    with mc_dropout(model, types=type(layer)):
-        assert layer.training
-        assert not any(child.training for child in layer.children())
-    assert all(mode == training for mode in modes_of(model))
+class TakesADict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = DropPath(0.5)
+
+    def forward(self, inputs: dict[str, Any], scale: Tensor | None = None) -> Tensor:
+        x: Tensor = self.drop(inputs["x"]) * inputs["factor"]
+        x.add_(0)
+        return x if scale is None else x * scale
+
+
+@pytest.mark.parametrize("masks", ["sample", "pass"])
+@pytest.mark.parametrize("samples_per_pass", [1, 3])
+def test_dicts_keywords_and_functions(
+    masks: str, samples_per_pass: int, place: torch.device
+) -> None:
+    model, x, scale = TakesADict(), torch.rand(6, 5) + 1, torch.rand(6, 1) + 1
+    inputs = {"x": x, "factor": 2, "names": ["a", None]}
+    how: dict[str, Any] = {"masks": masks, "samples_per_pass": samples_per_pass}
+
+    def predict(**inputs: Any) -> Tensor:
+        return model(inputs, scale)
+
+    calls: list[Callable[[], fused_dropout.MCPrediction]] = [
+        lambda: mc_predict(model, inputs, 30, kwargs={"scale": scale}, **how),
+        lambda: mc_predict(model.forward, inputs, 30, kwargs={"scale": scale}, **how),
+        lambda: mc_predict(partial(model, scale=scale), inputs, 30, **how),
+        lambda: mc_predict(lambda x: model(x, scale), UserDict(inputs), 30, modules=model, **how),
+        lambda: mc_predict(predict, None, 30, kwargs=inputs, modules=[model], **how),
+    ]
+    # The others read `scale` from outside, whole, where "pass" runs the model item by item.
+    for call in calls[:2] if masks == "pass" else calls:
+        torch.manual_seed(13)
+        mean, variance = call()
+        torch.testing.assert_close(
+            variance, variance_of_dropout(mean, 4 * x * scale, 30), rtol=1e-4, atol=1e-5
+        )
+        assert variance.min() > 0
+        assert (len(set((mean / x / scale).mean(1).mul(1e3).round().tolist())) == 1) == (
+            masks == "pass"
+        )
+    assert model.training
+
+
+def test_a_function_that_drops_by_itself(place: torch.device) -> None:
+    x = torch.ones(3, 50)
+    mean, variance = mc_predict(F.dropout, x, 30, samples_per_pass=7)
+    torch.testing.assert_close(variance, variance_of_dropout(mean, 2 * x, 30))
+    assert variance.max() > 0
+
+
+@pytest.mark.parametrize("masks", ["sample", "pass"])
+def test_predictions_are_made_one_at_a_time_where_vmap_refuses(
+    masks: str, place: torch.device
+) -> None:
+    class DrawsInPlace(nn.Module):
+        drop_rate = 0.5
+
+        def forward(self, x: Tensor) -> Tensor:
+            dropped = torch.empty(x.shape, device=x.device).bernoulli_(self.drop_rate)
+            return x * dropped if self.training and self.drop_rate else x
+
+    x = torch.ones(4, 6)
+    with pytest.warns(UserWarning, match="one at a time.*torch.func.vmap.*inplace randomness"):
+        mean, variance = mc_predict(DrawsInPlace(), x, 20, samples_per_pass=5, masks=masks)
+    torch.testing.assert_close(variance, variance_of_dropout(mean, x, 20))
+    assert (variance > 0).all()
+    assert torch.equal(mean[0], mean[1]) == (masks == "pass")
 
 
 def test_every_mode_is_put_back() -> None:
@@ -383,8 +388,22 @@ def test_shapes(shape: tuple[int, ...], place: torch.device) -> None:
     ("change", "error", "text"),
     [
         ({"model": nn.Linear(6, 6)}, ValueError, "nothing in this Linear is known to drop.*types="),
-        ({"model": F.dropout}, TypeError, "model must be a torch.nn.Module, got function"),
-        ({"x": [1.0]}, TypeError, "x must be a Tensor, got list"),
+        ({"model": "net"}, TypeError, "model must be a Module or a function, got str"),
+        ({"x": 1.0}, TypeError, "x must be a Tensor or a dict, list or tuple, got float"),
+        ({"x": [1.0]}, TypeError, "x or kwargs must hold a Tensor, got x of type list"),
+        ({"x": None}, TypeError, "x or kwargs must hold a Tensor, got x of type NoneType"),
+        ({"x": torch.ones(2, 6).to_sparse()}, RuntimeError, "x must be a dense"),
+        ({"kwargs": [1]}, TypeError, "kwargs must be a dict, got list"),
+        ({"kwargs": {"a": torch.ones(2).to_sparse()}}, RuntimeError, "kwargs must be a dense"),
+        (
+            {"kwargs": {"a": torch.ones(3)}, "masks": "pass"},
+            RuntimeError,
+            r"tensors with a row per item, got \[2, 3\] rows",
+        ),
+        ({"modules": nn.Dropout()}, ValueError, "modules goes with a function"),
+        ({"model": len, "modules": [len]}, TypeError, "modules must be a Module or a sequence"),
+        ({"model": len, "modules": nn.ReLU()}, ValueError, "nothing in this ModuleList is known"),
+        ({"model": len, "types": "Dropout"}, TypeError, "types must be a class or a sequence"),
         ({"samples": 1}, ValueError, "samples must be more than correction, which is 1, got 1"),
         ({"samples": 0, "correction": 0}, ValueError, "samples must be more than correction"),
         ({"samples": 2.5}, TypeError, "samples must be an int, got float"),

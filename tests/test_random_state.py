@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from functools import partial
+import functools
+import operator
 
 import pytest
 import torch
 
 import fused_dropout
-from fused_dropout import rng
+from fused_dropout import functional, rng
 from fused_dropout.functional import dropconnect_linear
 from fused_dropout.rng import draw_rng_state
 
 
 def draw(p: float = 0.5, training: bool = True, **kwargs) -> torch.Tensor:
     return dropconnect_linear(torch.ones(6, 50), torch.ones(9, 50), None, p, training, **kwargs)
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch has CUDA")
+def test_a_state_on_a_device_that_torch_lacks() -> None:
+    with pytest.raises(RuntimeError, match="device must be one that this torch has, got cuda: "):
+        fused_dropout.make_rng_state(1, device="cuda")
 
 
 def test_backward_uses_the_forward_s_mask(place: torch.device) -> None:
@@ -27,12 +34,50 @@ def test_backward_uses_the_forward_s_mask(place: torch.device) -> None:
         torch.testing.assert_close(d_weight.sum(1), output.sum(0))
 
 
-def test_states_are_64_bit() -> None:
-    states = torch.stack([draw_rng_state(torch.empty(0)) for _ in range(64)])
-    assert states.dtype == torch.int64
-    # 62 random bits or more: the chance that all 64 values miss the top quarter is below 1e-16.
-    assert (states.abs() >> 61).any()
-    assert len(set(states.flatten().tolist())) == 128
+def test_all_64_bits_of_a_state_are_drawn() -> None:
+    """On the CPU, each bit is 0 in some states and 1 in others, and so are int64's outer quarters.
+
+    Either fails by chance with probability 1e-15.
+    """
+    generator = torch.Generator().manual_seed(1)
+    for source in (None, generator):
+        torch.manual_seed(1)
+        states = torch.stack([draw_rng_state(torch.empty(0), source) for _ in range(64)])
+        assert states.max() > 2**62 and states.min() < -(2**62)
+        for column in states.T.tolist():
+            bits = [number % 2**64 for number in column]
+            assert functools.reduce(operator.or_, bits) == 2**64 - 1
+            assert functools.reduce(operator.and_, bits) == 0
+
+
+def test_a_state_with_gaps(place: torch.device) -> None:
+    """Every other number of a tensor, and a reversed pair, mean what their elements say."""
+    seed, offset = 5, 2**40 + 3
+    gaps = torch.tensor([seed, 77, offset, 88])[::2]
+    column = torch.tensor([[seed, 1], [offset, 2]])[:, 0]
+    expanded = torch.tensor([seed]).expand(2)
+    assert not (gaps.is_contiguous() or column.is_contiguous() or expanded.is_contiguous())
+    dense = fused_dropout.make_rng_state(seed, offset)
+    for state, same in ((gaps, dense), (column, dense), (expanded, expanded.clone())):
+        assert torch.equal(draw(rng_state=state), draw(rng_state=same))
+        for function in STATEFUL:
+            outputs = []
+            for given in (state, same):
+                input = torch.ones(6, 50, requires_grad=True)
+                output = function(input, rng_state=given)
+                outputs += [output, *torch.autograd.grad(output.square().sum(), input)]
+            assert torch.equal(outputs[0], outputs[2]) and torch.equal(outputs[1], outputs[3])
+
+
+STATEFUL = (
+    lambda x, **keys: functional.dropout(x, 0.5, **keys),
+    lambda x, **keys: functional.drop_path(x, 0.5, True, **keys),
+    lambda x, **keys: functional.gaussian_dropout(x, 0.5, **keys),
+    lambda x, **keys: functional.bias_act_dropout_add(x, None, None, 0.5, "gelu", **keys),
+    lambda x, **keys: functional.drop_block2d(x[None, None], 0.1, 3, **keys),
+    lambda x, **keys: functional.concrete_dropout(x, torch.zeros(1), 0.5, **keys),
+    lambda x, **keys: functional.gaussian_noise(x, x.square(), **keys),
+)
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**64 - 1, -(2**63)])
@@ -77,7 +122,7 @@ class GeneratorSince214(GeneratorOfAGpu):
 @pytest.mark.parametrize("seed", [0, 5, 2**63 + 1, 2**64 - 1])
 def test_a_gpu_s_generator_gives_its_seed_and_offset(kind: type, seed: int) -> None:
     generator = kind(seed, 8)
-    draw = partial(rng._state_of_cuda_generator, torch.device("cuda", 0), generator)
+    draw = functools.partial(rng._state_of_cuda_generator, torch.device("cuda", 0), generator)
     first, second = draw(), draw()
     assert first.device.type == "cpu", "no launch, and nothing to wait for"
     assert [value % 2**64 for value in first.tolist()] == [seed, 8]

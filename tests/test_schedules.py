@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from fused_dropout.nn import DropBlock2d, DropConnectLinear
+from fused_dropout.nn import (
+    BiasActDropoutAdd,
+    ConcreteDropout,
+    DropBlock2d,
+    DropConnectLinear,
+    Dropout,
+    DropPath,
+    DropPathAdd,
+    GaussianDropout,
+    LockedDropout,
+    StochasticDepth,
+)
 from fused_dropout.schedules import LinearSchedule
 
 
@@ -59,10 +70,86 @@ def test_lists_of_modules_and_shared_ones() -> None:
     assert len(LinearSchedule(generator).get_last_p()) == 2
 
 
+class WithP(torch.nn.Module):
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flip(-1) if torch.rand(()) < self.p else x
+
+
+class DenseLayer(torch.nn.Module):
+    """Drops by its own mode, as torchvision's DenseNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop_rate, self.backdrop = 0.4, 0.3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.rrelu(x, 0.1, self.backdrop, training=self.training)
+        return torch.nn.functional.dropout(x, p=self.drop_rate, training=self.training)
+
+
+def timm_class(name: str) -> type[torch.nn.Module]:
+    return type(name, (torch.nn.Module,), {"__module__": "timm.layers.drop"})
+
+
 def test_numbers_that_are_no_rates_stay_as_they_are() -> None:
-    model = torch.nn.ModuleList([torch.nn.Dropout(0.4), torch.nn.TripletMarginLoss(p=2.0)])
-    LinearSchedule(model)
-    assert model[1].p == 2.0
+    others = [torch.nn.TripletMarginLoss(p=0.5), torch.nn.LPPool1d(1, 2), WithP(0.5)]
+    others += [torch.nn.LSTM(2, 2), torch.nn.MultiheadAttention(2, 1), ConcreteDropout()]
+    for module in others:
+        before = dict(vars(module))
+        with pytest.raises(ValueError, match="at least one dropout layer"):
+            LinearSchedule(module)
+        LinearSchedule(torch.nn.ModuleList([torch.nn.Dropout(0.4), module]))
+        assert vars(module) == before
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (torch.nn.Dropout2d(0.4), "p"),
+        (torch.nn.LSTM(2, 2, 2, dropout=0.4), "dropout"),
+        (torch.nn.GRU(2, 2, 2, dropout=0.4), "dropout"),
+        (torch.nn.MultiheadAttention(2, 1, dropout=0.4), "dropout"),
+        (Dropout(0.4), "p"),
+        (GaussianDropout(0.4), "p"),
+        (LockedDropout(0.4), "p"),
+        (BiasActDropoutAdd(3, 0.4), "p"),
+        (DropPath(0.4), "drop_prob"),
+        (DropPathAdd(0.4), "drop_prob"),
+        (StochasticDepth(0.4, "row"), "p"),
+        (timm_class("DropPath")(), "drop_prob"),
+        (timm_class("DropBlock2d")(), "drop_prob"),
+        (DenseLayer(), "drop_rate"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_every_kind_of_dropout_layer_is_scheduled(module: torch.nn.Module, name: str) -> None:
+    setattr(module, name, 0.4)
+    before = dict(vars(module))
+    schedule = LinearSchedule(torch.nn.Sequential(torch.nn.Dropout(0.2), module), total_steps=2)
+    assert len(schedule.get_last_p()) == 2
+    for rate in (0.0, 0.2, 0.4, 0.4):
+        assert getattr(module, name) == rate
+        assert {**vars(module), name: 0.4} == before, "nothing else has changed"
+        schedule.step()
+
+
+def test_an_encoder_layer_s_attention_is_scheduled_too() -> None:
+    layer = torch.nn.TransformerEncoderLayer(4, 2, 4, dropout=0.4)
+    LinearSchedule(layer, stop=0.2, start=0.1)
+    assert rates(layer) == [0.1] * 3
+    assert layer.self_attn.dropout == 0.1
+
+
+def test_keeps_an_optimizer_for_trainers_that_ask_for_it() -> None:
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], 0.1)
+    schedule = LinearSchedule(torch.nn.Dropout(0.4), optimizer=optimizer)
+    assert schedule.optimizer is optimizer
+    assert "optimizer" not in schedule.state_dict()
+    assert LinearSchedule(torch.nn.Dropout(0.4)).optimizer is None
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda state: pickle.loads(pickle.dumps(state))])
@@ -107,8 +194,8 @@ def test_the_layers_follow() -> None:
         (None, {"total_steps": 1.5}, TypeError, "total_steps must be an int"),
         (3, {}, TypeError, "modules must be a Module or several, got int"),
         (["a"], {}, TypeError, "modules must be a Module or several, got one str"),
-        ([], {}, ValueError, "at least one module with a float p"),
-        (torch.nn.Linear(2, 2), {}, ValueError, "at least one module with a float p"),
+        ([], {}, ValueError, "at least one dropout layer with a rate"),
+        (torch.nn.Linear(2, 2), {}, ValueError, "at least one dropout layer with a rate"),
     ],
 )
 def test_bad_arguments(modules: Any, options: dict, error: type[Exception], words: str) -> None:
@@ -121,7 +208,7 @@ def test_bad_arguments(modules: Any, options: dict, error: type[Exception], word
 def test_bad_states() -> None:
     schedule = LinearSchedule(make_model())
     state = LinearSchedule(torch.nn.Dropout(0.2)).state_dict()
-    with pytest.raises(ValueError, match="of 1 modules with a rate, this schedule has 3"):
+    with pytest.raises(ValueError, match="of 1 drop rates, this schedule has 3"):
         schedule.load_state_dict(state)
     with pytest.raises(KeyError):
         schedule.load_state_dict({})

@@ -24,6 +24,11 @@ def noisy_layer(**kwargs) -> VariationalDropoutLinear:
     return layer
 
 
+def variance_of_weights(layer: VariationalDropoutLinear) -> torch.Tensor:
+    squares = layer.weight**2
+    return (layer.log_sigma2 - (squares + 1e-8).log()).clamp(-8, 8).exp() * squares
+
+
 def test_parameters(place: torch.device) -> None:
     torch.manual_seed(3)
     linear = torch.nn.Linear(30, 20)
@@ -52,7 +57,7 @@ def test_training_is_the_local_reparameterisation() -> None:
     torch.manual_seed(4)
     seed, offset = torch.randint(-(2**63), 2**63 - 1, (2,)).tolist()
     mean = F.linear(input, layer.weight, layer.bias)
-    variance = F.linear(input**2, layer.log_sigma2.exp())
+    variance = F.linear(input**2, variance_of_weights(layer))
     expected = reference.gaussian_noise(mean, variance, eps=1e-8, seed=seed, offset=offset)
     torch.testing.assert_close(output, expected)
 
@@ -63,15 +68,37 @@ def test_noise_is_that_of_drawing_every_weight(place: torch.device) -> None:
     input = random_tensor(30)
     torch.manual_seed(1)
     outputs = layer(input.expand(40_000, 30)).double()
-    weight = layer.weight + (layer.log_sigma2 / 2).exp() * torch.randn(4_000, 20, 30)
+    weight = layer.weight + variance_of_weights(layer).sqrt() * torch.randn(4_000, 20, 30)
     drawn = (weight @ input + layer.bias).double()
     for samples in (outputs, drawn):
         mean = F.linear(input, layer.weight, layer.bias).double()
-        deviation = F.linear(input**2, layer.log_sigma2.exp()).sqrt().double()
+        deviation = F.linear(input**2, variance_of_weights(layer)).sqrt().double()
         z = (samples - mean) / deviation
         for unit in z.detach().t():
             check_mean(unit, 0, 1)
             check_mean(unit**2, 1, math.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    ("weight", "log_sigma2", "variance"),
+    [
+        (1e-3, 2.0, math.exp(8) * 1e-6),  # log alpha would be 15.8
+        (2.0, -10.0, math.exp(-8) * 4),
+        (2.0, -3.0, math.exp(-3)),
+        (0.0, 2.0, 0.0),
+    ],
+)
+def test_noise_is_limited_as_the_authors_limit_it(
+    weight: float, log_sigma2: float, variance: float, place: torch.device
+) -> None:
+    layer = VariationalDropoutLinear(1, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.fill_(weight)
+        layer.log_sigma2.fill_(log_sigma2)
+    torch.manual_seed(5)
+    outputs = layer(torch.full((20_000, 1), 3.0, dtype=torch.float64)).detach()
+    z = (outputs - 3 * weight).flatten() / math.sqrt(9 * variance + 1e-8)
+    check_mean(z**2, 1, math.sqrt(2))
 
 
 def test_gradients(place: torch.device) -> None:
@@ -160,12 +187,14 @@ def test_trains_and_prunes(place: torch.device) -> None:
     target = torch.zeros(3, 32)
     target[:, :4] = 2 * torch.randn(3, 4).sign()
     optimizer = torch.optim.Adam(layer.parameters(), 0.03)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, 600)  # as the authors train
     for _ in range(600):
         input = torch.randn(64, 32)
-        loss = (layer(input) - input @ target.t()).square().mean() + layer.kl() / 1000
+        loss = (layer(input) - input @ target.t()).square().mean() + layer.kl() / 100
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     assert layer.kept()[:, :4].all()
     assert layer.sparsity() > 0.6
     layer.eval()

@@ -2,6 +2,9 @@
 //
 //   keep = 1 - z = 1 / (1 + exp((logit p + logit u) / t)),   logit x = log(x / (1 - x)).
 //
+// It is computed as out = in * (e^-m + e^(l - m)) / (e^-m + e^(y - m)) with l = logit p, m = max(l,
+// 0) and y = (l + logit u) / t: 1 / (1 - p) = 1 + e^l may be too large for a float.
+//
 // With a = keep / (1 - p), d a / d logit_p = a (p - z / t).
 #pragma once
 
@@ -12,21 +15,29 @@ namespace {
 
 template <class R>
 struct ConcreteReals {
-  R logit, p, scale, inverse_temperature;
+  R logit, p, inverse_temperature;
+  R shift;      // m
+  R one;        // e^-m
+  R numerator;  // e^-m + e^(l - m)
   explicit ConcreteReals(const ConcreteRate& rate)
       : logit(static_cast<R>(rate.logit)),
         p(static_cast<R>(rate.p)),
-        scale(static_cast<R>(rate.scale)),
-        inverse_temperature(static_cast<R>(rate.inverse_temperature)) {}
+        inverse_temperature(static_cast<R>(rate.inverse_temperature)) {
+    const double m = rate.logit > 0 ? rate.logit : 0.0;
+    shift = static_cast<R>(m);
+    one = static_cast<R>(__builtin_exp(-m));
+    numerator = static_cast<R>(__builtin_exp(-m) + __builtin_exp(rate.logit - m));
+  }
 };
 
-// z / (1 - z) of a block. 1 - u is exact.
+// e^-m z / (1 - z) of a block. 1 - u is exact.
 template <class R>
 FUSED_DROPOUT_INLINE void dropped_odds(const ConcreteReals<R>& rate, const uint32_t* words,
                                        R* odds) {
   for (int k = 0; k < kGroupColumns; ++k) {
     const R u = uniform_of_word<R>(words[k]);
-    odds[k] = exp_of((rate.logit + log_of(u / (R(1) - u))) * rate.inverse_temperature);
+    const R y = (rate.logit + log_of(u / (R(1) - u))) * rate.inverse_temperature;
+    odds[k] = exp_of(y - rate.shift);
   }
 }
 
@@ -39,7 +50,7 @@ void apply_concrete_dropout(const NoiseRun& run, const ConcreteRate& rate, const
     R x[kGroupColumns], odds[kGroupColumns];
     read_block<T>(in, first, count, x);
     dropped_odds(reals, words, odds);
-    for (int k = 0; k < kGroupColumns; ++k) x[k] *= reals.scale / (R(1) + odds[k]);
+    for (int k = 0; k < kGroupColumns; ++k) x[k] *= reals.numerator / (reals.one + odds[k]);
     write_block<T>(x, first, count, out);
   });
 }
@@ -65,9 +76,9 @@ double concrete_dropout_backward(const NoiseRun& run, const ConcreteRate& rate, 
     read_block<T>(in, first, count, x);
     dropped_odds(reals, words, odds);
     for (int k = 0; k < kGroupColumns; ++k) {
-      const R keep = R(1) / (R(1) + odds[k]);
-      const R drop = odds[k] * keep;
-      g[k] *= keep * reals.scale;
+      const R inverse = R(1) / (reals.one + odds[k]);
+      const R drop = odds[k] * inverse;
+      g[k] *= inverse * reals.numerator;
       x[k] *= g[k] * (reals.p - drop * reals.inverse_temperature);
     }
     write_block<T>(g, first, count, d_in);

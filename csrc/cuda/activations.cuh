@@ -4,13 +4,10 @@
 #pragma once
 
 #include "../common/params.h"
-#include "compat.h"
+#include "elementary.cuh"
 
 namespace fused_dropout {
 namespace {
-
-FUSED_DROPOUT_DEVICE float exp_of(float x) { return expf(x); }
-FUSED_DROPOUT_DEVICE double exp_of(double x) { return exp(x); }
 
 // The normal distribution's weight below x.
 FUSED_DROPOUT_DEVICE float gaussian_below(float x) {

@@ -24,7 +24,9 @@ inline c10::cuda::CUDAGuard device_guard(const at::Tensor& tensor, const char* n
 
 // Explains the error that users meet: a GPU that the binary was not compiled for.
 inline void check_launch(cudaError_t error) {
-  TORCH_CHECK(error != cudaErrorNoKernelImageForDevice && error != cudaErrorUnsupportedPtxVersion,
+  TORCH_CHECK(error != cudaErrorNoKernelImageForDevice && error != cudaErrorUnsupportedPtxVersion &&
+                  // What asking for more shared memory gives there, which comes before the launch.
+                  error != cudaErrorInvalidDeviceFunction,
               "this fused_dropout has no CUDA kernels for this GPU; rebuild it with "
               "TORCH_CUDA_ARCH_LIST set to the GPU's compute capability (nvidia-smi "
               "--query-gpu=compute_cap --format=csv)");

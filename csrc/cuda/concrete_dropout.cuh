@@ -2,6 +2,9 @@
 //
 //   keep = 1 - z = 1 / (1 + exp((logit p + logit u) / t)),   logit x = log(x / (1 - x)).
 //
+// It is computed as out = in * (e^-m + e^(l - m)) / (e^-m + e^(y - m)) with l = logit p, m = max(l,
+// 0) and y = (l + logit u) / t: 1 / (1 - p) = 1 + e^l may be too large for a float.
+//
 // Forward is one launch. Backward is one pass over the elements, which gives the input's gradient
 // and a partial sum of logit_p's for every block, and a launch of one block that adds those: in an
 // order that the number of elements alone sets, since the grid follows from it.
@@ -24,22 +27,27 @@ struct ConcreteSource {
 
 template <class S>
 struct ConcreteRate {
-  S logit, p, scale, inverse_temperature;
+  S logit, p, inverse_temperature;
+  S shift;      // m
+  S one;        // e^-m
+  S numerator;  // e^-m + e^(l - m)
 };
 
 template <class S>
 FUSED_DROPOUT_DEVICE ConcreteRate<S> rate_of(const ConcreteSource<S>& source) {
   const S logit = *source.logit_p;
-  const S odds = exp_of(logit);
-  return {logit, S(1) / (S(1) + S(1) / odds), S(1) + odds, source.inverse_temperature};
+  const S shift = logit > 0 ? logit : S(0);
+  const S one = exp_of(-shift);
+  const S odds = exp_of(logit - shift);
+  return {logit, odds / (one + odds), source.inverse_temperature, shift, one, one + odds};
 }
 
-// z / (1 - z), within bounds whose reciprocals are normal numbers. 1 - u is exact.
+// e^-m z / (1 - z), within bounds whose reciprocals are normal numbers. 1 - u is exact.
 template <class S>
 FUSED_DROPOUT_DEVICE S dropped_odds(const ConcreteRate<S>& rate, uint32_t word) {
   constexpr S kBound = sizeof(S) == 4 ? S(87) : S(700);
   const S u = uniform_of_word<S>(word);
-  S x = (rate.logit + log_of(u / (S(1) - u))) * rate.inverse_temperature;
+  S x = (rate.logit + log_of(u / (S(1) - u))) * rate.inverse_temperature - rate.shift;
   x = x < -kBound ? -kBound : x;  // a NaN stays one
   return exp_of(x > kBound ? kBound : x);
 }
@@ -56,7 +64,9 @@ __global__ void __launch_bounds__(kNoiseThreads)
     S x[kChunk];
     load_chunk<T, kAccess>(in + first, count - first, x);
 #pragma unroll
-    for (int k = 0; k < kChunk; ++k) x[k] *= rate.scale / (S(1) + dropped_odds(rate, words[k]));
+    for (int k = 0; k < kChunk; ++k) {
+      x[k] *= rate.numerator / (rate.one + dropped_odds(rate, words[k]));
+    }
     store_chunk<T, kAccess>(x, count - first, out + first);
   });
 }
@@ -102,9 +112,10 @@ __global__ void __launch_bounds__(kNoiseThreads)
 #pragma unroll
         for (int k = 0; k < kChunk; ++k) {
           const S odds = dropped_odds(rate, words[k]);
-          const S keep = S(1) / (S(1) + odds);
-          g[k] *= keep * rate.scale;
-          d_logit = fma(x[k] * g[k], fma(-odds * keep, rate.inverse_temperature, rate.p), d_logit);
+          const S inverse = S(1) / (rate.one + odds);
+          const S dropped = odds * inverse;
+          g[k] *= inverse * rate.numerator;
+          d_logit = fma(x[k] * g[k], fma(-dropped, rate.inverse_temperature, rate.p), d_logit);
         }
         store_chunk<T, kAccess>(g, left, tensors.d_in + first);
       });

@@ -6,11 +6,12 @@
 //   d_weight[o, i] = scale * sum_n M[n, o, i] input[n, i] grad[n, o]
 //
 // Floor of each: rows * out_features * in_features FFMAs, 4 us at Table 1's shape (128 x 1024 x
-// 1024) on an H200 (33e12 a second). Prediction, by instruction counts: 8 FFMAs take one R2P, one
-// ISETP and one LOP3 besides, and 64 to 128 of them share 9 to 16 shared loads, so the main loops
-// reach 65 % of the FFMA rate. Drawing at one digit adds about 70 issue slots to the 195 of each
-// 128 columns of a (row, output) pair: 48 % in all, 8 us. Stored masks replace that by one 16-byte
-// load. More digits: draw once, store, read twice. Launch: the sum is split over blocks until
+// 1024) on an H200 (33e12 a second). Issue slots in sm_90's code for 128 columns of a (row, output)
+// pair, forward: the main loop takes 194, of which 128 are FFMAs (8 of them take one R2P, one ISETP
+// and one LOP3 besides, and 64 to 128 share 9 to 16 shared loads); filling the tiles 114; drawing
+// at one digit 202, each further digit 97, or reading stored masks 106. So at most 25 % of the FFMA
+// rate drawing and 31 % reading, and less as far as 8 warps on a multiprocessor cannot hide
+// latencies. More digits: draw once, store, read twice. Launch: the sum is split over blocks until
 // kTargetBlocks run; partial sums go through a workspace and are added in a fixed order, so results
 // do not vary from run to run.
 #pragma once

@@ -10,14 +10,21 @@ constexpr int kForwardRows = 32;  // rows of a block's tile
 constexpr int kForwardOuts = 64;  // output features of a block's tile
 constexpr int kRowThreads = kForwardRows / kThreadTile;
 constexpr int kOutThreads = kForwardOuts / kThreadTile;
-constexpr int kTileStride = kGroupColumns + 4;  // 16-byte loads of neighbouring rows: other banks
-constexpr int kMaskStride = kForwardOuts + 8;   // the 8 x 4 threads of a warp read other banks
-constexpr int kByte = 8;                        // columns whose bits one R2P turns into predicates
+constexpr int kMaskStride = kForwardOuts + 8;  // the 8 x 4 threads of a warp read other banks
+constexpr int kByte = 8;                       // columns whose bits one R2P turns into predicates
+
+// Columns of a group whose values are in shared memory at a time: all of them, but half for double,
+// which would not fit in kSharedBytes.
+template <class R>
+constexpr int kValueColumns = kGroupColumns / (sizeof(R) == 8 ? 2 : 1);
+// 16-byte loads of neighbouring rows: other banks.
+template <class R>
+constexpr int kValueStride = kValueColumns<R> + 4;
 
 template <class R>
 struct ForwardShared {
-  R input[kForwardRows][kTileStride];
-  R weight[kForwardOuts][kTileStride];
+  R input[kForwardRows][kValueStride<R>];
+  R weight[kForwardOuts][kValueStride<R>];
   uint32_t mask[kGroupWords][kForwardRows][kMaskStride];
 };
 
@@ -27,23 +34,36 @@ struct ForwardPlace {
   int64_t out;
 };
 
+// The values of kValueColumns columns from `first_col` on.
 template <class T>
-FUSED_DROPOUT_DEVICE void fill_forward(ForwardShared<Sum<T>>& tile,
-                                       const DropConnectProblem& problem, const MatrixView& input,
-                                       const MatrixView& weight, ForwardPlace at, int64_t group) {
-  const int64_t first_col = group * kGroupColumns;
-  // kBlockThreads == kGroupColumns: each thread fills one column, neighbours read neighbours.
-  const int col = threadIdx.x;
+FUSED_DROPOUT_DEVICE void fill_values(ForwardShared<Sum<T>>& tile,
+                                      const DropConnectProblem& problem, const MatrixView& input,
+                                      const MatrixView& weight, ForwardPlace at,
+                                      int64_t first_col) {
+  // Each thread fills one column of every kStep-th row, neighbours read neighbours.
+  constexpr int kColumns = kValueColumns<Sum<T>>;
+  constexpr int kStep = kBlockThreads / kColumns;
+  static_assert(kStep * kColumns == kBlockThreads && kForwardRows % kStep == 0, "whole rows");
+  const int col = kStep == 1 ? threadIdx.x : threadIdx.x % kColumns;
+  const int first = kStep == 1 ? 0 : threadIdx.x / kColumns;
 #pragma unroll 4
-  for (int r = 0; r < kForwardRows; ++r) {
+  for (int k = 0; k < kForwardRows; k += kStep) {
+    const int r = first + k;
     tile.input[r][col] =
         element<T>(input, at.row + r, first_col + col, problem.rows, problem.in_features);
   }
 #pragma unroll 4
-  for (int o = 0; o < kForwardOuts; ++o) {
+  for (int k = 0; k < kForwardOuts; k += kStep) {
+    const int o = first + k;
     tile.weight[o][col] =
         element<T>(weight, at.out + o, first_col + col, problem.out_features, problem.in_features);
   }
+}
+
+// The mask bits of all columns of `group`.
+template <class R>
+FUSED_DROPOUT_DEVICE void fill_masks(ForwardShared<R>& tile, const DropConnectProblem& problem,
+                                     ForwardPlace at, int64_t group) {
   for (int k = threadIdx.x; k < kForwardRows * kForwardOuts; k += kBlockThreads) {
     const int r = k / kForwardOuts, o = k % kForwardOuts;
     GroupBits bits = group_of(0u);
@@ -82,11 +102,13 @@ FUSED_DROPOUT_DEVICE void add_columns(const ForwardShared<R>& tile, int col, int
   }
 }
 
+// sums += the products of the columns in shared memory, whose mask bits start at `first_word`.
 template <class R>
-FUSED_DROPOUT_DEVICE void add_group(const ForwardShared<R>& tile, int row_thread, int out_thread,
-                                    R (&sums)[kThreadTile][kThreadTile]) {
+FUSED_DROPOUT_DEVICE void add_tile(const ForwardShared<R>& tile, int first_word, int row_thread,
+                                   int out_thread, R (&sums)[kThreadTile][kThreadTile]) {
 #pragma unroll 1
-  for (int word = 0; word < kGroupWords; ++word) {
+  for (int w = 0; w < kValueColumns<R> / 32; ++w) {
+    const int word = first_word + w;
     uint32_t bits[kThreadTile][kThreadTile];
 #pragma unroll
     for (int r = 0; r < kThreadTile; ++r) {
@@ -97,7 +119,7 @@ FUSED_DROPOUT_DEVICE void add_group(const ForwardShared<R>& tile, int row_thread
     }
 #pragma unroll  // R2P takes any byte of a register, if it is known which
     for (int byte = 0; byte < 4; ++byte) {
-      add_columns(tile, word * 32 + byte * kByte, byte, row_thread, out_thread, bits, sums);
+      add_columns(tile, w * 32 + byte * kByte, byte, row_thread, out_thread, bits, sums);
     }
   }
 }
@@ -108,6 +130,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     forward_kernel(DropConnectProblem problem, RngSource rng, MatrixView input, MatrixView weight,
                    int64_t slices, Sum<T>* partial) {
   using R = Sum<T>;
+  static_assert(sizeof(ForwardShared<R>) <= kSharedBytes, "more than some GPUs have");
   FUSED_DROPOUT_DYNAMIC_SHARED(ForwardShared<R>, tile);
   problem.rule = seeded(problem.rule, rng);
   const int64_t row_tiles = ceil_div(problem.rows, kForwardRows);
@@ -118,10 +141,14 @@ __global__ void __launch_bounds__(kBlockThreads)
   R sums[kThreadTile][kThreadTile] = {};
   const Steps groups = steps_of(group_count(problem.in_features), slice, slices);
   for (int64_t group = groups.begin; group < groups.end; ++group) {
-    fill_forward<T>(*tile, problem, input, weight, at, group);
-    __syncthreads();
-    add_group(*tile, row_thread, out_thread, sums);
-    __syncthreads();
+#pragma unroll 1
+    for (int col = 0; col < kGroupColumns; col += kValueColumns<R>) {
+      fill_values<T>(*tile, problem, input, weight, at, group * kGroupColumns + col);
+      if (col == 0) fill_masks(*tile, problem, at, group);
+      __syncthreads();
+      add_tile(*tile, col / 32, row_thread, out_thread, sums);
+      __syncthreads();
+    }
   }
 #pragma unroll
   for (int r = 0; r < kThreadTile; ++r) {

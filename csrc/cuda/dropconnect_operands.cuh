@@ -9,6 +9,8 @@ namespace {
 
 constexpr int kBlockThreads = 128;
 constexpr int kThreadTile = 4;  // rows (and output features) of a thread's tile
+// The shared memory that a block may have on sm_86, sm_89 and sm_120; sm_80 and sm_90 have more.
+constexpr size_t kSharedBytes = 99 * 1024;
 
 // Four neighbours from shared memory in 16-byte loads; `from` is aligned to 16 bytes.
 FUSED_DROPOUT_DEVICE void load4(const float* from, float* to) {

@@ -116,6 +116,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     outer_kernel(DropConnectProblem problem, RngSource rng, MatrixView panel, MatrixView grad,
                  int64_t slices, Sum<T>* partial) {
   using R = Sum<T>;
+  static_assert(sizeof(OuterShared<R>) <= kSharedBytes, "more than some GPUs have");
   FUSED_DROPOUT_DYNAMIC_SHARED(OuterShared<R>, tile);
   problem.rule = seeded(problem.rule, rng);
   const int64_t row_groups = group_count(problem.in_features);

@@ -13,9 +13,8 @@
 // about half the copy bandwidth, and fp32 reaches most of it.
 #pragma once
 
-#include <cmath>
-
 #include "../common/noise.h"
+#include "elementary.cuh"
 #include "elements.cuh"
 #include "mask.cuh"
 
@@ -26,21 +25,6 @@ constexpr int kNoiseThreads = 256;
 
 template <class T>
 constexpr int kNoiseChunk = kVector<T> < kNoiseWords ? kNoiseWords : kVector<T>;
-
-// The functions of common/noise.h in the precision of S.
-FUSED_DROPOUT_DEVICE float log_of(float x) { return logf(x); }
-FUSED_DROPOUT_DEVICE double log_of(double x) { return log(x); }
-FUSED_DROPOUT_DEVICE float exp_of(float x) { return expf(x); }
-FUSED_DROPOUT_DEVICE double exp_of(double x) { return exp(x); }
-FUSED_DROPOUT_DEVICE float square_root(float x) { return sqrtf(x); }
-FUSED_DROPOUT_DEVICE double square_root(double x) { return sqrt(x); }
-// sin(2 pi u) and cos(2 pi u); twice u is exact.
-FUSED_DROPOUT_DEVICE void sine_cosine_of_turn(float u, float* sine, float* cosine) {
-  sincospif(2 * u, sine, cosine);
-}
-FUSED_DROPOUT_DEVICE void sine_cosine_of_turn(double u, double* sine, double* cosine) {
-  sincospi(2 * u, sine, cosine);
-}
 
 // The words of elements first .. first + kCount - 1, whose calls advance in lockstep. `first` is a
 // multiple of kNoiseWords.

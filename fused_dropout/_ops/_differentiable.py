@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from fused_dropout import _private_torch as private
+from fused_dropout._private_torch import below_autograd, call_of, in_dual_level, transforms_active
 
 NAMESPACE = "fused_dropout"
 TRANSFORMS = "FuncTorchDynamicLayerFrontMode"
@@ -104,13 +104,14 @@ class Differentiable:
     @classmethod
     def call(cls, tensors: Tensors, settings: Settings) -> Results:
         """The operator, differentiably, in the cheapest way that is right."""
-        if private.transforms_active():
-            return cls.general.apply(*tensors, OpaqueSettings(settings))
-        if private.in_dual_level() and has_tangent(tensors[: cls.inputs]):
+        if transforms_active() or (in_dual_level() and has_tangent(tensors[: cls.inputs])):
             return cls.general.apply(*tensors, OpaqueSettings(settings))
         if torch.is_grad_enabled() and requires_grad(tensors):
-            return cls.eager.apply(*tensors, settings)
-        return run_below_autograd(cls.kernel, tensors, settings)
+            return cls.eager.apply(*tensors[: cls.inputs], (tensors[cls.inputs :], settings))
+        if below_autograd is None:
+            return cls.kernel(*tensors, *settings)
+        with below_autograd():
+            return cls.kernel(*tensors, *settings)
 
 
 def requires_grad(tensors: Tensors) -> bool:
@@ -131,19 +132,22 @@ def has_tangent(tensors: Sequence[Tensor | None]) -> bool:
 
 def run_below_autograd(kernel: Any, tensors: Tensors, settings: Settings) -> Results:
     """The operator without its autograd kernel."""
-    if private.below_autograd is None:
+    if below_autograd is None:
         return kernel(*tensors, *settings)
-    with private.below_autograd():
+    with below_autograd():
         return kernel(*tensors, *settings)
 
 
 def gradients(op: type[Differentiable], ctx: Any, grads: tuple[Any, ...]) -> tuple[Any, ...]:
     """A Function's backward: the gradients of the operator's inputs, and None for the rest."""
-    constants = len(ctx.needs_input_grad) - op.inputs
-    if all(grad is None for grad in grads):
-        return (None,) * (op.inputs + constants)
-    needs = ctx.needs_input_grad[: op.inputs]
-    return (*op.backward(ctx.saved_tensors, ctx.settings, needs, *grads), *[None] * constants)
+    needs = ctx.needs_input_grad
+    constants = (None,) * (len(needs) - op.inputs)
+    for grad in grads:
+        if grad is not None:
+            break
+    else:
+        return (None,) * len(needs)
+    return op.backward(ctx.saved_tensors, ctx.settings, needs[: op.inputs], *grads) + constants
 
 
 def item_by_item(
@@ -169,14 +173,14 @@ def item_by_item(
 def register(op: type[Differentiable], library: torch.library.Library) -> None:
     """Tells torch all of ``op``, whose schema the extension has defined."""
     op.operator = getattr(getattr(torch.ops, NAMESPACE), op.name).default
-    op.kernel = private.call_of(op.operator)
+    op.kernel = call_of(op.operator)
     arguments = op.operator._schema.arguments
     op.tensors = sum("Tensor" in str(argument.type) for argument in arguments)
     op.eager = _eager_function(op)
     op.general = _general_function(op)
 
     torch.library.register_fake(f"{NAMESPACE}::{op.name}", op.fake, lib=library)
-    if private.below_autograd is None:
+    if below_autograd is None:
         _register_public_autograd(op, library)
     else:
         library.impl(op.name, _split_arguments(op, op.call), "Autograd")
@@ -222,12 +226,16 @@ def _register_public_autograd(op: type[Differentiable], library: torch.library.L
 
 
 def _eager_function(op: type[Differentiable]) -> type[torch.autograd.Function]:
-    """Reverse mode without transforms. Arguments: the tensors, then all settings as one tuple."""
+    """Reverse mode without transforms.
+
+    Arguments: the inputs, then ((the other tensors), settings) as one, since torch looks at each.
+    """
 
     class Eager(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Results:
-            tensors, ctx.settings = args[:-1], args[-1]
+            constants, ctx.settings = args[-1]
+            tensors = args[:-1] + constants
             ctx.set_materialize_grads(False)
             ctx.save_for_backward(*op.save(tensors, ctx.needs_input_grad))
             return run_below_autograd(op.kernel, tensors, ctx.settings)

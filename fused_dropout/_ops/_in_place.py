@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from fused_dropout import _private_torch as private
 from fused_dropout._ops._differentiable import (
     NAMESPACE,
     TRANSFORMS,
@@ -25,6 +24,7 @@ from fused_dropout._ops._differentiable import (
     has_tangent,
     run_below_autograd,
 )
+from fused_dropout._private_torch import below_autograd, call_of, in_dual_level, transforms_active
 
 
 class InPlace:
@@ -50,11 +50,12 @@ class InPlace:
         """Writes the result into ``tensors[0]`` and returns it."""
         input, inputs = tensors[0], tensors[: cls.pure.inputs]
         assert input is not None
-        if private.transforms_active() or (private.in_dual_level() and has_tangent(inputs)):
+        if transforms_active() or (in_dual_level() and has_tangent(inputs)):
             return input.copy_(cls.pure.call(tensors, settings))
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
             check_writable(input)
-            changed: Tensor = cls.function.apply(*tensors, settings)
+            constants = tensors[cls.pure.inputs :]
+            changed: Tensor = cls.function.apply(*inputs, (constants, settings))
             return changed
         return write_without_autograd(cls, tensors, settings)
 
@@ -82,7 +83,7 @@ def register_in_place(op: type[InPlace], library: torch.library.Library) -> None
     """Tells torch all of ``op``, whose pure operator is registered."""
     pure = op.pure
     name = pure.name + "_"
-    op.kernel = private.call_of(getattr(getattr(torch.ops, NAMESPACE), name).default)
+    op.kernel = call_of(getattr(getattr(torch.ops, NAMESPACE), name).default)
     op.function = _function(op)
 
     def copied(*args: Any) -> Tensor:
@@ -94,24 +95,25 @@ def register_in_place(op: type[InPlace], library: torch.library.Library) -> None
         check_not_differentiated(pure, tensors)
         inputs = tensors[: pure.inputs]
         wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-        if wanted or (private.in_dual_level() and has_tangent(inputs)):
+        if wanted or (in_dual_level() and has_tangent(inputs)):
             return copied(*args)
         return write_without_autograd(op, tensors, settings)
 
     torch.library.register_fake(f"{NAMESPACE}::{name}", lambda input, *_: input, lib=library)
     library.impl(name, copied, "Python")
     library.impl(name, copied, TRANSFORMS)
-    library.impl(name, copied if private.below_autograd is None else with_autograd, "Autograd")
+    library.impl(name, copied if below_autograd is None else with_autograd, "Autograd")
 
 
 def _function(op: type[InPlace]) -> type[torch.autograd.Function]:
-    """Arguments: the tensors, then all settings as one tuple."""
+    """Arguments: the inputs, then ((the other tensors), settings) as one."""
     pure = op.pure
 
     class Eager(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Tensor:
-            tensors, ctx.settings = args[:-1], args[-1]
+            constants, ctx.settings = args[-1]
+            tensors = args[:-1] + constants
             ctx.mark_dirty(tensors[0])
             ctx.save_for_backward(*pure.save(tensors, ctx.needs_input_grad))
             run_below_autograd(op.kernel, tensors, ctx.settings)

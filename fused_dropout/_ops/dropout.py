@@ -17,6 +17,8 @@ from fused_dropout._ops._differentiable import (
 )
 from fused_dropout._ops._in_place import InPlace
 
+LINEAR_PART = 3  # settings: all but shift and fill, which no derivative has
+
 
 def dropout_settings(
     p: float,
@@ -48,17 +50,18 @@ class Dropout(Differentiable):
     @staticmethod
     def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
         (grad,) = grads
-        to_input, to_residual = needs
-        return (_linear_part(grad, None, saved, settings) if to_input else None), (
-            grad if to_residual else None
-        )
+        d_input = None
+        if needs[0]:
+            d_input = Dropout.call((grad, None, *saved), settings[:LINEAR_PART])
+        return d_input, (grad if needs[1] else None)
 
     @staticmethod
     def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor | None:
         of_input, of_residual = tangents
         if of_input is None:
             return of_residual
-        return _linear_part(of_input, of_residual, saved, settings)
+        tangent: Tensor = Dropout.call((of_input, of_residual, *saved), settings[:LINEAR_PART])
+        return tangent
 
     @classmethod
     def vmap(cls, items: int, dims: Dims, tensors: Tensors, settings: Settings) -> Any:
@@ -77,14 +80,6 @@ class DropoutInPlace(InPlace):
     """The same, written into the input."""
 
     pure = Dropout
-
-
-def _linear_part(
-    input: Tensor, residual: Tensor | None, saved: Tensors, settings: Settings
-) -> Tensor:
-    shift_and_fill = 3  # the last two settings, if they are given
-    output: Tensor = Dropout.call((input, residual, *saved), settings[:shift_and_fill])
-    return output
 
 
 def _items_first(tensor: Tensor | None, dim: int | None, items: int) -> Tensor | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -188,10 +186,9 @@ class Options(NamedTuple):
 
     def check(self) -> None:
         """Raises a ValueError or TypeError for an option out of range."""
-        if isinstance(self.eps, bool) or not isinstance(self.eps, (float, numbers.Real)):
-            raise TypeError(f"eps must be a float, got {type(self.eps).__name__}")
-        if not 0.0 <= self.eps < math.inf:  # false for NaN too
-            raise ValueError(f"eps must be a finite number >= 0, got {self.eps}")
+        _checks.check_bool(self.inplace, "inplace")
+        _checks.check_number(self.eps, "eps", at_least=0.0)
+        _checks.check_bool(self.share_channels, "share_channels")
         _checks.check_choice(self.normalize, "normalize", NORMALIZATIONS)
         _checks.check_choice(self.gamma, "gamma", GAMMAS)
 

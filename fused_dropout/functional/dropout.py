@@ -6,18 +6,23 @@ import functools
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fused_dropout import _checks, _ext
 from fused_dropout._ops.dropout import Dropout, DropoutInPlace, dropout_settings
 from fused_dropout._rates import inverse_keep_rate, keep_rate
+from fused_dropout.functional.packed_sequence import on_padded
 from fused_dropout.rng import check_single_source, resolve_rng_state, unused_rng_state
 
 CONVENTIONS = ("inverted", "paper")
+
+Sequences = TypeVar("Sequences", Tensor, PackedSequence)
 
 # What SELU tends to for large negative inputs, -scale * alpha (Klambauer et al. 2017, section 3).
 SELU_FLOOR = -1.7580993408473766
@@ -143,7 +148,8 @@ def dropout1d(
     p = _check(input, p)
     if input.dim() not in (2, 3):
         raise RuntimeError(
-            f"dropout1d: input must have shape [N, C, L] or [C, L], got {input.dim()} dimensions"
+            f"dropout1d: Expected 2D or 3D input, but received a {input.dim()}D input. It drops "
+            "channels of [N, C, L] or [C, L]"
         )
     first_shared = input.dim() - 1
     return _drop_channels(input, first_shared, p, training, inplace, generator, seed, rng_state)
@@ -180,8 +186,9 @@ def dropout2d(
     p = _check(input, p)
     if input.dim() == 3:
         warnings.warn(
-            "dropout2d: a 3-D input is read as [N, C, L], as torch's dropout2d does; dropout1d "
-            "says so plainly",
+            "dropout2d: Received a 3D input to dropout2d and assuming that channel-wise 1D dropout "
+            "behavior is desired - input is interpreted as shape (N, C, L), where C is the channel "
+            "dim. Use dropout1d to say so plainly.",
             stacklevel=2,
         )
     elif input.dim() != 4:
@@ -283,7 +290,7 @@ def feature_alpha_dropout(
 
 
 def locked_dropout(
-    input: Tensor,
+    input: Sequences,
     p: float = 0.5,
     training: bool = True,
     inplace: bool = False,
@@ -292,7 +299,7 @@ def locked_dropout(
     generator: torch.Generator | None = None,
     seed: int | None = None,
     rng_state: Tensor | None = None,
-) -> Tensor:
+) -> Sequences:
     """Dropout of a sequence with one mask for all its steps.
 
     Source: Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural
@@ -300,8 +307,9 @@ def locked_dropout(
     Models", ICLR 2018.
 
     Args:
-        input: ``[T, N, ...]``, or ``[N, T, ...]`` with ``batch_first``.
-        batch_first: which of the first two dimensions is time.
+        input: ``[T, N, ...]``, or ``[N, T, ...]`` with ``batch_first``; or a PackedSequence, whose
+            masks are those of the same sequences padded, ``[T, N, ...]``.
+        batch_first: which of the first two dimensions is time; says nothing of a PackedSequence.
 
     The other arguments and errors as :func:`dropout`; RuntimeError for fewer than 2 dimensions.
     """
@@ -318,6 +326,10 @@ def locked_dropout(
             seed=seed,
             rng_state=rng_state,
         )
+    if isinstance(input, PackedSequence):
+        sources: Any = {"generator": generator, "seed": seed, "rng_state": rng_state}
+        drop = partial(locked_dropout, p=_checks.check_probability(p), **sources)
+        return on_padded(drop, input, inplace) if training else input
     _checks.check_dense(input, "input")
     time = 1 if batch_first else 0
     if input.dim() < 2:
@@ -406,15 +418,16 @@ def _drop_channels(
 def _check_channels(input: Tensor, dimensions: int) -> None:
     if input.dim() < dimensions:
         raise RuntimeError(
-            f"dropping channels takes an input of at least {dimensions} dimensions, got "
-            f"{list(input.shape)}"
+            "Feature dropout requires at least 2 dimensions in the input, one of them for the "
+            f"batch, which dropout3d adds; got shape {list(input.shape)}"
         )
 
 
 def _warn_of_dimensions(name: str, dimensions: int, wanted: str) -> None:
     warnings.warn(
-        f"{name}: input should have shape {wanted}, got {dimensions} dimensions, which torch "
-        "deprecates; use dropout instead",
+        f"{name}: Received a {dimensions}-D input to {name}, which is deprecated and will result "
+        "in an error in a future release. To retain the behavior and silence this warning, please "
+        f"use dropout instead. {name} drops channels of {wanted}.",
         stacklevel=3,
     )
 

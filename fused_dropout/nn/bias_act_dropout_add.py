@@ -63,6 +63,7 @@ class BiasActDropoutAdd(torch.nn.Module):
     ) -> None:
         features = _checks.check_int(features, "features", 0, 2**62)
         p = _checks.check_probability(p)
+        _checks.check_bool(bias, "bias")
         _checks.check_choice(activation, "activation", ACTIVATIONS)
         _checks.check_choice(convention, "convention", CONVENTIONS)
         super().__init__()

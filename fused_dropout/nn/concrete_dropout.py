@@ -38,8 +38,9 @@ class ConcreteDropout(torch.nn.Module):
         init_min, init_max: the first p is sigmoid of a uniform number between their logits.
         temperature: of the relaxed mask.
         features: K in the paper, elements of one example's input; default: ``in_features`` of the
-            layer.
-        device, dtype: of ``logit_p``, the parameter, a scalar; default: those of the layer.
+            layer if it has any, else those of the last input, whose first dimension counts the
+            examples, as in the authors' code.
+        device, dtype: of ``logit_p``, the parameter, ``[1]``; default: those of the layer.
 
     Shape:
         input and output: as the layer's; any without one.
@@ -75,11 +76,13 @@ class ConcreteDropout(torch.nn.Module):
         self.features = getattr(layer, "in_features", None) if features is None else features
         if self.features is not None:
             self.features = _checks.check_int(self.features, "features", 1, 2**63 - 1)
+        self._features_seen: int | None = None
         self.layer = layer
         like = next(layer.parameters(), None) if layer is not None else None
         if like is not None:
             device, dtype = device or like.device, dtype or like.dtype
-        self.logit_p = torch.nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        # One element, not a scalar: torch's fully_shard takes no scalar parameters.
+        self.logit_p = torch.nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -90,9 +93,14 @@ class ConcreteDropout(torch.nn.Module):
     @property
     def p(self) -> Tensor:
         """The drop probability, a scalar that can be differentiated."""
-        return torch.sigmoid(self.logit_p)
+        return torch.sigmoid(self._logit())
+
+    def _logit(self) -> Tensor:
+        return self.logit_p.sum()  # the element as a scalar; DTensor cannot reshape it
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.features is None:
+            self._features_seen = math.prod(input.shape[1:])
         dropped = concrete_dropout(input, self.logit_p, self.temperature, self.training)
         return dropped if self.layer is None else self.layer(dropped)
 
@@ -101,29 +109,41 @@ class ConcreteDropout(torch.nn.Module):
 
         ``weight`` is weight_regulariser / (1 - p) times the sum of the squared weights, that is of
         the layer's parameters of two dimensions or more; 0 without a layer. ``dropout`` is
-        dropout_regulariser K (p log p + (1 - p) log(1 - p)), K = ``features``.
+        dropout_regulariser K (p log p + (1 - p) log(1 - p)), K = ``features`` or, where they are
+        not given, the elements of one example of the last input.
 
         Args:
             layer: the layer that the dropped input goes to, where this module does not hold it.
 
         Raises:
-            RuntimeError: ``features`` is not known.
+            RuntimeError: ``features`` is not given, the layer has no ``in_features``, and the
+                module was not called yet.
         """
-        if self.features is None:
+        features = self._features_seen if self.features is None else self.features
+        if features is None:
             raise RuntimeError(
-                "features, the elements of one example's input, must be given to ConcreteDropout "
-                "for its regulariser: the layer has no in_features"
+                "ConcreteDropout's regulariser needs features, the elements of one example's "
+                "input: give them, or call the module first; the layer has no in_features"
             )
         layer = self.layer if layer is None else layer
         parameters = () if layer is None else layer.parameters()
         weights = [weight.square().sum() for weight in parameters if weight.dim() > 1]
-        p, log_p = self.p, F.logsigmoid(self.logit_p)
-        log_keep = F.logsigmoid(-self.logit_p)
+        logit = self._logit()
+        p, log_p, log_keep = self.p, F.logsigmoid(logit), F.logsigmoid(-logit)
         squares = torch.stack(weights).sum() if weights else torch.zeros_like(p)
         return ConcreteRegularisation(
             self.weight_regulariser * squares * torch.exp(-log_keep),
-            self.dropout_regulariser * self.features * (p * log_p + (1 - p) * log_keep),
+            self.dropout_regulariser * features * (p * log_p + (1 - p) * log_keep),
         )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Loads states too in which logit_p is a scalar, as it was once."""
+        saved = state_dict.get(f"{prefix}logit_p")
+        if isinstance(saved, Tensor) and saved.dim() == 0:
+            state_dict[f"{prefix}logit_p"] = saved.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         return (

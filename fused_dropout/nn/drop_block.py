@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fused_dropout import _checks
 from fused_dropout.functional import drop_block as functional
+from fused_dropout.nn.package_name import ShowsPackage
 
 
-class _DropBlock(torch.nn.Module):
+class _DropBlock(ShowsPackage, torch.nn.Module):
     """What the layers share; `_dims` is the number of spatial dimensions."""
 
     drops_in_training = True  # for fused_dropout.mc_dropout
@@ -74,7 +75,7 @@ class DropBlock1d(_DropBlock):
 class DropBlock2d(_DropBlock):
     """Drops square regions of every channel of ``[N, C, H, W]`` in training.
 
-    Equivalent to ``torchvision.ops.DropBlock2d``, whose arguments, repr and distribution it has.
+    Equivalent to ``torchvision.ops.DropBlock2d``, whose arguments and distribution it has.
     See :func:`fused_dropout.functional.drop_block2d`.
 
     Source: Ghiasi, Lin and Le, "DropBlock: A regularization method for convolutional networks",

@@ -1,4 +1,4 @@
-"""Stochastic depth layers, with the parameters and repr of torchvision's and timm's."""
+"""Stochastic depth layers, with the parameters of torchvision's and timm's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fused_dropout import _checks
 from fused_dropout.functional.drop_path import MODES, drop_path, drop_path_add, stochastic_depth
+from fused_dropout.nn.package_name import ShowsPackage
 
 # torch.fx traces the calls below as single nodes, as it does torchvision's.
 torch.fx.wrap("stochastic_depth")
@@ -15,7 +16,7 @@ torch.fx.wrap("drop_path")
 torch.fx.wrap("drop_path_add")
 
 
-class StochasticDepth(torch.nn.Module):
+class StochasticDepth(ShowsPackage, torch.nn.Module):
     """Zeroes samples in training; :class:`torchvision.ops.StochasticDepth` on the package's masks.
 
     Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
@@ -44,10 +45,10 @@ class StochasticDepth(torch.nn.Module):
         return stochastic_depth(input, self.p, self.mode, self.training)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(p={self.p}, mode={self.mode})"
+        return f"{self._get_name()}(p={self.p}, mode={self.mode})"
 
 
-class DropPath(torch.nn.Module):
+class DropPath(ShowsPackage, torch.nn.Module):
     """Zeroes samples in training; timm's layer of this name on the package's masks.
 
     Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
@@ -61,7 +62,7 @@ class DropPath(torch.nn.Module):
         input ``[N, ...]``, output the same.
 
     Raises:
-        ValueError, TypeError: drop_prob out of range or of the wrong type.
+        ValueError, TypeError: an argument out of range or of the wrong type.
     """
 
     drops_in_training = True  # for fused_dropout.mc_dropout
@@ -69,7 +70,7 @@ class DropPath(torch.nn.Module):
     def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True) -> None:
         super().__init__()
         self.drop_prob = _checks.check_probability(drop_prob, "drop_prob")
-        self.scale_by_keep = scale_by_keep
+        self.scale_by_keep = _checks.check_bool(scale_by_keep, "scale_by_keep")
 
     def forward(self, x: Tensor) -> Tensor:
         return drop_path(x, self.drop_prob, self.training, self.scale_by_keep)

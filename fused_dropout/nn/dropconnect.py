@@ -32,6 +32,7 @@ class DropConnectLinear(torch.nn.Linear):
 
     Raises:
         ValueError: p, mask, convention or mask_storage out of range.
+        TypeError: an argument of the wrong type.
         RuntimeError: as the functional form, when called.
     """
 
@@ -50,6 +51,7 @@ class DropConnectLinear(torch.nn.Linear):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _checks.check_bool(bias, "bias")
         p = _checks.check_probability(p)
         functional.check_mask_mode(mask)
         _checks.check_choice(convention, "convention", functional.CONVENTIONS)

@@ -9,10 +9,19 @@ from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from fused_dropout import _checks, functional
-from fused_dropout.functional.dropout import CONVENTIONS
+from fused_dropout.functional.dropout import CONVENTIONS, Sequences
+from fused_dropout.nn.package_name import ShowsPackage
 
 
-class Dropout(torch.nn.Dropout):
+class _CheckedDropout(ShowsPackage, _DropoutNd):
+    """torch's constructor, with the types of its arguments checked."""
+
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        _checks.check_probability(p)
+        super().__init__(p, _checks.check_bool(inplace, "inplace"))
+
+
+class Dropout(_CheckedDropout, torch.nn.Dropout):
     """:class:`torch.nn.Dropout` on this package's mask.
 
     In training every element is dropped with probability ``p`` and the others are divided by the
@@ -42,7 +51,6 @@ class Dropout(torch.nn.Dropout):
         broadcast_dims: Sequence[int] = (),
         convention: str = "inverted",
     ) -> None:
-        _checks.check_probability(p)
         _checks.check_choice(convention, "convention", CONVENTIONS)
         super().__init__(p, inplace)
         self.broadcast_dims = _checks.as_ints(broadcast_dims, "broadcast_dims")
@@ -67,7 +75,7 @@ class Dropout(torch.nn.Dropout):
         return shown
 
 
-class Dropout1d(torch.nn.Dropout1d):
+class Dropout1d(_CheckedDropout, torch.nn.Dropout1d):
     """:class:`torch.nn.Dropout1d`: drops whole channels of ``[N, C, L]`` or ``[C, L]``.
 
     See :func:`fused_dropout.functional.dropout1d`.
@@ -77,7 +85,7 @@ class Dropout1d(torch.nn.Dropout1d):
         return functional.dropout1d(input, self.p, self.training, self.inplace)
 
 
-class Dropout2d(torch.nn.Dropout2d):
+class Dropout2d(_CheckedDropout, torch.nn.Dropout2d):
     """:class:`torch.nn.Dropout2d`: drops whole channels of ``[N, C, H, W]``.
 
     See :func:`fused_dropout.functional.dropout2d`.
@@ -87,7 +95,7 @@ class Dropout2d(torch.nn.Dropout2d):
         return functional.dropout2d(input, self.p, self.training, self.inplace)
 
 
-class Dropout3d(torch.nn.Dropout3d):
+class Dropout3d(_CheckedDropout, torch.nn.Dropout3d):
     """:class:`torch.nn.Dropout3d`: drops whole channels of ``[N, C, D, H, W]``.
 
     See :func:`fused_dropout.functional.dropout3d`.
@@ -97,7 +105,7 @@ class Dropout3d(torch.nn.Dropout3d):
         return functional.dropout3d(input, self.p, self.training, self.inplace)
 
 
-class AlphaDropout(torch.nn.AlphaDropout):
+class AlphaDropout(_CheckedDropout, torch.nn.AlphaDropout):
     """:class:`torch.nn.AlphaDropout`: keeps mean 0 and variance 1 of what follows a SELU.
 
     Like torch's it takes ``inplace`` and does not use it (SELU needs its result for backward);
@@ -108,7 +116,7 @@ class AlphaDropout(torch.nn.AlphaDropout):
         return functional.alpha_dropout(input, self.p, self.training)
 
 
-class FeatureAlphaDropout(torch.nn.FeatureAlphaDropout):
+class FeatureAlphaDropout(_CheckedDropout, torch.nn.FeatureAlphaDropout):
     """:class:`torch.nn.FeatureAlphaDropout`: :class:`AlphaDropout` of whole channels.
 
     See :func:`fused_dropout.functional.feature_alpha_dropout`.
@@ -118,7 +126,7 @@ class FeatureAlphaDropout(torch.nn.FeatureAlphaDropout):
         return functional.feature_alpha_dropout(input, self.p, self.training)
 
 
-class LockedDropout(_DropoutNd):
+class LockedDropout(_CheckedDropout):
     """Dropout of a sequence with one mask for all its steps, drawn anew in every call.
 
     Also called variational dropout: the ``VariationalDropout`` or ``LockedDropout`` of AWD-LSTM
@@ -131,19 +139,20 @@ class LockedDropout(_DropoutNd):
         batch_first: the input is ``[N, T, ...]``, not ``[T, N, ...]``.
 
     Shape:
-        input and output ``[T, N, ...]``, or ``[N, T, ...]`` with ``batch_first``.
+        input and output ``[T, N, ...]``, or ``[N, T, ...]`` with ``batch_first``; or a
+        :class:`torch.nn.utils.rnn.PackedSequence`, of either kind.
 
     Raises:
         ValueError: p out of range.
+        TypeError: an argument of the wrong type.
         RuntimeError: an input of fewer than 2 dimensions, when called.
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False, batch_first: bool = False) -> None:
-        _checks.check_probability(p)
         super().__init__(p, inplace)
-        self.batch_first = batch_first
+        self.batch_first = _checks.check_bool(batch_first, "batch_first")
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Sequences) -> Sequences:
         return functional.locked_dropout(
             input, self.p, self.training, self.inplace, batch_first=self.batch_first
         )

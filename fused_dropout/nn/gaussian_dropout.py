@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fused_dropout import _checks
 from fused_dropout.functional.gaussian_dropout import check_gaussian_rate, gaussian_dropout
 
 
@@ -23,7 +24,7 @@ class GaussianDropout(torch.nn.Module):
 
     Raises:
         ValueError: p out of range.
-        TypeError: p is no number.
+        TypeError: p is no number, or inplace no bool.
     """
 
     drops_in_training = True  # for fused_dropout.mc_dropout
@@ -31,7 +32,7 @@ class GaussianDropout(torch.nn.Module):
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         super().__init__()
         self.p = check_gaussian_rate(p)
-        self.inplace = inplace
+        self.inplace = _checks.check_bool(inplace, "inplace")
 
     def forward(self, input: Tensor) -> Tensor:
         return gaussian_dropout(input, self.p, self.training, self.inplace)

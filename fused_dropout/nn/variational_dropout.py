@@ -21,19 +21,23 @@ K1, K2, K3 = 0.63576, 1.87320, 1.48695
 class VariationalDropoutLinear(torch.nn.Linear):
     r"""``torch.nn.Linear`` with normal weights, whose noise is learned and prunes them.
 
-    Weight (o, i) has the mean ``weight[o, i]`` and the variance ``exp(log_sigma2[o, i])``. In
-    training the output's own noise is drawn, not the weights' (local reparameterisation):
+    Weight (o, i) has the mean ``weight[o, i]`` and the variance ``exp(log_sigma2[o, i])``, limited
+    as the authors' code does: log alpha = log_sigma2 - log(weight^2) is clipped to [-8, 8] and the
+    variance is alpha weight^2. In training the output's own noise is drawn, not the weights' (local
+    reparameterisation):
 
     .. math::
-        out \sim N(W x + b, \; \exp(\log \sigma^2) \, x^2)
+        out \sim N(W x + b, \; (\alpha W^2) \, x^2)
 
-    In evaluation the weights with log alpha = log_sigma2 - log(weight^2) below ``threshold``, which
-    have little noise for their size, are used without it, and the others are 0. Training minimises
-    the loss plus :meth:`kl` times its weight, 1 / (number of examples) for a mean loss.
+    In evaluation the weights with log alpha below ``threshold``, which have little noise for their
+    size, are used without it, and the others are 0. Training minimises the loss plus :meth:`kl`
+    times its weight, 1 / (number of examples) for a mean loss.
 
     Sources: Kingma, Salimans and Welling, "Variational Dropout and the Local Reparameterization
     Trick", NeurIPS 2015, section 2.2; Molchanov, Ashukha and Vetrov, "Variational Dropout
-    Sparsifies Deep Neural Networks", ICML 2017, section 4 (additive noise, and equation 14).
+    Sparsifies Deep Neural Networks", ICML 2017, section 4 (additive noise, and equation 14);
+    of the limit, svdo-lasagne/nets/layers.py in the authors' code,
+    https://github.com/bayesgroup/variational-dropout-sparsifies-dnn.
 
     Args:
         in_features, out_features, bias, device, dtype: as :class:`torch.nn.Linear`.
@@ -45,7 +49,7 @@ class VariationalDropoutLinear(torch.nn.Linear):
         and log_sigma2 of the weight's shape.
 
     Raises:
-        ValueError, TypeError: log_sigma2_init or threshold is no finite number.
+        ValueError, TypeError: log_sigma2_init or threshold is no finite number, bias no bool.
         RuntimeError: as :func:`fused_dropout.functional.gaussian_noise` and F.linear, when called.
     """
 
@@ -62,6 +66,7 @@ class VariationalDropoutLinear(torch.nn.Linear):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _checks.check_bool(bias, "bias")
         log_sigma2_init = _checks.check_number(log_sigma2_init, "log_sigma2_init")
         threshold = _checks.check_number(threshold, "threshold")
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
@@ -78,7 +83,7 @@ class VariationalDropoutLinear(torch.nn.Linear):
         if not self.training:
             return F.linear(input, torch.where(self.kept(), self.weight, 0), self.bias)
         mean = F.linear(input, self.weight, self.bias)
-        variance = F.linear(input.square(), self.log_sigma2.exp())
+        variance = F.linear(input.square(), self.log_alpha().exp() * self.weight.square())
         return gaussian_noise(mean, variance, eps=EPS)
 
     def log_alpha(self) -> Tensor:

@@ -4,9 +4,8 @@
 #include "../../csrc/cuda/bias_act_dropout_add.cuh"
 #include "entries.h"
 
+namespace fused_dropout {
 namespace {
-
-using namespace fused_dropout;
 
 enum Given { kBias = 1, kAddend = 2, kInput = 4, kSums = 8 };
 
@@ -68,3 +67,4 @@ const Entries<__half> float16_entries("float16");
 const Entries<double> float64_entries("float64");
 
 }  // namespace
+}  // namespace fused_dropout

@@ -1,6 +1,8 @@
 """Compiles the worker process that runs kernels, once per variant and state of its sources.
 
-Everything goes to build/cuda_on_cpu/<variant>-<hash of sources, flags and compiler>/.
+Everything goes to build/cuda_on_cpu/<variant>-<hash of sources, flags and compiler>/. The variant
+for GPUs needs nvcc, but no GPU: python tests/cuda_on_cpu/build.py compiles it and says whether it
+can be run here.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +24,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 FOLDER = ROOT / "build" / "cuda_on_cpu"
 KEPT_BUILDS = 4  # of each variant
+ARCHITECTURES_WITHOUT_GPU = ("90",)  # what the worker is compiled for where there is no GPU
 
 # The emulator itself. It is not instrumented, and must not call memcpy and memset where it says
 # loops: the sanitizers would take its accesses for the kernel's.
@@ -90,6 +95,11 @@ def gpu_architectures() -> tuple[str, ...]:
     return tuple(sorted({major + minor for major, minor in found}))
 
 
+def compiled_for() -> tuple[str, ...]:
+    """What nvcc compiles the worker for: this machine's GPUs, if it has any."""
+    return gpu_architectures() or ARCHITECTURES_WITHOUT_GPU
+
+
 def gpu_obstacle() -> str | None:
     """Why no kernel can be compiled for and run on a GPU here; None if one can."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
@@ -133,7 +143,7 @@ def gpu_commands(variant: Variant) -> list[list[str]]:
     """The same for a GPU, to compare the emulator with."""
     nvcc = cuda_tool("nvcc")
     assert nvcc
-    images = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in gpu_architectures()]
+    images = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in compiled_for()]
     files = [*sorted(HERE.glob("*.cu")), HERE / "worker.cpp"]
     return [[nvcc, *variant.kernel, *images, "-x", "cu", "-c", str(file)] for file in files]
 
@@ -155,7 +165,7 @@ def fingerprint(name: str) -> str:
     """Changes whenever the worker has to be built again."""
     variant = VARIANTS[name]
     tool = cuda_tool("nvcc") if name == "gpu" else compiler()
-    architectures = gpu_architectures() if name == "gpu" else ()
+    architectures = compiled_for() if name == "gpu" else ()
     state = hashlib.sha256(repr((variant, architectures, COMMON_FLAGS, KERNEL_FLAGS)).encode())
     state.update(run([str(tool), "--version"]).encode())
     for path in [*sources(), Path(__file__)]:
@@ -172,10 +182,15 @@ def remove_old_builds(name: str) -> None:
 
 @functools.cache
 def worker(name: str) -> Path:
-    """The program of a variant, built unless it is there already."""
+    """The program of a variant, which can be run here; built unless it is there already."""
     obstacle = gpu_obstacle() if name == "gpu" else None
     if obstacle:
         raise BuildError(obstacle)
+    return built(name)
+
+
+def built(name: str) -> Path:
+    """The program of a variant, built unless it is there already; "gpu" needs nvcc."""
     target = FOLDER / f"{name}-{fingerprint(name)}"
     if not (target / "worker").exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
@@ -188,3 +203,28 @@ def worker(name: str) -> Path:
                 folder.rename(target)
         remove_old_builds(name)
     return target / "worker"
+
+
+def main() -> int:
+    """Compiles the kernels' worker with nvcc; 1, with nvcc's messages, where it refuses."""
+    name = "the kernel tests' worker"
+    if not cuda_tool("nvcc"):
+        print(f"{name}: no nvcc, neither on PATH nor in CUDA_HOME", file=sys.stderr)
+        return 1
+    start = time.monotonic()
+    try:
+        program = built("gpu")
+    except BuildError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    images = ", ".join(f"sm_{sm}" for sm in compiled_for())
+    seconds = time.monotonic() - start
+    obstacle = gpu_obstacle()
+    run_here = f"not run here, {obstacle}" if obstacle else "can be run here"
+    print(f"{name} is {program}")
+    print(f"{name}: compiled and linked for {images} in {seconds:.0f} s; {run_here}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

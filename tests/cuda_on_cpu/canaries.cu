@@ -31,6 +31,8 @@ CANARY(missing_warp_barrier);
 CANARY(read_past_the_end);
 CANARY(write_past_the_end);
 CANARY(write_past_shared);
+CANARY(misaligned_load);
+CANARY(misaligned_store);
 CANARY(racing_add);
 CANARY(missing_fence);
 CANARY(missing_copy_wait);

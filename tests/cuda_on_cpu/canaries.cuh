@@ -112,6 +112,24 @@ __global__ void missing_fence(const float* in, float* out, int) {
   out[0] = sum;
 }
 
+// A copy, four neighbours by each thread.
+template <bool kPlanted>
+__global__ void misaligned_load(const float* in, float* out, int n) {
+  const int first = canary_index() * 4;
+  if (first + 4 > n) return;
+  const float4 v = *reinterpret_cast<const float4*>(in + first + (kPlanted && first > 0 ? -1 : 0));
+  out[first] = v.x, out[first + 1] = v.y, out[first + 2] = v.z, out[first + 3] = v.w;
+}
+
+// The same, with the bug in what is written.
+template <bool kPlanted>
+__global__ void misaligned_store(const float* in, float* out, int n) {
+  const int first = canary_index() * 4;
+  if (first + 4 > n) return;
+  *reinterpret_cast<float4*>(out + first + (kPlanted && first > 0 ? -1 : 0)) =
+      make_float4(in[first], in[first + 1], in[first + 2], in[first + 3]);
+}
+
 // A copy, by cp.async.
 template <bool kPlanted>
 __global__ void missing_copy_wait(const float* in, float* out, int) {

@@ -6,9 +6,8 @@
 #include "device_memory.h"
 #include "entries.h"
 
+namespace fused_dropout {
 namespace {
-
-using namespace fused_dropout;
 
 // Device memory that starts as so many equal bytes.
 class Memory {
@@ -85,3 +84,4 @@ const worker::Registration float16_entry("drop_block_float16", drop_block<__half
 const worker::Registration float64_entry("drop_block_float64", drop_block<double>);
 
 }  // namespace
+}  // namespace fused_dropout

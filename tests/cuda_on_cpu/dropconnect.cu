@@ -1,14 +1,13 @@
-// Entries of the DropConnect kernels, one for each product and dtype. Matrices are dense; `sizes`
-// is a Layer, and like every array in device memory, where only kernels can read it.
+// Entries of the DropConnect kernels, one for each product and dtype. `sizes` is a Layer, and like
+// every array in device memory, where only kernels can read it.
 #include <vector>
 
 #include "../../csrc/cuda/dropconnect.cuh"
 #include "device_memory.h"
 #include "entries.h"
 
+namespace fused_dropout {
 namespace {
-
-using namespace fused_dropout;
 
 struct Layer {
   int64_t rows;
@@ -16,6 +15,7 @@ struct Layer {
   int64_t out_features;
   int64_t rows_per_mask;
   int64_t blocks;  // to aim at
+  int64_t step;    // from an operand's element to the next of its row; rows follow one another
 };
 
 // `mask_bits` are stored masks, or one word that says that there are none.
@@ -58,7 +58,9 @@ class Workspace {
   uint8_t* memory_;
 };
 
-MatrixView dense(const void* data, int64_t cols) { return {data, cols, 1}; }
+MatrixView operand(const Layer& layer, const void* data, int64_t cols) {
+  return {data, cols * layer.step, layer.step};
+}
 
 template <class T>
 int forward(const int64_t* rng_state, const Layer* sizes, double p, double scale,
@@ -68,10 +70,11 @@ int forward(const int64_t* rng_state, const Layer* sizes, double p, double scale
   const DropConnectProblem problem = problem_of(layer, p, scale, stored_masks(mask_bits));
   const Workspace<Sum<T>> workspace(forward_slices(problem, layer.blocks) * problem.rows *
                                     problem.out_features);
-  return launch_forward<T>(problem, rng_from_state(rng_state), dense(input, problem.in_features),
-                           dense(weight, problem.in_features),
-                           {bias, 1, bias_bits, problem.rows_per_mask}, workspace.data(), output,
-                           nullptr, layer.blocks);
+  return launch_forward<T>(problem, rng_from_state(rng_state),
+                           operand(layer, input, problem.in_features),
+                           operand(layer, weight, problem.in_features),
+                           {bias, layer.step, bias_bits, problem.rows_per_mask}, workspace.data(),
+                           output, nullptr, layer.blocks);
 }
 
 template <class T, bool kOutsAreResults>
@@ -83,16 +86,17 @@ int outer(const int64_t* rng_state, const Layer* sizes, double p, double scale,
   const Workspace<Sum<T>> workspace(outer_slices<kOutsAreResults>(problem, layer.blocks) * results *
                                     problem.in_features);
   return launch_outer<T, kOutsAreResults>(
-      problem, rng_from_state(rng_state), dense(panel, problem.in_features),
-      dense(grad, problem.out_features), workspace.data(), result, nullptr, layer.blocks);
+      problem, rng_from_state(rng_state), operand(layer, panel, problem.in_features),
+      operand(layer, grad, problem.out_features), workspace.data(), result, nullptr, layer.blocks);
 }
 
 template <class T>
 int bias_grad(const Layer* sizes, double scale, const uint32_t* bias_bits, const T* grad,
               T* d_bias) {
   const Layer layer = on_host(sizes);
-  return launch_bias_grad<T>(dense(grad, layer.out_features), layer.rows, layer.out_features,
-                             layer.rows_per_mask, bias_bits, scale, d_bias, nullptr);
+  return launch_bias_grad<T>(operand(layer, grad, layer.out_features), layer.rows,
+                             layer.out_features, layer.rows_per_mask, bias_bits, scale, d_bias,
+                             nullptr);
 }
 
 int store_masks(const int64_t* rng_state, const Layer* sizes, double p, uint32_t* bits) {
@@ -101,6 +105,16 @@ int store_masks(const int64_t* rng_state, const Layer* sizes, double p, uint32_t
 }
 
 CUDA_ON_CPU_ENTRY(store_masks);
+
+// The dynamic shared memory of the kernels that ask for any, for sums in float and in double.
+int shared_bytes(int64_t* out) {
+  const int64_t bytes[] = {sizeof(ForwardShared<float>), sizeof(OuterShared<float>),
+                           sizeof(ForwardShared<double>), sizeof(OuterShared<double>)};
+  copy_to_device(out, bytes, sizeof bytes);
+  return 0;
+}
+
+CUDA_ON_CPU_ENTRY(shared_bytes);
 
 template <class T>
 struct Entries {
@@ -123,3 +137,4 @@ const Entries<__half> float16_entries("float16");
 const Entries<double> float64_entries("float64");
 
 }  // namespace
+}  // namespace fused_dropout

@@ -6,9 +6,8 @@
 #include "device_memory.h"
 #include "entries.h"
 
+namespace fused_dropout {
 namespace {
-
-using namespace fused_dropout;
 
 enum Flags { kWithResidual = 1, kInPlace = 2 };
 
@@ -30,12 +29,12 @@ int linear(const int64_t* rng_state, double p, double scale, double shift, doubl
 // also records the state.
 template <class T>
 int linear_as(uint64_t seed, uint64_t offset, int64_t* record, double p, const T* in, T* out,
-              int64_t count, int warp_groups, int by_digits, int vectors, int blocks) {
+              int64_t count, int flags, int warp_groups, int by_digits, int vectors, int blocks) {
   const MaskRule rule = make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits);
   const RngSource rng = {nullptr, nullptr, seed, offset, record};
   const auto launch =
       by_digits ? launch_linear_dropout_as<T, true> : launch_linear_dropout_as<T, false>;
-  return launch(rule, rng, {2, 0, 0}, operands_of<T>(in, nullptr, out, count, 0), warp_groups,
+  return launch(rule, rng, {2, 0, 0}, operands_of<T>(in, nullptr, out, count, flags), warp_groups,
                 vectors != 0, dim3(static_cast<unsigned>(blocks)), nullptr);
 }
 
@@ -58,11 +57,11 @@ int masked(const uint32_t* bits, const int64_t* dims, int dim_count, double scal
 // More elements than threads: as `masked`, in `blocks` blocks.
 template <class T>
 int masked_in_blocks(const uint32_t* bits, const int64_t* dims, int dim_count, const T* in, T* out,
-                     int64_t count, int transposed, int blocks) {
+                     int64_t count, int flags, int transposed, int blocks) {
   const MaskedDims all = dims_of(dims, dim_count);
   using Maps = OneMap<Sum<T>>;
   const Maps maps = {sums_of<T>({2, 0, 0})};
-  const DropoutOperands<T> tensors = operands_of<T>(in, nullptr, out, count, 0);
+  const DropoutOperands<T> tensors = operands_of<T>(in, nullptr, out, count, flags);
   const dim3 grid(static_cast<unsigned>(blocks));
   if (transposed) {
     const int64_t rows = all.size[dim_count - 2].value;
@@ -126,3 +125,4 @@ CUDA_ON_CPU_ENTRY(quotients);
 CUDA_ON_CPU_ENTRY(draw_by_lanes);
 
 }  // namespace
+}  // namespace fused_dropout

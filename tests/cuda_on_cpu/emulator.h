@@ -12,6 +12,8 @@
 //               reach together: a message with file and line, exit status 77.
 //   bounds      in an ASan + UBSan build. Allocations, dynamic and static shared memory end exactly
 //               where the kernel was told.
+//   alignment   in the same build: an access of 8 or 16 bytes must be aligned to as many, as a GPU
+//               demands.
 //   races       in a TSan build. A CUDA thread is a TSan fiber of its own; only barriers,
 //               __syncwarp, and fences around atomics order what two of them do. Shuffles, votes
 //               and the schedule itself do not.

@@ -9,9 +9,8 @@
 #include "device_memory.h"
 #include "entries.h"
 
+namespace fused_dropout {
 namespace {
-
-using namespace fused_dropout;
 
 const MaskRule kRule = make_noise_rule(0, 0);
 
@@ -86,3 +85,4 @@ const worker::Registration noise_entries[] = {
 };
 
 }  // namespace
+}  // namespace fused_dropout

@@ -13,6 +13,8 @@ from .runner import EMULATED, MODES, CheckedWorker, Unavailable, Worker, calls, 
 
 # Set where a GPU must be there: tests that need one then fail without it.
 GPU_REQUIRED = bool(os.environ.get("FUSED_DROPOUT_REQUIRE_CUDA"))
+# Set where the kernels run on a GPU alone: tests of the emulator are then left out.
+GPU_ONLY = bool(os.environ.get("FUSED_DROPOUT_KERNELS_ON_GPU_ONLY"))
 ON_GPU = [mode for mode in MODES if mode not in EMULATED]
 tests_run: set[str] = set()
 
@@ -29,6 +31,8 @@ def start_worker(mode: str) -> Iterator[Worker]:
 
 
 def device_modes() -> list[str]:
+    if GPU_ONLY:
+        return ["gpu"]
     gpu_is_here = build.gpu_obstacle() is None
     return [*EMULATED, "gpu"] if gpu_is_here or GPU_REQUIRED else [*EMULATED]
 
@@ -60,6 +64,18 @@ def checked(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CheckedW
     worker.close()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not GPU_ONLY:
+        return
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        emulated = "emulator" in getattr(item, "fixturenames", ())
+        (left_out if emulated else kept).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
 def pytest_runtest_call(item: pytest.Item) -> None:
     if {"emulator", "device", "checked"} & set(getattr(item, "fixturenames", ())):
         tests_run.add(item.nodeid)
@@ -70,8 +86,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     emulated = ", ".join(f"{mode} {count}" for mode, count in launches.items() if count)
     on_gpu = ", ".join(f"{mode} {calls[mode]}" for mode in ON_GPU if calls[mode])
-    terminalreporter.section("CUDA kernels run on the CPU")
+    terminalreporter.section("CUDA kernels on raw memory")
     terminalreporter.line(
-        f"{len(tests_run)} kernel tests, {sum(launches.values())} kernel launches ({emulated})"
+        f"{len(tests_run)} kernel tests, {sum(launches.values())} kernel launches emulated"
+        f" ({emulated or 'none'})"
     )
     terminalreporter.line(f"calls on a GPU: {on_gpu or 'none'}")

@@ -43,6 +43,7 @@ MODES = {
     "memcheck": Mode("gpu", FORWARD),
     "racecheck": Mode("gpu", FORWARD),
 }
+SEES_THE_END = ("asan", "memcheck")  # of an array: these report accesses just behind it
 EMULATED = tuple(name for name, mode in MODES.items() if mode.variant != "gpu")
 SEED = 1  # of the random schedule
 TIMEOUT_S = 120.0  # of one call

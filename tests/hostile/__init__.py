@@ -1,0 +1,1 @@
+"""Calls with wrong and odd arguments; see ``__main__.py``."""

@@ -1,0 +1,42 @@
+"""The reference's masks again, all digits in one go and remembered: some hundred times faster."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fused_dropout.reference import masks, threshold
+
+_GROUP = 128
+
+
+@lru_cache(maxsize=64)
+def mask_matrix(
+    rows: int, cols: int, p: float, seed: int, offset: int, stream: int, digits: int
+) -> NDArray[np.bool_]:
+    """What :func:`fused_dropout.reference.masks.mask_matrix` gives."""
+    per_row = -(-cols // _GROUP)
+    seed, offset = seed % 2**64, offset % 2**64
+    groups = np.arange(rows * per_row, dtype=np.uint64)
+    counter = np.empty((digits, len(groups), 4), dtype=np.uint32)
+    counter[..., 0] = groups & np.uint64(0xFFFFFFFF)
+    slots = np.uint64(1 << 31 | stream << 24) | np.arange(digits, dtype=np.uint64) << np.uint64(16)
+    counter[..., 1] = slots[:, None] | groups >> np.uint64(32)
+    counter[..., 2] = offset % 2**32
+    counter[..., 3] = offset >> 32
+    words = masks.philox4x32_10(counter, (seed % 2**32, seed >> 32))
+    bits = np.unpackbits(words.astype("<u4").view(np.uint8), axis=-1, bitorder="little")
+    weights = np.uint64(1) << np.arange(digits - 1, -1, -1, dtype=np.uint64)
+    fraction = np.tensordot(weights, bits.astype(np.uint64), 1)
+    kept = fraction < np.uint64(threshold(p, digits))
+    return kept.reshape(rows, per_row * _GROUP)[:, :cols]
+
+
+def install() -> None:
+    """Has the reference use it."""
+    # The package has a function of the second module's name.
+    for module in (masks, import_module("fused_dropout.reference.drop_block")):
+        module.mask_matrix = mask_matrix  # type: ignore[attr-defined]
