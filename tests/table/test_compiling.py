@@ -73,6 +73,14 @@ def test_transposed_operands(op: Op, place: torch.device) -> None:
     assert ours[0].stride() == wanted[0].stride()
 
 
+@each_kernel("strides")
+def test_sizes_as_variables(op: Op, place: torch.device) -> None:
+    """dynamic=True makes variables of sizes and of Python numbers."""
+    leaves = leaves_of(op)
+    compiled = in_one_graph(call_of(op), dynamic=True)
+    assert_all_close(results(compiled, leaves), results(call_of(op), leaves))
+
+
 @pytest.mark.parametrize("storage", ["regenerate", "packed"])
 def test_dropconnect_s_mask_storages(storage: str, place: torch.device) -> None:
     layer = DropConnectLinear(40, 9, p=0.3, mask_storage=storage).double()
@@ -186,8 +194,7 @@ def test_torch_func_inside(op: Op, place: torch.device) -> None:
     assert_all_close([in_one_graph(gradient)(*operands)], [gradient(*operands)])
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_inductor_on_several_ops_at_once(dynamic: bool, place: torch.device) -> None:
+def test_inductor_on_several_ops_at_once(place: torch.device) -> None:
     """Few, since compiling C++ or Triton takes longer than all else here."""
     rows = [op_named(name) for name in ("dropout", "drop_block2d", "dropconnect_linear")]
     leaves = [leaves_of(op) for op in rows]
@@ -196,7 +203,7 @@ def test_inductor_on_several_ops_at_once(dynamic: bool, place: torch.device) -> 
         pairs = zip(rows, leaves, strict=True)
         return [call_of(op)(*operands) for op, operands in pairs]
 
-    compiled = in_one_graph(several, backend="inductor", dynamic=dynamic)
+    compiled = in_one_graph(several, backend="inductor")
     flat = [leaf for operands in leaves for leaf in operands]
     found = []
     for run in (several, compiled):
