@@ -34,6 +34,16 @@ def _query_modes() -> Callable[[], bool]:
     return (lambda: True) if count is None else (lambda: count() > 0)
 
 
+def _count_forward_levels() -> Callable[[], int]:
+    """Fallback: none is seen, and forward mode over forward mode is not refused."""
+    functorch = getattr(torch._C, "_functorch", None)
+    stack = getattr(functorch, "get_interpreter_stack", None)
+    kinds = getattr(functorch, "TransformType", None)
+    if functorch is None or stack is None or kinds is None:
+        return lambda: 0
+    return lambda: sum(level.key() == kinds.Jvp for level in stack() or ())
+
+
 def call_of(operator: Any) -> Callable[..., Any]:
     """What an operator overload calls. Fallback: the overload itself."""
     return getattr(operator, "_op", operator)
@@ -58,3 +68,6 @@ modes_active = _query_modes()
 
 #: Context in which operators run without their autograd kernels; None where torch has none.
 below_autograd = _guard_below_autograd()
+
+#: How many of torch.func's forward-mode transforms are nested here.
+forward_levels = _count_forward_levels()

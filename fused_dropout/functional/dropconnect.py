@@ -118,10 +118,10 @@ def dropconnect_linear(
         n_masks = -(-flat.shape[0] // rows_per_mask)
         if _stores_masks(mask_storage, p, n_masks, weight):
             bits = _ext.operators().dropconnect_mask_bits(weight, state, n_masks, p)
-    output: Tensor = DropConnectLinear.run(
+    rows: Tensor = DropConnectLinear.run(
         (flat, weight, bias, state, bits), (p, rows_per_mask, convention == "inverted")
     )
-    return output.reshape(*input.shape[:-1], weight.shape[0])
+    return rows.reshape(*input.shape[:-1], weight.shape[0])
 
 
 def _autocast_enabled(device: torch.device) -> bool:
