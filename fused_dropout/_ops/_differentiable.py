@@ -144,8 +144,8 @@ def apply_general(op: type[Differentiable], tensors: Tensors, settings: Settings
     """
     if not op.linear and forward_levels() > 1:
         raise NotImplementedError(
-            f"{NAMESPACE}::{op.name} cannot take forward-mode derivatives of forward-mode derivatives;"
-            " use reverse mode for one of the two, as in jacfwd(jacrev(f)) or torch.func.hessian"
+            f"{NAMESPACE}::{op.name} has no forward-mode derivative of forward-mode derivatives; "
+            "use reverse mode for one of the two, as in jacfwd(jacrev(f)) or torch.func.hessian"
         )
     return op.general.apply(*tensors, OpaqueSettings(settings))
 

@@ -34,7 +34,14 @@ class DropConnectLinear(Differentiable):
     inputs = 3
 
     @staticmethod
-    def fake(input: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    def fake(input: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> Tensor:
+        torch._check(
+            input.shape[1] == weight.shape[1],
+            lambda: f"weight must have shape [.., {input.shape[1]}], got {list(weight.shape)}",
+        )
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None and tensor.device != input.device:
+                raise RuntimeError(f"{name} must be on {input.device}, got {tensor.device}")
         return input.new_empty((input.shape[0], weight.shape[0]))
 
     @staticmethod
