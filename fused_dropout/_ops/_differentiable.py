@@ -24,7 +24,13 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from fused_dropout._private_torch import below_autograd, call_of, in_dual_level, transforms_active
+from fused_dropout._private_torch import (
+    below_autograd,
+    call_of,
+    in_dual_level,
+    tensor_arguments,
+    transforms_active,
+)
 
 NAMESPACE = "fused_dropout"
 TRANSFORMS = "FuncTorchDynamicLayerFrontMode"
@@ -174,8 +180,7 @@ def register(op: type[Differentiable], library: torch.library.Library) -> None:
     """Tells torch all of ``op``, whose schema the extension has defined."""
     op.operator = getattr(getattr(torch.ops, NAMESPACE), op.name).default
     op.kernel = call_of(op.operator)
-    arguments = op.operator._schema.arguments
-    op.tensors = sum("Tensor" in str(argument.type) for argument in arguments)
+    op.tensors = tensor_arguments(op.operator)
     op.eager = _eager_function(op)
     op.general = _general_function(op)
 
