@@ -1,6 +1,6 @@
 """Every use of torch's private API in this package, each with a public fallback that is slower.
 
-The rest of the package uses the four names at the end without knowing what is behind them. Where a
+The rest of the package uses the names at the end without knowing what is behind them. Where a
 release of torch lacks a private name, its fallback takes the general path: right, but with more
 work in every call.
 """
@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -47,6 +48,16 @@ def _guard_below_autograd() -> Callable[[], AbstractContextManager[Any]] | None:
     return getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 
 
+def _query_view_kinds() -> Callable[[Tensor], bool]:
+    """Fallback: no view is known to be plain; what may not be plain is written by torch's copy_."""
+    kinds: Any = getattr(torch._C, "_autograd", None)
+    kind_of = getattr(kinds, "_get_creation_meta", None)
+    if kind_of is None:
+        return lambda view: False
+    plain = kinds.CreationMeta.DEFAULT
+    return lambda view: kind_of(view) == plain
+
+
 #: Whether a torch.func transform (grad, vmap, jvp, ...) is active.
 transforms_active = _query_transforms()
 
@@ -58,3 +69,6 @@ modes_active = _query_modes()
 
 #: Context in which operators run without their autograd kernels; None where torch has none.
 below_autograd = _guard_below_autograd()
+
+#: Whether autograd made a view as one view of one tensor, in grad mode: it can be written to.
+is_plain_view = _query_view_kinds()
