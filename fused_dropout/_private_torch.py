@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -67,6 +67,16 @@ def _guard_below_autograd() -> Callable[[], AbstractContextManager[Any]] | None:
     return getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 
 
+def _query_view_kinds() -> Callable[[Tensor], bool]:
+    """Fallback: no view is known to be plain; what may not be plain is written by torch's copy_."""
+    kinds: Any = getattr(torch._C, "_autograd", None)
+    kind_of = getattr(kinds, "_get_creation_meta", None)
+    if kind_of is None:
+        return lambda view: False
+    plain = kinds.CreationMeta.DEFAULT
+    return lambda view: kind_of(view) == plain
+
+
 #: Whether a torch.func transform (grad, vmap, jvp, ...) is active.
 transforms_active = _query_transforms()
 
@@ -78,6 +88,9 @@ modes_active = _query_modes()
 
 #: Context in which operators run without their autograd kernels; None where torch has none.
 below_autograd = _guard_below_autograd()
+
+#: Whether autograd made a view as one view of one tensor, in grad mode: it can be written to.
+is_plain_view = _query_view_kinds()
 
 # ---- torch.compile -------------------------------------------------------------------------------
 

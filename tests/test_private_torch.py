@@ -26,6 +26,7 @@ NAMES = (
     "_AutoDispatchBelowAutograd",
     "_len_torch_dispatch_stack",
     "_current_level",
+    "_get_creation_meta",
     "_pytree",
     "_op",
     "_schema",

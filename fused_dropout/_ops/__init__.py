@@ -5,6 +5,9 @@ One file an op; `_differentiable.py`, `_in_place.py` and `_constant.py` say what
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from fused_dropout._ops import (
@@ -44,7 +47,7 @@ IN_PLACE: tuple[type[InPlace], ...] = (
     gaussian_dropout.GaussianDropoutInPlace,
     drop_block.DropBlockInPlace,
 )
-CONSTANT = {
+CONSTANT: dict[str, Callable[..., Any]] = {
     "mask": masks_and_noise.fake_mask,
     "packed_mask": masks_and_noise.fake_packed_mask,
     "uniform_noise": masks_and_noise.fake_noise,

@@ -95,7 +95,7 @@ class DInput(Differentiable):
     @staticmethod
     def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor:
         of_grad_output, of_input, of_bias = tangents
-        terms = []
+        terms: list[Tensor] = []
         if of_grad_output is not None:
             terms.append(DInput.call((of_grad_output, *saved[1:]), settings))
         of_z = _sum_of(of_input, of_bias, saved[0])
@@ -120,7 +120,8 @@ class DBoth(Differentiable):
 
     @staticmethod
     def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
-        of_e = _sum_of(*grads, saved[0])
+        of_first, of_second = grads
+        of_e = _sum_of(of_first, of_second, saved[0])
         return DInput.backward(saved, settings, needs, of_e)
 
     @staticmethod

@@ -104,8 +104,8 @@ def dropconnect_linear(
     rows_per_mask = _rows_per_mask(input, mask)
     q = keep_rate(p)
     if not training:
-        output = F.linear(input, weight, bias)
-        return output * q if convention == "paper" else output
+        plain = F.linear(input, weight, bias)
+        return plain * q if convention == "paper" else plain
     if q == 1.0:
         return F.linear(input, weight, bias)
 
@@ -172,7 +172,11 @@ def check_mask_mode(mask: str | int) -> None:
     """``mask`` is one of MASK_MODES or an int of at least 1."""
     if isinstance(mask, str) and mask in MASK_MODES:
         return
-    if isinstance(mask, (bool, str)) or not hasattr(mask, "__index__") or mask < 1:
+    try:
+        rows = _checks.as_int(mask, "mask")
+    except TypeError:
+        rows = 0
+    if rows < 1:
         raise ValueError(
             "mask must be 'row', 'example', 'batch' or an int >= 1 (rows that share a mask), got "
             f"{mask!r}"

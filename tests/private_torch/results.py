@@ -96,6 +96,7 @@ HIDING: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "_AutoDispatchBelowAutograd": lambda: without_attribute(torch._C, "_AutoDispatchBelowAutograd"),
     "_len_torch_dispatch_stack": lambda: without_attribute(torch._C, "_len_torch_dispatch_stack"),
     "_current_level": lambda: without_attribute(forward_ad, "_current_level"),
+    "_get_creation_meta": lambda: without_attribute(torch._C._autograd, "_get_creation_meta"),
     "_pytree": without_pytree,
     "_op": without_op,  # the last two load the module, so they come after what it must not find
     "_schema": without_schema,
@@ -172,7 +173,7 @@ def dual_numbers() -> Tensors:
 
 
 def in_place() -> Tensors:
-    """With autograd and without; a leaf is refused; autograd learns of the change."""
+    """With autograd and without, a view too; a leaf is refused; autograd learns of the change."""
     from fused_dropout import functional as F
 
     found = []
@@ -181,6 +182,9 @@ def in_place() -> Tensors:
         leaf = x.clone().requires_grad_()
         output = call(leaf * 2, 0.5, inplace=True, seed=3)
         found += [output.detach(), *torch.autograd.grad(output.sin().sum(), leaf)]
+        base = leaf * 2
+        call(base[5:], 0.5, inplace=True, seed=3)
+        found += [base.detach(), *torch.autograd.grad(base.sin().sum(), leaf)]
         try:
             call(leaf, 0.5, inplace=True, seed=3)
         except RuntimeError as error:
@@ -266,6 +270,7 @@ def fallbacks() -> list[str]:
         "_AutoDispatchBelowAutograd": private.below_autograd is None,
         "_len_torch_dispatch_stack": private.modes_active(),
         "_current_level": private.in_dual_level(),
+        "_get_creation_meta": not private.is_plain_view(torch.ones(2)[:1]),
         "_pytree": private.flatten.__module__ == MODULE,
         "_op": private.call_of(overload) is not overload._op,
         "_schema": private.tensor_arguments is private._tensor_parameters,
