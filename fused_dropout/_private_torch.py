@@ -59,6 +59,12 @@ def _tensor_parameters(operator: Any) -> int:
     return sum("Tensor" in str(each.annotation) for each in signatures[0].parameters.values())
 
 
+def has_several_results(operator: Any) -> bool:
+    """Whether an overload returns more than one tensor. Fallback: as if every one did."""
+    schema = getattr(operator, "_schema", None)
+    return schema is None or len(schema.returns) > 1
+
+
 def _guard_below_autograd() -> Callable[[], AbstractContextManager[Any]] | None:
     """Fallback: none. Then torch.library.register_autograd stands in for our own autograd kernels.
 

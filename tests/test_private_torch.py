@@ -136,8 +136,13 @@ ALLOWED = {
 
 
 def private_names(tree: ast.AST) -> Iterator[str]:
-    """Names with one leading underscore: attributes, imported names, and strings for getattr."""
+    """What may be a private name: attributes, imported names, and strings for getattr."""
+    parts = {
+        part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values
+    }
     for node in ast.walk(tree):
+        if node in parts:
+            continue  # a piece of a text
         if isinstance(node, ast.Attribute):
             yield node.attr
         elif isinstance(node, ast.ImportFrom):

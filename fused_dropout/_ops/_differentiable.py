@@ -27,6 +27,7 @@ from torch.autograd.forward_ad import unpack_dual
 from fused_dropout._private_torch import (
     below_autograd,
     call_of,
+    has_several_results,
     in_dual_level,
     tensor_arguments,
     transforms_active,
@@ -84,7 +85,7 @@ class Differentiable:
 
     @staticmethod
     def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
-        """The gradients of the inputs, those of ``needs``, from those of the results.
+        """The gradients of the inputs, where ``needs`` says so, from those of the results.
 
         A gradient is None where nothing was made of a result; at least one is given.
         """
@@ -94,6 +95,11 @@ class Differentiable:
     def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Results:
         """The results' tangents, from those of the inputs; at least one is given."""
         raise NotImplementedError
+
+    @classmethod
+    def make_eager(cls) -> type[torch.autograd.Function]:
+        """The Function of eager calls; an operator may have a faster one than what all can have."""
+        return eager_function(cls)
 
     @classmethod
     def vmap(cls, items: int, dims: Dims, tensors: Tensors, settings: Settings) -> Any:
@@ -147,13 +153,10 @@ def run_below_autograd(kernel: Any, tensors: Tensors, settings: Settings) -> Res
 def gradients(op: type[Differentiable], ctx: Any, grads: tuple[Any, ...]) -> tuple[Any, ...]:
     """A Function's backward: the gradients of the operator's inputs, and None for the rest."""
     needs = ctx.needs_input_grad
-    constants = (None,) * (len(needs) - op.inputs)
-    for grad in grads:
-        if grad is not None:
-            break
-    else:
+    if all(grad is None for grad in grads):
         return (None,) * len(needs)
-    return op.backward(ctx.saved_tensors, ctx.settings, needs[: op.inputs], *grads) + constants
+    found = op.backward(ctx.saved_tensors, ctx.settings, needs, *grads)
+    return (*found, *[None] * (len(needs) - op.inputs))
 
 
 def item_by_item(
@@ -181,7 +184,7 @@ def register(op: type[Differentiable], library: torch.library.Library) -> None:
     op.operator = getattr(getattr(torch.ops, NAMESPACE), op.name).default
     op.kernel = call_of(op.operator)
     op.tensors = tensor_arguments(op.operator)
-    op.eager = _eager_function(op)
+    op.eager = op.make_eager()
     op.general = _general_function(op)
 
     torch.library.register_fake(f"{NAMESPACE}::{op.name}", op.fake, lib=library)
@@ -230,18 +233,20 @@ def _register_public_autograd(op: type[Differentiable], library: torch.library.L
     )
 
 
-def _eager_function(op: type[Differentiable]) -> type[torch.autograd.Function]:
+def eager_function(op: type[Differentiable]) -> type[torch.autograd.Function]:
     """Reverse mode without transforms.
 
     Arguments: the inputs, then ((the other tensors), settings) as one, since torch looks at each.
     """
+    several = has_several_results(op.operator)
 
     class Eager(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Results:
             constants, ctx.settings = args[-1]
             tensors = args[:-1] + constants
-            ctx.set_materialize_grads(False)
+            if several:
+                ctx.set_materialize_grads(False)
             ctx.save_for_backward(*op.save(tensors, ctx.needs_input_grad))
             return run_below_autograd(op.kernel, tensors, ctx.settings)
 

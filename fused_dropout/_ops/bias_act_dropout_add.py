@@ -42,7 +42,7 @@ class BiasActDropoutAdd(Differentiable):
     @staticmethod
     def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
         (grad,) = grads
-        to_input, to_bias, to_residual = needs
+        to_input, to_bias, to_residual = needs[:3]
         d_input = d_bias = None
         if to_bias:
             d_input, d_bias = DBoth.call((grad, *saved), settings)
@@ -81,7 +81,7 @@ class DInput(Differentiable):
     @staticmethod
     def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
         (of_e,) = grads
-        to_grad_output, to_input, to_bias = needs
+        to_grad_output, to_input, to_bias = needs[:3]
         d_grad_output = d_z = d_bias = None
         if to_grad_output:
             d_grad_output = DInput.call((of_e, *saved[1:]), settings)

@@ -20,7 +20,7 @@ from fused_dropout._rates import inverse_keep_rate, keep_rate
 from fused_dropout.functional.packed_sequence import on_padded
 from fused_dropout.rng import check_single_source, resolve_rng_state, unused_rng_state
 
-CONVENTIONS = ("inverted", "paper")
+INVERTED, PAPER = CONVENTIONS = ("inverted", "paper")
 
 Sequences = TypeVar("Sequences", Tensor, PackedSequence)
 
@@ -92,13 +92,16 @@ def dropout(
             seed=seed,
             rng_state=rng_state,
         )
-    p = _check(input, p)
-    if seed is not None or rng_state is not None:
+    # Small calls are mostly Python, so what is seldom given is looked at only where it is.
+    p = _checks.check_probability(p)
+    _checks.check_dense(input, "input")
+    if convention is not INVERTED:
+        _checks.check_choice(convention, "convention", CONVENTIONS)
+    if generator is not None or seed is not None or rng_state is not None:
         check_single_source(generator, seed, rng_state)
     dims = () if broadcast_dims == () else _as_shared_dims(broadcast_dims, input)
     if not training:
-        _checks.check_choice(convention, "convention", CONVENTIONS)
-        return _scaled(input, keep_rate(p), inplace) if convention == "paper" else input
+        return _scaled(input, keep_rate(p), inplace) if convention == PAPER else input
     prepare = _settings if torch.compiler.is_compiling() else _cached_settings
     q, settings = prepare(p, dims, convention)
     return run_dropout(input, q, settings, inplace, generator, seed, rng_state)
@@ -108,8 +111,7 @@ def _settings(
     p: float, shared_dims: tuple[int, ...], convention: str
 ) -> tuple[float, tuple[Any, ...]]:
     """The keep rate, and what the operator is to do."""
-    _checks.check_choice(convention, "convention", CONVENTIONS)
-    scale = inverse_keep_rate(p) if convention == "inverted" else 1.0
+    scale = inverse_keep_rate(p) if convention == INVERTED else 1.0
     return keep_rate(p), dropout_settings(p, scale, shared_dims)
 
 
