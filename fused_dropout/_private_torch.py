@@ -2,7 +2,7 @@
 
 The rest of the package uses the names without an underscore and does not know what is behind them.
 Where a release of torch lacks a private name, its fallback takes the general path: right, but with
-more work in every call. `tests/test_private_torch.py` runs every fallback.
+more work in every call; one that gives up more says what. `tests/test_private_torch.py` runs them.
 """
 
 from __future__ import annotations
@@ -37,6 +37,16 @@ def _query_modes() -> Callable[[], bool]:
     """Fallback: always assume a mode; a random state that is drawn on the device suits all."""
     count: Callable[[], int] | None = getattr(torch._C, "_len_torch_dispatch_stack", None)
     return (lambda: True) if count is None else (lambda: count() > 0)
+
+
+def _count_forward_levels() -> Callable[[], int]:
+    """Fallback: none is seen, and forward mode over forward mode is not refused."""
+    functorch = getattr(torch._C, "_functorch", None)
+    stack = getattr(functorch, "get_interpreter_stack", None)
+    kinds = getattr(functorch, "TransformType", None)
+    if functorch is None or stack is None or kinds is None:
+        return lambda: 0
+    return lambda: sum(level.key() == kinds.Jvp for level in stack() or ())
 
 
 def call_of(operator: Any) -> Callable[..., Any]:
@@ -94,6 +104,9 @@ modes_active = _query_modes()
 
 #: Context in which operators run without their autograd kernels; None where torch has none.
 below_autograd = _guard_below_autograd()
+
+#: How many of torch.func's forward-mode transforms are nested here.
+forward_levels = _count_forward_levels()
 
 #: Whether autograd made a view as one view of one tensor, in grad mode: it can be written to.
 is_plain_view = _query_view_kinds()

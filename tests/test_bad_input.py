@@ -97,7 +97,7 @@ def test_a_last_smaller_group_of_rows_is_fine(place: torch.device) -> None:
         assert torch.equal(everything, dropconnect_linear(**good(), mask="batch", seed=1))
     operator = _ext.operators().dropconnect_linear
     state = torch.zeros(2, dtype=torch.int64)
-    output = operator(*good().values(), state, 0.5, 2**63 - 1, True, None)
+    output = operator(*good().values(), state, None, 0.5, 2**63 - 1, True)
     assert output.shape == (3, 4)
 
 
@@ -148,18 +148,18 @@ def test_unaligned_mask_bits_of_the_raw_operators(operator: str, place: torch.de
         "d_weight": (operators.dropconnect_linear_d_weight, (grad, input)),
         "d_both": (operators.dropconnect_linear_d_both, (grad, input, weight)),
     }[operator]
-    bits = operators.dropconnect_mask_bits(state, 3, 4, 8, 0.5)
+    bits = operators.dropconnect_mask_bits(weight, state, 3, 0.5)
     room = torch.zeros(bits.numel() + 4, dtype=torch.int32)
     for words in range(5):
         view = room[words : words + bits.numel()].view_as(bits).copy_(bits)
         if words % 4 == 0:
-            expected = call(*operands, state, 0.5, 1, True, bits)
-            found = call(*operands, state, 0.5, 1, True, view)
+            expected = call(*operands, state, bits, 0.5, 1, True)
+            found = call(*operands, state, view, 0.5, 1, True)
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
             continue
         text = f"mask_bits must start at.*multiple of 16 bytes, got.*remainder {4 * words} "
         with pytest.raises(ValueError, match=text):
-            call(*operands, state, 0.5, 1, True, view)
+            call(*operands, state, view, 0.5, 1, True)
 
 
 def test_integer_operands_of_the_raw_operator(place: torch.device) -> None:

@@ -352,7 +352,7 @@ def test_saves_only_what_gradients_need(wanted: tuple[bool, ...], place: torch.d
 
 def test_packed_masks_take_one_bit_per_connection(place: torch.device) -> None:
     state = fused_dropout.make_rng_state(0)
-    bits = torch.ops.fused_dropout.dropconnect_mask_bits(state, 8, 64, 256, 0.1)
+    bits = torch.ops.fused_dropout.dropconnect_mask_bits(torch.empty(64, 256), state, 8, 0.1)
     assert bits.numel() * bits.element_size() == 8 * 64 * 256 // 8
 
 

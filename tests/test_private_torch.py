@@ -27,6 +27,7 @@ NAMES = (
     "_len_torch_dispatch_stack",
     "_current_level",
     "_get_creation_meta",
+    "get_interpreter_stack",
     "_pytree",
     "_op",
     "_schema",

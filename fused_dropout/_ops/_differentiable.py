@@ -18,6 +18,7 @@ operator, whose derivatives it can take.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +28,7 @@ from torch.autograd.forward_ad import unpack_dual
 from fused_dropout._private_torch import (
     below_autograd,
     call_of,
+    forward_levels,
     has_several_results,
     in_dual_level,
     tensor_arguments,
@@ -62,6 +64,7 @@ class Differentiable:
 
     name: ClassVar[str]
     inputs: ClassVar[int]
+    linear: ClassVar[bool] = False  # in all inputs together, so that jvp depends on no input
 
     # Set by `register`.
     operator: ClassVar[Any]
@@ -117,7 +120,7 @@ class Differentiable:
     def call(cls, tensors: Tensors, settings: Settings) -> Results:
         """The operator, differentiably, in the cheapest way that is right."""
         if transforms_active() or (in_dual_level() and has_tangent(tensors[: cls.inputs])):
-            return cls.general.apply(*tensors, OpaqueSettings(settings))
+            return apply_general(cls, tensors, settings)
         if torch.is_grad_enabled() and requires_grad(tensors):
             return cls.eager.apply(*tensors[: cls.inputs], (tensors[cls.inputs :], settings))
         if below_autograd is None:
@@ -132,6 +135,29 @@ def requires_grad(tensors: Tensors) -> bool:
         if tensor is not None and tensor.requires_grad:
             return True
     return False
+
+
+def apply_general(op: type[Differentiable], tensors: Tensors, settings: Settings) -> Results:
+    """The operator under transforms.
+
+    Raises:
+        NotImplementedError: forward mode over forward mode, where torch takes what a Function's jvp
+            depends on for a constant; the result would be wrong without a word.
+    """
+    if not op.linear and forward_levels() > 1:
+        raise NotImplementedError(
+            f"{NAMESPACE}::{op.name} has no forward-mode derivative of forward-mode derivatives; "
+            "use reverse mode for one of the two, as in jacfwd(jacrev(f)) or torch.func.hessian"
+        )
+    return op.general.apply(*tensors, OpaqueSettings(settings))
+
+
+def total(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of one tensor or more."""
+    result = terms[0]
+    for term in terms[1:]:
+        result = result + term
+    return result
 
 
 def has_tangent(tensors: Sequence[Tensor | None]) -> bool:
@@ -192,7 +218,7 @@ def register(op: type[Differentiable], library: torch.library.Library) -> None:
         _register_public_autograd(op, library)
     else:
         library.impl(op.name, _split_arguments(op, op.call), "Autograd")
-    library.impl(op.name, _split_arguments(op, _apply_general(op)), TRANSFORMS)
+    library.impl(op.name, _split_arguments(op, partial(apply_general, op)), TRANSFORMS)
 
 
 def _split_arguments(op: type[Differentiable], call: Any) -> Any:
@@ -207,17 +233,16 @@ def _split_arguments(op: type[Differentiable], call: Any) -> Any:
 
 
 def check_not_differentiated(op: type[Differentiable], tensors: Tensors) -> None:
-    """Raises where a gradient is wanted for a tensor that the operator takes as a constant."""
+    """Raises where a derivative is wanted by a tensor that the operator takes as a constant."""
     for tensor in tensors[op.inputs :]:
-        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+        if tensor is None or not tensor.is_floating_point():
+            continue
+        wanted = tensor.requires_grad and torch.is_grad_enabled()
+        if wanted or (in_dual_level() and has_tangent((tensor,))):
             raise NotImplementedError(
                 f"{NAMESPACE}::{op.name} is differentiable in its first {op.inputs} tensors only; "
                 "detach the others"
             )
-
-
-def _apply_general(op: type[Differentiable]) -> Any:
-    return lambda tensors, settings: op.general.apply(*tensors, OpaqueSettings(settings))
 
 
 def _register_public_autograd(op: type[Differentiable], library: torch.library.Library) -> None:

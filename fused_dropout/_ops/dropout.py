@@ -31,7 +31,7 @@ def dropout_settings(
     """The operator's settings without its defaults. Elements share a mask bit on shared_dims."""
     if shift == fill == 0.0:
         return (p, scale, shared_dims) if shared_dims else (p, scale)
-    return (p, scale, shared_dims, shift, fill)
+    return (p, scale, shared_dims or None, shift, fill)
 
 
 class Dropout(Differentiable):
@@ -39,6 +39,7 @@ class Dropout(Differentiable):
 
     name = "dropout"
     inputs = 2
+    linear = True
 
     @staticmethod
     def fake(input: Tensor, *_: Any) -> Tensor:
@@ -75,8 +76,8 @@ class Dropout(Differentiable):
         if dims[2] is not None:
             return item_by_item(cls.call, items, dims, tensors, settings)
         p, scale, *rest = settings
-        shared_dims, *affine = rest or ((),)
-        shared = (0, *(dim + 1 for dim in shared_dims))
+        shared_dims, *affine = rest or (None,)
+        shared = (0, *(dim + 1 for dim in shared_dims or ()))
         batched = (_items_first(input, dims[0], items), _items_first(residual, dims[1], items))
         return cls.call((*batched, rng_state), (p, scale, shared, *affine)), 0
 

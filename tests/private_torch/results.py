@@ -99,6 +99,9 @@ HIDING: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "_len_torch_dispatch_stack": lambda: without_attribute(torch._C, "_len_torch_dispatch_stack"),
     "_current_level": lambda: without_attribute(forward_ad, "_current_level"),
     "_get_creation_meta": lambda: without_attribute(torch._C._autograd, "_get_creation_meta"),
+    "get_interpreter_stack": lambda: without_attribute(
+        torch._C._functorch, "get_interpreter_stack"
+    ),
     "_pytree": without_pytree,
     "_op": without_op,  # the last two load the module, so they come after what it must not find
     "_schema": without_schema,
@@ -267,12 +270,16 @@ def fallbacks() -> list[str]:
     """The names whose fallbacks are in use; each answers differently than with the name."""
     private = private_torch()
     overload = torch.ops.fused_dropout.dropout.default
+    levels: list[int] = []
+    one = (torch.ones(1),)
+    torch.func.jvp(lambda x: (levels.append(private.forward_levels()), x)[1], one, one)
     in_use = {
         "_are_functorch_transforms_active": private.transforms_active(),
         "_AutoDispatchBelowAutograd": private.below_autograd is None,
         "_len_torch_dispatch_stack": private.modes_active(),
         "_current_level": private.in_dual_level(),
         "_get_creation_meta": not private.is_plain_view(torch.ones(2)[:1]),
+        "get_interpreter_stack": levels == [0],
         "_pytree": private.flatten.__module__ == MODULE,
         "_op": private.call_of(overload) is not overload._op,
         "_schema": private.tensor_arguments is private._tensor_parameters,
