@@ -46,7 +46,8 @@ hostile: setup
 	$(PY) -m tests.hostile --calls $(CALLS) --seed $(SEED)
 
 # Every script runs, whether or not one before it has missed a goal.
-BENCHES := dropconnect_linear dropout drop_path drop_block bias_act_dropout_add gaussian_dropout
+BENCHES := dropconnect_linear dropout drop_path drop_block bias_act_dropout_add gaussian_dropout \
+    call_overhead
 
 bench: setup
 	status=0; for name in $(BENCHES); do $(PY) bench/$$name.py || status=1; done; exit $$status

@@ -31,8 +31,11 @@ def check_probability(p: Any, name: str = "p") -> float:
 
 
 def _is_plain_scalar(value: Any) -> bool:
-    """Whether it is a tensor that torch takes for a number: no dimensions, real, no gradient."""
-    is_scalar = isinstance(value, Tensor) and value.dim() == 0
+    """Whether it is a tensor that torch takes for a number: no dimensions, real, no gradient.
+
+    On the meta device a tensor has no value.
+    """
+    is_scalar = isinstance(value, Tensor) and value.dim() == 0 and value.device.type != "meta"
     return is_scalar and not value.is_complex() and not value.requires_grad
 
 
@@ -71,7 +74,7 @@ def check_number(
 
 def check_choice(value: Any, name: str, allowed: Collection[str]) -> None:
     """``value`` is one of ``allowed``."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
@@ -86,9 +89,12 @@ def as_int(value: Any, name: str) -> int:
     """``value`` as an int; NumPy's ints count, bools do not."""
     if type(value) is int:  # all that torch.compile can follow without fixing the value
         return value
-    if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    return operator.index(value)
+    try:
+        if not isinstance(value, (bool, Tensor)):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be an int, got {type(value).__name__}")
 
 
 def check_int(value: Any, name: str, low: int, high: int) -> int:
@@ -154,6 +160,11 @@ def check_same(tensor: Tensor, name: str, other: Tensor, other_name: str) -> Non
         raise RuntimeError(
             f"{name} must have the dtype of {other_name}, {other.dtype}; got {tensor.dtype}"
         )
+    check_same_device(tensor, name, other, other_name)
+
+
+def check_same_device(tensor: Tensor, name: str, other: Tensor, other_name: str) -> None:
+    """``tensor`` is on the device of ``other``."""
     if tensor.device != other.device:
         raise RuntimeError(
             f"{name} must be on the device of {other_name}, {other.device}; got {tensor.device}"

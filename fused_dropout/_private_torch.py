@@ -1,18 +1,23 @@
-"""Every use of torch's private API in this package, each with a public fallback that is slower.
+"""Every use of torch's private API in this package, each with a public fallback.
 
-The rest of the package uses the four names at the end without knowing what is behind them. Where a
-release of torch lacks a private name, its fallback takes the general path: right, but with more
-work in every call.
+The rest of the package uses the names without an underscore and does not know what is behind them.
+Where a release of torch lacks a private name, its fallback takes the general path: right, but with
+more work in every call; one that gives up more says what. `tests/test_private_torch.py` runs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 from torch.autograd import forward_ad
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# ---- how operators are called --------------------------------------------------------------------
 
 
 def _query_transforms() -> Callable[[], bool]:
@@ -49,12 +54,43 @@ def call_of(operator: Any) -> Callable[..., Any]:
     return getattr(operator, "_op", operator)
 
 
+def tensor_arguments(operator: Any) -> int:
+    """How many of an overload's arguments are tensors. Fallback: what torch.fx says of them."""
+    schema = getattr(operator, "_schema", None)
+    if schema is None:
+        return _tensor_parameters(operator)
+    return sum("Tensor" in str(argument.type) for argument in schema.arguments)
+
+
+def _tensor_parameters(operator: Any) -> int:
+    from torch.fx.operator_schemas import get_signature_for_torch_op
+
+    signatures: Any = get_signature_for_torch_op(operator)
+    return sum("Tensor" in str(each.annotation) for each in signatures[0].parameters.values())
+
+
+def has_several_results(operator: Any) -> bool:
+    """Whether an overload returns more than one tensor. Fallback: as if every one did."""
+    schema = getattr(operator, "_schema", None)
+    return schema is None or len(schema.returns) > 1
+
+
 def _guard_below_autograd() -> Callable[[], AbstractContextManager[Any]] | None:
     """Fallback: none. Then torch.library.register_autograd stands in for our own autograd kernels.
 
     It loses the tangents of raw operators outside torch.func; functions and modules are right.
     """
     return getattr(torch._C, "_AutoDispatchBelowAutograd", None)
+
+
+def _query_view_kinds() -> Callable[[Tensor], bool]:
+    """Fallback: no view is known to be plain; what may not be plain is written by torch's copy_."""
+    kinds: Any = getattr(torch._C, "_autograd", None)
+    kind_of = getattr(kinds, "_get_creation_meta", None)
+    if kind_of is None:
+        return lambda view: False
+    plain = kinds.CreationMeta.DEFAULT
+    return lambda view: kind_of(view) == plain
 
 
 #: Whether a torch.func transform (grad, vmap, jvp, ...) is active.
@@ -71,3 +107,56 @@ below_autograd = _guard_below_autograd()
 
 #: How many of torch.func's forward-mode transforms are nested here.
 forward_levels = _count_forward_levels()
+
+#: Whether autograd made a view as one view of one tensor, in grad mode: it can be written to.
+is_plain_view = _query_view_kinds()
+
+# ---- torch.compile -------------------------------------------------------------------------------
+
+
+def assume_constant_result(function: Function) -> Function:
+    """As torch.compiler.assume_constant_result, which imports all of torch._dynamo to do so.
+
+    No fallback is needed: where torch ignores the mark, torch.compile traces the function instead.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+def without_donated_buffers() -> AbstractContextManager[Any]:
+    """Has torch.compile keep the buffers that several backward passes over one graph need.
+
+    Fallback: nothing; the second backward pass over a compiled graph raises.
+    """
+    try:
+        from torch._functorch import config
+
+        return config.patch(donated_buffer=False)
+    except (ImportError, AttributeError):
+        return nullcontext()
+
+
+# ---- modules and their arguments -----------------------------------------------------------------
+
+if TYPE_CHECKING:
+    from torch.nn.modules.dropout import _DropoutNd as DropoutBase
+else:
+    #: What torch.nn's dropout layers derive from. Fallback: one of them.
+    DropoutBase = getattr(nn.modules.dropout, "_DropoutNd", nn.Dropout)
+
+try:
+    from torch.utils._pytree import tree_flatten as flatten
+    from torch.utils._pytree import tree_unflatten as unflatten
+except ImportError:  # then tuples, lists and dicts alone, and not what others have registered
+    from torch.fx.node import map_aggregate
+
+    def flatten(tree: Any) -> tuple[list[Any], Any]:  # type: ignore[misc]
+        """The leaves of nested containers, and what `unflatten` needs to put others there."""
+        leaves: list[Any] = []
+        map_aggregate(tree, leaves.append)
+        return leaves, tree
+
+    def unflatten(leaves: Sequence[Any], structure: Any) -> Any:  # type: ignore[misc]
+        """The containers that `flatten` was given, with other leaves."""
+        following = iter(leaves)
+        return map_aggregate(structure, lambda _: next(following))

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch import config as functorch_config
 from torch.nn import functional as F
 
+from fused_dropout._private_torch import without_donated_buffers
 from fused_dropout.baselines import naive_dropconnect_linear
 from fused_dropout.benchmark import (
     OURS,
@@ -113,8 +113,7 @@ def measure(
         Subject(op.label, partial(make_call, op.call), may_fail=op.name in (COMPILED, LOWER_BOUND))
         for op in ops
     ]
-    # torch.compile otherwise frees buffers that repeated backward passes over one graph need.
-    with functorch_config.patch(donated_buffer=False):
+    with without_donated_buffers():
         measured = measure_interleaved(
             subjects, PHASES, rounds=rounds, memory_phase="total", device=device, progress=progress
         )

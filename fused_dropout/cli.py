@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "info": ("fused_dropout.cli", "what this installation was built from and runs on"),
     "verify": ("fused_dropout.verify", "check every op on this machine against the reference"),
-    "bench": ("fused_dropout.benchmark", "measure the ops against plain PyTorch"),
+    "bench": ("fused_dropout.benchmark", "measure the DropConnect layer against plain PyTorch"),
     "demo": ("fused_dropout.demo", "train a small network twice: naive DropConnect and ours"),
 }
 

@@ -12,6 +12,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from fused_dropout._private_torch import assume_constant_result
+
 
 def paper_gamma(p: float, sizes: Sequence[int], block: Sequence[int]) -> float:
     """The seeds' drop probability of the paper, equation (1), and of torchvision.
@@ -30,6 +32,7 @@ def paper_gamma(p: float, sizes: Sequence[int], block: Sequence[int]) -> float:
     return gamma
 
 
+@assume_constant_result
 def exact_gamma(p: float, sizes: Sequence[int], block: Sequence[int]) -> float:
     """The seeds' drop probability at which the expected rate of dropped elements is p.
 
@@ -37,10 +40,6 @@ def exact_gamma(p: float, sizes: Sequence[int], block: Sequence[int]) -> float:
     :func:`paper_gamma`.
     """
     return _solve(p, tuple(sizes), tuple(block))
-
-
-# What torch.compiler.assume_constant_result sets, which imports all of torch._dynamo to do so.
-vars(exact_gamma)["_dynamo_marked_constant"] = True
 
 
 @lru_cache(maxsize=4096)

@@ -17,6 +17,18 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from fused_dropout._private_torch import DropoutBase
+
+_DROPOUT_LAYERS = (
+    DropoutBase,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+    nn.TransformerEncoderLayer,
+)
 # Layers of other packages, by package and class; theirs need not be installed.
 _PEERS = {
     ("timm", "DropBlock2d"),
@@ -72,7 +84,7 @@ def _is_rate(value: Any) -> bool:
 
 def _drops_by_class(module: nn.Module) -> bool | None:
     """Whether it drops, for a module that is known by its class; None for all others."""
-    if isinstance(module, (nn.modules.dropout._DropoutNd, nn.TransformerEncoderLayer)):
+    if isinstance(module, _DROPOUT_LAYERS):
         return True
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return module.dropout > 0

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fused_dropout import _checks, dropout_layers
+from fused_dropout._private_torch import flatten, unflatten
 
 MASK_SHARING = ("sample", "pass")
 
@@ -229,19 +229,19 @@ def _split_arguments(
     if x is not None and not isinstance(x, (Tensor, Mapping, list, tuple)):
         raise TypeError(f"x must be a Tensor or a dict, list or tuple, got {type(x).__name__}")
     positional = () if x is None else (dict(x) if isinstance(x, Mapping) else x,)
-    leaves, structure = pytree.tree_flatten((positional, dict(kwargs or {})))
+    leaves, structure = flatten((positional, dict(kwargs or {})))
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     if not places:
         raise TypeError(f"x or kwargs must hold a Tensor, got x of type {type(x).__name__}")
     for place in places:
-        in_x = place < len(pytree.tree_leaves(positional))
+        in_x = place < len(flatten(positional)[0])
         _checks.check_dense(leaves[place], "x" if in_x else "kwargs")
 
     def call(model: Callable[..., Any], tensors: list[Tensor]) -> Any:
         filled = list(leaves)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        arguments, keywords = pytree.tree_unflatten(filled, structure)
+        arguments, keywords = unflatten(filled, structure)
         return model(*arguments, **keywords)
 
     return [leaves[place] for place in places], call
@@ -282,7 +282,10 @@ class _Moments:
         """
         if self.count < 2 or self.first.numel() == 0 or self.first.is_meta:
             return False
-        return not torch._C._are_functorch_transforms_active() and bool(self.equal)
+        try:
+            return bool(self.equal)
+        except RuntimeError:  # in torch.func.vmap a batch has no single answer
+            return False
 
 
 def _predictions(predict: Predict, tensors: list[Tensor], count: int, share: bool) -> Tensor:

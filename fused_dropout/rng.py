@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_dropout._checks import as_int
+from fused_dropout._checks import as_int, check_dense
 from fused_dropout._private_torch import modes_active, transforms_active
 
 _LOW, _HIGH = -(2**63), 2**63 - 1
@@ -103,10 +103,9 @@ def _state_of_cuda_generator(device: torch.device, generator: Any) -> Tensor:
     )
 
 
-def check_rng_state(rng_state: Any, device: torch.device) -> Tensor:
+def check_rng_state(rng_state: Tensor, device: torch.device) -> Tensor:
     """``rng_state`` if it is usable on ``device``; raises an error that says what it should be."""
-    if not isinstance(rng_state, Tensor):
-        raise TypeError(f"rng_state must be a Tensor, got {type(rng_state).__name__}")
+    check_dense(rng_state, "rng_state")
     if rng_state.dtype == torch.uint64:  # a key of torch.func._random holds the same two numbers
         rng_state = rng_state.view(torch.int64)
     if rng_state.dtype != torch.int64 or tuple(rng_state.shape) != (2,):

@@ -18,8 +18,7 @@ using at::Tensor;
 
 ConcreteRate concrete_rate(const Tensor& logit_p, double temperature) {
   const double logit = logit_p.item<double>();
-  const double odds = std::exp(logit);
-  return {logit, 1.0 / (1.0 + 1.0 / odds), 1.0 + odds, 1.0 / temperature};
+  return {logit, 1.0 / (1.0 + 1.0 / std::exp(logit)), 1.0 / temperature};
 }
 
 Tensor concrete_dropout_cpu(const Tensor& input, const Tensor& logit_p, const Tensor& rng_state,

@@ -39,15 +39,14 @@ struct GaussianNoiseKernels {
 struct ConcreteRate {
   double logit;
   double p;
-  double scale;                // 1 / (1 - p)
   double inverse_temperature;  // 1 / t
 };
 
 struct ConcreteDropoutKernels {
-  // out = in * keep * scale; `out` may be `in`.
+  // out = in * keep / (1 - p); `out` may be `in`.
   void (*apply[kScalarTypes])(const NoiseRun& run, const ConcreteRate& rate, const void* in,
                               void* out);
-  // d_in = grad * keep * scale; returns the run's share of the gradient of the logit.
+  // d_in = grad * keep / (1 - p); returns the run's share of the gradient of the logit.
   double (*backward[kScalarTypes])(const NoiseRun& run, const ConcreteRate& rate, const void* grad,
                                    const void* in, void* d_in);
 };

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fused_dropout._ops._differentiable import NAMESPACE, item_by_item
+from fused_dropout._private_torch import tensor_arguments
 
 
 def register_constant(name: str, fake: Callable[..., Any], library: torch.library.Library) -> None:
@@ -16,7 +17,7 @@ def register_constant(name: str, fake: Callable[..., Any], library: torch.librar
     Its results need no gradient, whatever its arguments do: they are constants.
     """
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
-    tensors = sum("Tensor" in str(argument.type) for argument in operator._schema.arguments)
+    tensors = tensor_arguments(operator)
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         return item_by_item(

@@ -29,7 +29,9 @@ from fused_dropout._private_torch import (
     below_autograd,
     call_of,
     forward_levels,
+    has_several_results,
     in_dual_level,
+    tensor_arguments,
     transforms_active,
 )
 
@@ -207,8 +209,7 @@ def register(op: type[Differentiable], library: torch.library.Library) -> None:
     """Tells torch all of ``op``, whose schema the extension has defined."""
     op.operator = getattr(getattr(torch.ops, NAMESPACE), op.name).default
     op.kernel = call_of(op.operator)
-    arguments = op.operator._schema.arguments
-    op.tensors = sum("Tensor" in str(argument.type) for argument in arguments)
+    op.tensors = tensor_arguments(op.operator)
     op.eager = op.make_eager()
     op.general = _general_function(op)
 
@@ -262,7 +263,7 @@ def eager_function(op: type[Differentiable]) -> type[torch.autograd.Function]:
 
     Arguments: the inputs, then ((the other tensors), settings) as one, since torch looks at each.
     """
-    several = len(op.operator._schema.returns) > 1
+    several = has_several_results(op.operator)
 
     class Eager(torch.autograd.Function):
         @staticmethod

@@ -2,7 +2,8 @@
 
 torch functionalizes no operator of ours that returns what it changes. So whatever watches operators
 (torch.compile, make_fx, modes, transforms), and autograd, sees the pure operator and a copy_; the
-writing kernel itself runs only where nobody looks.
+writing kernel itself runs only where nobody looks, and autograd is sure to let the tensor be
+written to. What it refuses, its copy_ refuses too, before it changes anything.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from fused_dropout._ops._differentiable import (
     has_tangent,
     run_below_autograd,
 )
-from fused_dropout._private_torch import below_autograd, call_of, in_dual_level, transforms_active
+from fused_dropout._private_torch import (
+    below_autograd,
+    call_of,
+    in_dual_level,
+    is_plain_view,
+    transforms_active,
+)
 
 
 class InPlace:
@@ -53,7 +60,8 @@ class InPlace:
         if transforms_active() or (in_dual_level() and has_tangent(inputs)):
             return input.copy_(cls.pure.call(tensors, settings))
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-            check_writable(input)
+            if not is_writable(input):
+                return input.copy_(cls.pure.call(tensors, settings))
             constants = tensors[cls.pure.inputs :]
             changed: Tensor = cls.function.apply(*inputs, (constants, settings))
             return changed
@@ -62,21 +70,22 @@ class InPlace:
 
 def write_without_autograd(op: type[InPlace], tensors: Tensors, settings: Settings) -> Tensor:
     """The writing kernel. Autograd still learns that the tensor has changed."""
+    input = tensors[0]
+    assert input is not None
+    if input.is_inference() and not torch.is_inference_mode_enabled():
+        return input.copy_(op.pure.call(tensors, settings))  # torch's error
     changed: Tensor = run_below_autograd(op.kernel, tensors, settings)
     increment_version(changed)
     return changed
 
 
-def check_writable(input: Tensor) -> None:
-    """Raises torch's error for leaves before anything is written; autograd would do so after."""
-    if not input.requires_grad:
-        return
-    base = input._base if input._is_view() else input
-    if base is not None and base.is_leaf and base.requires_grad:
-        kind = "a view of a leaf" if input._is_view() else "a leaf"
-        raise RuntimeError(
-            f"{kind} Variable that requires grad is being used in an in-place operation."
-        )
+def is_writable(input: Tensor) -> bool:
+    """Whether autograd surely lets ``input`` be written to in a call that is differentiated."""
+    if not input._is_view():
+        return not (input.requires_grad and input.is_leaf)
+    base = input._base
+    assert base is not None
+    return is_plain_view(input) and not (input.requires_grad and base.is_leaf)
 
 
 def register_in_place(op: type[InPlace], library: torch.library.Library) -> None:

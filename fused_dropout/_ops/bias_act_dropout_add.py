@@ -95,7 +95,7 @@ class DInput(Differentiable):
     @staticmethod
     def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor:
         of_grad_output, of_input, of_bias = tangents
-        terms = []
+        terms: list[Tensor] = []
         if of_grad_output is not None:
             terms.append(DInput.call((of_grad_output, *saved[1:]), settings))
         of_z = _sum_of(of_input, of_bias, saved[0])

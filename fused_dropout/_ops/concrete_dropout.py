@@ -41,7 +41,7 @@ class ConcreteDropout(Differentiable):
     def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor:
         input, logit_p, rng_state = saved
         of_input, of_logit = tangents
-        terms = []
+        terms: list[Tensor] = []
         if of_input is not None:
             terms.append(ConcreteDropout.call((of_input, logit_p, rng_state), settings))
         if of_logit is not None:

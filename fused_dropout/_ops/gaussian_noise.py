@@ -75,7 +75,7 @@ class GaussianNoiseDVariance(Differentiable):
         grad_output, *rest = saved
         of_grad_output, of_variance = tangents
         call = GaussianNoiseDVariance.call
-        terms = []
+        terms: list[Tensor] = []
         if of_grad_output is not None:
             terms.append(call((of_grad_output, *rest), settings))
         if of_variance is not None:

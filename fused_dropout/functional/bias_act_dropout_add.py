@@ -97,6 +97,7 @@ def bias_act_dropout_add(
     _checks.check_choice(activation, "activation", ACTIVATIONS)
     _checks.check_choice(convention, "convention", CONVENTIONS)
     check_single_source(generator, seed, rng_state)
+    _check_tensors(input, bias, residual)
     input, bias, residual = _autocast(input, bias, residual)
     _check_operands(input, bias, residual)
     _ext.require_kernels(input)
@@ -118,12 +119,9 @@ def _autocast(
     input: Tensor, bias: Tensor | None, residual: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Under torch.autocast, all operands in the dtype of input + residual."""
-    tensors = (input, bias, residual)
-    if not all(isinstance(tensor, Tensor) or tensor is None for tensor in tensors):
-        return tensors  # the checks will say so
     kind = input.device.type
     if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
-        return tensors
+        return input, bias, residual
     dtype = input.dtype
     if residual is not None:
         dtype = torch.promote_types(dtype, residual.dtype)
@@ -134,8 +132,15 @@ def _autocast(
     )
 
 
-def _check_operands(input: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
+def _check_tensors(input: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
     _checks.check_dense(input, "input")
+    if bias is not None:
+        _checks.check_dense(bias, "bias")
+    if residual is not None:
+        _checks.check_dense(residual, "residual")
+
+
+def _check_operands(input: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
     _checks.check_float_tensor(input, "input")
     if bias is not None:
         if input.dim() == 0:
@@ -146,6 +151,5 @@ def _check_operands(input: Tensor, bias: Tensor | None, residual: Tensor | None)
 
 
 def _check_operand(tensor: Tensor, name: str, input: Tensor, shape: torch.Size) -> None:
-    _checks.check_dense(tensor, name)
     _checks.check_same(tensor, name, input, "input")
     _checks.check_shape(tensor, name, shape)

@@ -121,6 +121,8 @@ def drop_path(
     if not training or drop_prob == 0.0:
         return x
     q, settings = _settings(x, drop_prob, "row", scale_by_keep)
+    if x.numel() > 0 and (q > 0.0 or x.is_floating_point()):  # torch zeroes ints as well
+        _checks.check_float_tensor(x, "x")
     return run_dropout(x, q, settings, False, generator, seed, rng_state)
 
 
@@ -172,12 +174,13 @@ def drop_path_add(
     _checks.check_dense(x, "x")
     _checks.check_dense(branch, "branch")
     _checks.check_shape(branch, "branch", x.shape)
+    _checks.check_same_device(branch, "branch", x, "x")
     if not training or drop_prob == 0.0 or x.numel() == 0:
         return x + branch
     q, settings = _settings(branch, drop_prob, "row", scale_by_keep)
     dtype = torch.promote_types(x.dtype, branch.dtype)
     x, branch = x.to(dtype), branch.to(dtype)
-    _checks.check_same(branch, "branch", x, "x")
+    _checks.check_float_tensor(branch, "branch")
     return run_dropout(branch, q, settings, False, generator, seed, rng_state, residual=x)
 
 

@@ -193,7 +193,11 @@ def check_mask_mode(mask: str | int) -> None:
     """``mask`` is one of MASK_MODES or an int of at least 1."""
     if isinstance(mask, str) and mask in MASK_MODES:
         return
-    if isinstance(mask, (bool, str)) or not hasattr(mask, "__index__") or mask < 1:
+    try:
+        rows = _checks.as_int(mask, "mask")
+    except TypeError:
+        rows = 0
+    if rows < 1:
         raise ValueError(
             "mask must be 'row', 'example', 'batch' or an int >= 1 (rows that share a mask), got "
             f"{mask!r}"

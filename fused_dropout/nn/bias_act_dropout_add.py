@@ -83,10 +83,8 @@ class BiasActDropoutAdd(torch.nn.Module):
             torch.nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if input.dim() == 0 or input.shape[-1] != self.features:
-            raise RuntimeError(
-                f"input must have shape [..., {self.features}], got {list(input.shape)}"
-            )
+        if isinstance(input, Tensor):  # the function judges, or dispatches, what is none
+            self._check_features(input)
         return bias_act_dropout_add(
             input,
             self.bias,
@@ -96,6 +94,12 @@ class BiasActDropoutAdd(torch.nn.Module):
             self.training,
             convention=self.convention,
         )
+
+    def _check_features(self, input: Tensor) -> None:
+        if input.dim() == 0 or input.shape[-1] != self.features:
+            raise RuntimeError(
+                f"input must have shape [..., {self.features}], got {list(input.shape)}"
+            )
 
     def extra_repr(self) -> str:
         shown = f"{self.features}, p={self.p}, activation={self.activation!r}"

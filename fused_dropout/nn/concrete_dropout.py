@@ -99,9 +99,9 @@ class ConcreteDropout(torch.nn.Module):
         return self.logit_p.sum()  # the element as a scalar; DTensor cannot reshape it
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.features is None:
-            self._features_seen = math.prod(input.shape[1:])
         dropped = concrete_dropout(input, self.logit_p, self.temperature, self.training)
+        if self.features is None and isinstance(input, Tensor):  # torch.fx traces without one
+            self._features_seen = math.prod(input.shape[1:])
         return dropped if self.layer is None else self.layer(dropped)
 
     def regulariser(self, layer: torch.nn.Module | None = None) -> ConcreteRegularisation:

@@ -216,7 +216,8 @@ RECIPES = {
     ),
     "VariationalDropoutLinear": Recipe(
         "(F.gaussian_noise(torch.nn.functional.linear(x, m.weight, m.bias), "
-        "torch.nn.functional.linear(x.square(), m.log_sigma2.exp())) if {training} else "
+        "torch.nn.functional.linear(x.square(), m.weight.square() * (m.log_sigma2 - "
+        "(m.weight.square() + 1e-8).log()).clamp(-8, 8).exp())) if {training} else "
         "torch.nn.functional.linear(x, torch.where(m.kept(), m.weight, 0), m.bias))",
         (1, 2, 3),
         {"bias": FLAGS},
