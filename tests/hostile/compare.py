@@ -32,6 +32,9 @@ def mismatch(
         return f"dtype {ours.dtype}, expected {own.dtype}"
     if ours.numel() == 0:
         return None
+    if ours.dtype.is_complex:
+        parts = (torch.view_as_real(t.resolve_conj()) for t in (ours, truth, own))
+        return mismatch(*parts, elementwise=elementwise, slack=slack)
     if ours.dtype == torch.bool or not ours.dtype.is_floating_point:
         return _where(ours != own, ours, own, own)
     limits = torch.finfo(ours.dtype)
