@@ -156,6 +156,8 @@ def _drop_block(random: Random, name: str) -> Draft:
         "normalize": random.choice(("batch", "sample", "none")),
         "share_channels": random.random() < 0.3,
         "gamma": random.choice(("paper", "exact")),
+        "gamma_scale": random.choice((1.0, 1.0, 1, 0, 0.3, 50)),
+        "with_noise": random.random() < 0.2,
     }
     draft.arguments.update(block_size=repr(block), inplace=repr(inplace), eps=repr(eps))
     draft.arguments.update({key: repr(value) for key, value in options.items()})
@@ -175,7 +177,8 @@ def _drop_block(random: Random, name: str) -> Draft:
 
     plain = all(operand.kind == "normal" for operand in draft.operands) and eps > 0
     differentiable = ("input",) if plain or not inplace else ()
-    draft.oracle = Oracle(written_out, True, "input", differentiable)
+    linear = None if options["with_noise"] else "input"
+    draft.oracle = Oracle(written_out, True, linear, differentiable)
     return draft
 
 
