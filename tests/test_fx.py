@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
+import pytest
 import torch
 
 from fused_dropout import nn
@@ -62,3 +63,10 @@ def test_fx_traces_a_layer_as_one_node() -> None:
         outputs.append(module(input))
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])
+
+
+def test_tracing_is_no_call_that_concrete_dropout_learns_its_features_from() -> None:
+    layer = nn.ConcreteDropout()
+    torch.fx.symbolic_trace(layer)
+    with pytest.raises(RuntimeError, match="call the module first"):
+        layer.regulariser()

@@ -289,9 +289,8 @@ def _draw_mask(
     normalize = "none" if options.with_noise else options.normalize
     scales = {"none": 0, "batch": 1, "sample": input.shape[0]}[normalize]
     settings = (block, gamma, options.share_channels, scales, float(options.eps))
-    if (
-        gamma == 1.0 and not options.with_noise
-    ):  # nothing is drawn, so the generator stays where it is
+    nothing_is_drawn = gamma == 1.0 and not options.with_noise
+    if nothing_is_drawn:  # so the generator stays where it is
         state = unused_rng_state()
     else:
         state = resolve_rng_state(input, generator, seed, rng_state)
