@@ -148,6 +148,13 @@ def test_complex_gradients_are_judged_part_by_part() -> None:
         assert bool(mismatch(ours.conj(), truth.conj(), own.conj(), elementwise=True)) is found
 
 
+def test_the_smallest_numbers_may_be_rounded() -> None:
+    truth = torch.tensor([3e-309], dtype=torch.float64)
+    for units, found in ((2, False), (1000, True)):
+        ours = truth + units * 5e-324
+        assert bool(mismatch(ours, truth, truth, elementwise=True)) is found
+
+
 def test_the_faster_masks_are_the_references() -> None:
     draw = random.Random(0)
     for _ in range(8):

@@ -49,7 +49,7 @@ def mismatch(
         finite = size[regular]
         size = (finite.max() if finite.numel() else torch.zeros(())).expand_as(size)
     tiny = limits.smallest_normal * limits.eps
-    bound = 2 * (own.double() - truth).abs() + ulps * (limits.eps * size + tiny * (size > 0))
+    bound = 2 * (own.double() - truth).abs() + ulps * (limits.eps * size + tiny * (size > 0).double())
     error = (wide - truth).abs()
     # A comparison with NaN is false, so that a NaN of ours never passes for a number.
     right = torch.where(regular, error <= bound + slack, same)
