@@ -48,8 +48,8 @@ def mismatch(
     if not elementwise:
         finite = size[regular]
         size = (finite.max() if finite.numel() else torch.zeros(())).expand_as(size)
-    tiny = limits.smallest_normal * limits.eps
-    bound = 2 * (own.double() - truth).abs() + ulps * (limits.eps * size + tiny * (size > 0).double())
+    tiny = limits.smallest_normal * limits.eps * (size > 0).double()
+    bound = 2 * (own.double() - truth).abs() + ulps * (limits.eps * size + tiny)
     error = (wide - truth).abs()
     # A comparison with NaN is false, so that a NaN of ours never passes for a number.
     right = torch.where(regular, error <= bound + slack, same)

@@ -163,8 +163,10 @@ def _drop_block(random: Random, name: str) -> Draft:
     draft.arguments.update({key: repr(value) for key, value in options.items()})
     training = draft.add_flag(random, "training", 0.9)
     _settle(draft, random, p, training, inplace)
-    # p is the rate of elements; that of the seeds, of 32 digits, may be below 1 where p is 1.
-    draft.drawn = training and 0 < p < 1 and math.prod(shape) > 0
+    # p is the rate of elements; that of the seeds, of 32 digits, may be below 1 where p is 1, and 1
+    # where gamma_scale is large.
+    certain = p in (0, 1) or options["gamma_scale"] > 1
+    draft.drawn = training and not certain and math.prod(shape) > 0
     draft.twin = "generator" in draft.arguments or bool(draft.seeding)
 
     def written_out(tensors: Tensors) -> tuple[Tensor]:
