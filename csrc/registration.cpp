@@ -21,12 +21,13 @@ TORCH_LIBRARY(fused_dropout, m) {
 
   // out = (kept ? scale * input + shift : fill) + residual. Elements share a mask bit along
   // shared_dims. Reading an argument takes as long as drawing 1000 bits, so most have defaults.
+  // AOTInductor hands over None for an empty list.
   m.def(
       "dropout(Tensor input, Tensor? residual, Tensor rng_state, float p, float scale,"
-      " int[] shared_dims=[], float shift=0.0, float fill=0.0) -> Tensor");
+      " int[]? shared_dims=None, float shift=0.0, float fill=0.0) -> Tensor");
   m.def(
       "dropout_(Tensor(a!) input, Tensor? residual, Tensor rng_state, float p, float scale,"
-      " int[] shared_dims=[], float shift=0.0, float fill=0.0) -> Tensor(a!)");
+      " int[]? shared_dims=None, float shift=0.0, float fill=0.0) -> Tensor(a!)");
 
   // The noise itself, float32 or float64, in row-major order; see common/noise.h.
   m.def("uniform_noise(Tensor rng_state, SymInt[] size, ScalarType dtype) -> Tensor");

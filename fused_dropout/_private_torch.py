@@ -35,6 +35,16 @@ def _query_modes() -> Callable[[], bool]:
     return (lambda: True) if count is None else (lambda: count() > 0)
 
 
+def _count_forward_levels() -> Callable[[], int]:
+    """Fallback: none is seen, and forward mode over forward mode is not refused."""
+    functorch = getattr(torch._C, "_functorch", None)
+    stack = getattr(functorch, "get_interpreter_stack", None)
+    kinds = getattr(functorch, "TransformType", None)
+    if functorch is None or stack is None or kinds is None:
+        return lambda: 0
+    return lambda: sum(level.key() == kinds.Jvp for level in stack() or ())
+
+
 def call_of(operator: Any) -> Callable[..., Any]:
     """What an operator overload calls. Fallback: the overload itself."""
     return getattr(operator, "_op", operator)
@@ -72,3 +82,6 @@ below_autograd = _guard_below_autograd()
 
 #: Whether autograd made a view as one view of one tensor, in grad mode: it can be written to.
 is_plain_view = _query_view_kinds()
+
+#: How many of torch.func's forward-mode transforms are nested here.
+forward_levels = _count_forward_levels()

@@ -147,6 +147,8 @@ def resolve_rng_state(
     if rng_state is not None:
         return check_rng_state(rng_state, tensor.device)
     if seed is None:
+        if generator is None and tensor.is_cpu:  # the common case, which small calls pay for
+            return torch.randint(_LOW, _HIGH, (2,), device=tensor.device)
         if generator is not None:
             check_generator(generator, tensor.device)
         return draw_rng_state(tensor, generator)

@@ -1,8 +1,9 @@
 """`fused-dropout verify`: does every op on this machine agree with the readable reference?
 
-This file drives the checks and prints the table. The checks of one op are one function in a module
-`verify_<op>.py` that yields `Check`s; a new op is added to `_all_checks`. A check passes when its
-worst error, as a ratio to its own bound, is at most 1; a raised exception is a failure.
+This file drives the checks and prints the table. The checks that all ops share run over the rows of
+op_table.py (verify_elementwise.py); masks and DropConnect have modules of their own. Each module
+has a function that yields `Check`s. A check passes when its worst error, as a ratio to its own
+bound, is at most 1; a raised exception is a failure.
 """
 
 from __future__ import annotations

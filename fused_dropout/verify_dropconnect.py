@@ -21,17 +21,17 @@ import torch
 from torch import Tensor
 
 from fused_dropout import _ext, reference
-from fused_dropout.functional import dropconnect_linear
+from fused_dropout.op_table import DTYPES, op_named
 from fused_dropout.rng import make_rng_state
 from fused_dropout.verify import Check, Outcome, Settings, Target, thread_count
 from fused_dropout.verify_errors import error_bound, error_ratio, largest
 from fused_dropout.verify_mask import one_per_device, statistical_outcome
 
-_OP = "dropconnect_linear"
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_MASKS: tuple[str | int, ...] = ("row", "example", "batch", 3)
+_ROW = op_named("dropconnect_linear")
+_OP, dropconnect_linear = _ROW.name, _ROW.function
+_MASKS: tuple[str | int, ...] = tuple(dict.fromkeys(dict(case)["mask"] for case in _ROW.settings))
+_STORAGES = tuple(dict.fromkeys(dict(case)["mask_storage"] for case in _ROW.settings))
 _CONVENTIONS = ("inverted", "paper")
-_STORAGES = ("regenerate", "packed")
 _PS = (0.5, 0.1, 0.25, 0.3, 0.9, 0.0, 1.0)
 _SHAPES: tuple[tuple[tuple[int, ...], int, int], ...] = (  # leading, out_features, in_features
     ((6,), 5, 33),
@@ -97,7 +97,7 @@ class _Inputs:
 def dropconnect_checks(settings: Settings) -> Iterator[Check]:
     """Every check of `dropconnect_linear`."""
     cases = _cases(settings)
-    for target, dtype in itertools.product(settings.targets, _DTYPES):
+    for target, dtype in itertools.product(settings.targets, DTYPES):
         name = str(dtype).removeprefix("torch.")
         yield Check(
             _OP, "output, gradients", target.name, name, partial(_errors, target, dtype, cases)
@@ -266,7 +266,7 @@ def _invariance_cases(seed: int) -> list[tuple[_Case, torch.dtype]]:
     """Larger than a cache block and than one thread's share, and no multiple of anything."""
     return [
         (_Case((5, 7), 65, 260, p, mask, "inverted", bias=True, seed=seed, offset=12), dtype)
-        for mask, p, dtype in itertools.product(_MASKS, (0.5, 0.1), _DTYPES)
+        for mask, p, dtype in itertools.product(_MASKS, (0.5, 0.1), DTYPES)
     ]
 
 
@@ -333,9 +333,11 @@ def _masks_agree(target: Target, seed: int) -> Outcome:
     outcome = Outcome()
     draw = _ext.operators().dropconnect_mask_bits
     for sizes, p in itertools.product(((1, 1, 1), (5, 65, 260), (300, 17, 1100)), _PS):
-        here = draw(make_rng_state(seed, 12, "cpu"), *sizes, p)
+        masks, *matrix = sizes
+        here = draw(torch.empty(matrix), make_rng_state(seed, 12, "cpu"), masks, p)
+        weight = torch.empty(matrix, device=target.device)
         with target.active():
-            there = draw(make_rng_state(seed, 12, target.device), *sizes, p)
+            there = draw(weight, make_rng_state(seed, 12, target.device), masks, p)
         outcome.add_exact(torch.equal(there.cpu(), here), f"sizes={sizes}, p={p}")
     return outcome
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
@@ -161,43 +160,3 @@ def assert_concrete_extremes(
     d_logit = (input.double() * grad.double() * slope).sum()
     bound = error * (terms.abs().sum() * (1 + 1 / temperature)) + smallest
     assert (ours[2].double() - d_logit).abs() <= bound
-
-
-def check_random_sources(draw: Callable[..., Tensor], place: torch.device) -> None:
-    """Generators, seed= and rng_state= of an op; draw(**kwargs) calls it."""
-    from conftest import generator_state
-
-    import fused_dropout
-
-    torch.manual_seed(1)
-    first, second = draw(), draw()
-    torch.manual_seed(1)
-    assert torch.equal(draw(), first)
-    assert torch.equal(draw(), second)
-    assert not torch.equal(first, second)
-    before = generator_state(place)
-    generator = torch.Generator(place).manual_seed(7)
-    a, after_a = draw(generator=generator), draw(generator=generator)
-    assert torch.equal(a, draw(generator=torch.Generator(place).manual_seed(7)))
-    assert not torch.equal(a, after_a)
-    assert torch.equal(draw(seed=3), draw(rng_state=fused_dropout.make_rng_state(3)))
-    assert not torch.equal(draw(seed=3), draw(seed=4))
-    assert not torch.equal(draw(seed=3), draw(rng_state=fused_dropout.make_rng_state(3, 1)))
-    assert torch.equal(generator_state(place), before), "they leave torch's generator alone"
-    with pytest.raises(ValueError, match="seed and rng_state"):
-        draw(seed=1, rng_state=fused_dropout.make_rng_state(3))
-    with pytest.raises(ValueError, match="generator and seed"):
-        draw(seed=1, generator=generator)
-
-
-def check_compiles(function: Callable[..., Tensor], *leaves: Tensor) -> None:
-    """One graph gives the same numbers and gradients as the function, and under no_grad too."""
-    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
-    results = []
-    for run in (function, compiled):
-        output = run(*leaves)
-        with torch.no_grad():
-            assert torch.equal(run(*leaves), output)
-        results.append((output.detach(), *torch.autograd.grad(output.square().sum(), leaves)))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)

@@ -212,7 +212,7 @@ def test_unaligned_mask_bits_of_the_raw_operators(operator: str, place: torch.de
         "d_weight": (operators.dropconnect_linear_d_weight, (grad, input)),
         "d_both": (operators.dropconnect_linear_d_both, (grad, input, weight)),
     }[operator]
-    bits = operators.dropconnect_mask_bits(torch.ones(4, 8), state, 3, 0.5)
+    bits = operators.dropconnect_mask_bits(weight, state, 3, 0.5)
     room = torch.zeros(bits.numel() + 4, dtype=torch.int32)
     for words in range(5):
         view = room[words : words + bits.numel()].view_as(bits).copy_(bits)

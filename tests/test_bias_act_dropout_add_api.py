@@ -1,4 +1,4 @@
-"""bias_act_dropout_add: random states, torch.compile, bad input, and its module."""
+"""bias_act_dropout_add: its mask, bad input, and its module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import generator_state
 from test_bias_act_dropout_add import random_operands
 from torch import Tensor
 
@@ -18,45 +17,11 @@ from fused_dropout import _ext, reference
 from fused_dropout.functional import bias_act_dropout_add
 from fused_dropout.nn import BiasActDropoutAdd
 
-# ---- random states ------------------------------------------------------------------------------
+# ---- the mask -----------------------------------------------------------------------------------
 
 
 def draw(p: float = 0.5, training: bool = True, **kwargs: object) -> Tensor:
     return bias_act_dropout_add(torch.ones(6, 50), None, None, p, "none", training, **kwargs)
-
-
-def test_manual_seed_repeats_and_each_call_differs(place: torch.device) -> None:
-    torch.manual_seed(1)
-    first, second = draw(), draw()
-    torch.manual_seed(1)
-    assert torch.equal(draw(), first)
-    assert torch.equal(draw(), second)
-    assert not torch.equal(first, second)
-
-
-def test_generator_leaves_the_default_one_alone(place: torch.device) -> None:
-    before = generator_state(place)
-    generator = torch.Generator(place).manual_seed(7)
-    a, after_a = draw(generator=generator), draw(generator=generator)
-    assert torch.equal(a, draw(generator=torch.Generator(place).manual_seed(7)))
-    assert not torch.equal(a, after_a)
-    assert torch.equal(generator_state(place), before)
-
-
-def test_seed_and_rng_state_are_pure(place: torch.device) -> None:
-    before = generator_state(place)
-    assert torch.equal(draw(seed=3), draw(rng_state=fused_dropout.make_rng_state(3)))
-    assert not torch.equal(draw(seed=3), draw(seed=4))
-    assert not torch.equal(draw(seed=3), draw(rng_state=fused_dropout.make_rng_state(3, 1)))
-    assert torch.equal(generator_state(place), before)
-
-
-def test_evaluation_and_p_zero_and_one_draw_nothing(place: torch.device) -> None:
-    before = generator_state(place)
-    draw(training=False)
-    draw(p=0.0)
-    draw(p=1.0)
-    assert torch.equal(generator_state(place), before)
 
 
 def test_the_mask_is_that_of_dropout(backend: torch.device) -> None:
@@ -77,50 +42,6 @@ def test_rate_and_gradient_mask(place: torch.device) -> None:
         for neighbour in (kept[:, 1:] * kept[:, :-1], kept[1:] * kept[:-1]):
             z = (neighbour.mean() - q**2) / math.sqrt(3 * q**2 * (1 - q) / neighbour.numel())
             assert abs(float(z)) < 5.6
-
-
-def test_vmap_obeys_its_randomness(place: torch.device) -> None:
-    inputs = torch.ones(3, 6, 50)
-
-    def over_items(randomness: str) -> Tensor:
-        return torch.func.vmap(
-            lambda rows: bias_act_dropout_add(rows, torch.ones(50), p=0.5), randomness=randomness
-        )(inputs)
-
-    with pytest.raises(RuntimeError, match="randomness error mode"):
-        over_items("error")
-    same, different = over_items("same"), over_items("different")
-    assert torch.equal(same[0], same[1])
-    assert not torch.equal(different[0], different[1])
-
-
-# ---- torch.compile, meta tensors ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("activation", ["none", "gelu"])
-def test_compiles_to_one_graph_with_the_same_numbers(activation: str, place: torch.device) -> None:
-    layer = BiasActDropoutAdd(140, 0.3, activation)
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    results = []
-    for op in (layer, compiled):
-        input, residual = (torch.ones(6, 140, requires_grad=True) for _ in range(2))
-        torch.manual_seed(4)
-        output = op(input, residual)
-        leaves = [input, residual, layer.bias]
-        results.append([output.detach(), *torch.autograd.grad(output.sum(), leaves)])
-    torch.testing.assert_close(*results)
-
-
-def test_compiles_without_gradients_and_draws_anew(place: torch.device) -> None:
-    compiled = torch.compile(BiasActDropoutAdd(140), backend="aot_eager", fullgraph=True)
-    with torch.no_grad():
-        input = torch.ones(6, 140)
-        assert not torch.equal(compiled(input), compiled(input))
-
-
-def test_meta_tensors_give_shapes() -> None:
-    layer = BiasActDropoutAdd(140, activation="gelu", device="meta")
-    assert layer(torch.empty(2, 6, 140, device="meta")).shape == (2, 6, 140)
 
 
 # ---- bad input ----------------------------------------------------------------------------------

@@ -16,11 +16,9 @@ from noise_checks import (
     SIZES,
     assert_concrete_extremes,
     assert_rounded,
-    check_compiles,
     check_distribution,
     check_mean,
     check_neighbours,
-    check_random_sources,
     layouts,
     random_tensor,
 )
@@ -104,20 +102,6 @@ def test_layouts(layout: str, backend: torch.device) -> None:
             assert torch.equal(mine, other)
 
 
-def test_gradcheck(place: torch.device) -> None:
-    leaves = random_tensor(2, 7, dtype=torch.float64).requires_grad_(), logit_of(0.3, torch.float64)
-
-    def layer(*tensors: Tensor) -> Tensor:
-        return concrete_dropout(*tensors, 0.7, seed=3)
-
-    assert torch.autograd.gradcheck(layer, leaves)
-    assert torch.autograd.gradgradcheck(layer, leaves)
-    input_alone = leaves[0]
-    fixed = leaves[1].detach()
-    assert torch.autograd.gradcheck(lambda x: layer(x, fixed), input_alone)
-    assert torch.autograd.gradgradcheck(lambda x: layer(x, fixed), input_alone)
-
-
 def test_third_derivative(place: torch.device) -> None:
     leaves = random_tensor(5, dtype=torch.float64).requires_grad_(), logit_of(0.3, torch.float64)
 
@@ -188,13 +172,6 @@ def test_results_do_not_depend_on_threads(isa: str) -> None:
         torch.set_num_threads(before)
 
 
-def test_random_sources(place: torch.device) -> None:
-    def draw(**kwargs) -> Tensor:
-        return concrete_dropout(torch.ones(50), torch.tensor(0.0), 1.0, **kwargs)
-
-    check_random_sources(draw, place)
-
-
 def test_statistics(backend: torch.device) -> None:
     """z is concrete: its logit times t, less logit p, is logistic; false alarm below 1e-4."""
     p, t = 0.3, 1.0
@@ -213,40 +190,6 @@ def test_backward_uses_the_forward_s_noise(place: torch.device) -> None:
     output = concrete_dropout(input, logit_of(0.3))
     (d_input,) = torch.autograd.grad(output.sum(), input)
     torch.testing.assert_close(d_input, output)
-
-
-def test_compiles(place: torch.device) -> None:
-    leaves = random_tensor(6, 50).requires_grad_(), logit_of(0.3)
-    check_compiles(lambda x, logit: concrete_dropout(x, logit, 0.5, seed=4), *leaves)
-    fixed = leaves[1].detach()
-    check_compiles(lambda x: concrete_dropout(x, fixed, 0.5, seed=4), leaves[0])
-    compiled = torch.compile(concrete_dropout, backend="aot_eager", fullgraph=True)
-    assert not torch.equal(compiled(*leaves), compiled(*leaves))
-
-
-def test_functorch_transforms(place: torch.device) -> None:
-    inputs = random_tensor(3, 4, 5, dtype=torch.float64)
-    logit = logit_of(0.3, torch.float64).detach()
-
-    def loss(logit: Tensor, x: Tensor) -> Tensor:
-        return concrete_dropout(x, logit, 0.5, seed=1).square().sum()
-
-    together = torch.func.vmap(torch.func.grad(loss), (None, 0))(logit, inputs)
-    leaf = logit.clone().requires_grad_()
-    (one,) = torch.autograd.grad(loss(leaf, inputs[1]), leaf)
-    torch.testing.assert_close(together[1], one)
-
-
-def test_opcheck(place: torch.device) -> None:
-    ops = torch.ops.fused_dropout
-    input = random_tensor(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    logit, state = torch.tensor([0.3]), fused_dropout.make_rng_state(1, 2)
-    calls = (
-        (ops.concrete_dropout.default, (input, logit, state, 0.5)),
-        (ops.concrete_dropout_backward.default, (input + 1, input, logit, state, 0.5)),
-    )
-    for operator, arguments in calls:
-        torch.library.opcheck(operator, arguments)
 
 
 @pytest.mark.parametrize(

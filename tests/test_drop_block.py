@@ -248,16 +248,6 @@ def test_backward_is_forward_on_the_gradient(dtype: torch.dtype, backend: torch.
         assert torch.equal(d_input == 0, output == 0)
 
 
-def test_in_place_gradient(place: torch.device) -> None:
-    input = torch.randn(2, 3, 9, 9, requires_grad=True)
-    outputs = [drop_block2d(input * 1, 0.3, 3, inplace, seed=SEED) for inplace in (False, True)]
-    assert torch.equal(*outputs)
-    grads = [torch.autograd.grad((out * out).sum(), input)[0] for out in outputs]
-    assert torch.equal(*grads)
-    with pytest.raises(RuntimeError, match="leaf Variable"):
-        drop_block2d(input, 0.3, 3, inplace=True)
-
-
 def test_saves_one_bit_per_element(place: torch.device) -> None:
     input = torch.randn(4, 16, 32, 32, requires_grad=True)
     saved: list[Tensor] = []
@@ -270,35 +260,7 @@ def test_saves_one_bit_per_element(place: torch.device) -> None:
     assert sum(tensor.nbytes for tensor in saved) <= input.numel() / 16 / 8 + 64
 
 
-def test_vmap_draws_each_its_own_mask_or_one_for_all(place: torch.device) -> None:
-    input = torch.ones(4, 2, 3, 12, 12)
-
-    def function(x: Tensor) -> Tensor:
-        return drop_block2d(x, 0.4, 3)
-
-    different = torch.func.vmap(function, randomness="different")(input)
-    same = torch.func.vmap(function, randomness="same")(input)
-    assert not torch.equal(different[0], different[1])
-    assert all(torch.equal(same[0], other) for other in same)
-
-
 # ---- the random state ---------------------------------------------------------------------------
-
-
-def test_sources_of_randomness(place: torch.device) -> None:
-    input = torch.ones(2, 3, 20, 20)
-    torch.manual_seed(7)
-    first, second = drop_block2d(input, 0.3, 3), drop_block2d(input, 0.3, 3)
-    torch.manual_seed(7)
-    assert torch.equal(first, drop_block2d(input, 0.3, 3))
-    assert not torch.equal(first, second)
-    generator = torch.Generator(place).manual_seed(7)
-    assert torch.equal(first, drop_block2d(input, 0.3, 3, generator=generator))
-    assert torch.equal(second, drop_block2d(input, 0.3, 3, generator=generator))
-    state = fused_dropout.make_rng_state(9, 0)
-    assert torch.equal(
-        drop_block2d(input, 0.3, 3, seed=9), drop_block2d(input, 0.3, 3, rng_state=state)
-    )
 
 
 def test_what_draws_nothing_leaves_the_generator(place: torch.device) -> None:
@@ -484,20 +446,6 @@ def test_exports(gamma: str, place: torch.device) -> None:
         results.append(run(input))
     assert torch.equal(*results)
     assert not torch.equal(results[0], input)
-
-
-def test_compiled_draws_anew_on_every_call(place: torch.device) -> None:
-    torch.compiler.reset()
-    layer = torch.compile(DropBlock2d(0.3, 3), backend="aot_eager", fullgraph=True)
-    input = torch.randn(2, 3, 16, 16)
-    assert not torch.equal(layer(input), layer(input))
-
-
-def test_meta_tensors_give_shapes() -> None:
-    input = torch.empty(2, 3, 8, 8, device="meta").contiguous(memory_format=torch.channels_last)
-    output = DropBlock2d(0.1, 3)(input)
-    assert output.shape == input.shape
-    assert output.stride() == input.stride()
 
 
 # ---- statistics ---------------------------------------------------------------------------------

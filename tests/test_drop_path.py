@@ -13,7 +13,6 @@ from conftest import generator_state
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-import fused_dropout
 from fused_dropout import reference
 from fused_dropout.functional import (
     drop_path,
@@ -166,25 +165,6 @@ def test_only_the_random_state_is_kept_for_backward(place: torch.device) -> None
     assert sizes == [16]
 
 
-def test_random_sources(place: torch.device) -> None:
-    input = torch.ones(500, 2)
-    torch.manual_seed(6)
-    first, second = drop_path(input, 0.5, True), stochastic_depth(input, 0.5, "row")
-    torch.manual_seed(6)
-    assert torch.equal(stochastic_depth(input, 0.5, "row"), first)
-    assert torch.equal(drop_path(input, 0.5, True), second)
-    assert not torch.equal(first, second)
-    before = generator_state(place)
-    generators = [torch.Generator(place).manual_seed(7) for _ in range(2)]
-    a, b = (drop_path(input, 0.5, True, generator=generator) for generator in generators)
-    assert torch.equal(a, b) and not torch.equal(a, first)
-    state = fused_dropout.make_rng_state(8)
-    pure = drop_path(input, 0.5, True, rng_state=state)
-    assert torch.equal(drop_path(input, 0.5, True, seed=8), pure)
-    assert torch.equal(drop_path_add(input, input, 0.5, True, seed=8), input + pure)
-    assert torch.equal(generator_state(place), before)
-
-
 def test_without_dropping(place: torch.device) -> None:
     input, branch = torch.randn(2, 5, 3)
     before = generator_state(place)
@@ -329,38 +309,6 @@ def test_statistics_of_whole_batches(place: torch.device) -> None:
     assert set(kept.tolist()) == {0, 6}
     z = ((kept == 6).sum().item() - 1500) / math.sqrt(2000 * 0.25 * 0.75)
     assert abs(z) < 6
-
-
-@pytest.mark.parametrize("under_no_grad", [False, True])
-def test_compiles_to_one_graph_with_the_same_numbers(
-    under_no_grad: bool, place: torch.device
-) -> None:
-    x, branch = (torch.randn(30, 4, 6, requires_grad=True) for _ in range(2))
-
-    def block(x: Tensor, branch: Tensor) -> Tensor:
-        x = drop_path_add(x, drop_path(branch, 0.3, True, seed=1), 0.4, True, seed=2)
-        return stochastic_depth(x, 0.2, "batch", seed=3)
-
-    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
-    with torch.set_grad_enabled(not under_no_grad):
-        outputs = [run(x, branch) for run in (block, compiled)]
-    assert torch.equal(*outputs)
-    if not under_no_grad:
-        for a, b in zip(*[torch.autograd.grad(y.sum(), (x, branch)) for y in outputs], strict=True):
-            assert torch.equal(a, b)
-
-
-def test_compiled_modules_follow_manual_seed(place: torch.device) -> None:
-    x = torch.ones(300, 2)
-    for layer, inputs in ((DropPath(0.5), (x,)), (DropPathAdd(0.5), (x, x))):
-        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-        torch.manual_seed(12)
-        first, second = compiled(*inputs), compiled(*inputs)
-        torch.manual_seed(12)
-        assert torch.equal(compiled(*inputs), first)
-        assert not torch.equal(first, second)
-        layer.eval()
-        assert torch.equal(compiled(*inputs), sum(inputs))
 
 
 LAYERS = [StochasticDepth(0.2, "row"), DropPath(0.2), DropPathAdd(0.2, scale_by_keep=False)]

@@ -353,3 +353,24 @@ def test_more_than_2_31_elements() -> None:
     functional.dropout(matrix, 0.5, inplace=True, seed=5)
     last = reference.fraction_digit(0, groups[:1] * 0 + (2**31 // 128 - 1), 5, 0, 0)
     assert torch.equal(matrix[-1, -128:] != 0, torch.from_numpy(last[0] == 0))
+
+
+def test_a_tiny_rate_gives_a_tensor_of_its_own(place: torch.device) -> None:
+    """As torch's: the result shares the input's memory at p = 0 only, or in place."""
+    input = random_input((2, 3, 4, 5), torch.float32)
+    before = input.clone()
+    functions = (
+        functional.dropout,
+        functional.dropout2d,
+        functional.locked_dropout,
+        functional.alpha_dropout,
+        functional.feature_alpha_dropout,
+        functional.drop_path,
+    )
+    for function in functions:
+        output = function(input, 2**-18, training=True)
+        assert torch.equal(output, input)
+        output.zero_()
+        assert torch.equal(input, before), function
+        assert function(input, 0.0, training=True) is input
+    assert functional.dropout(input, 2**-18, inplace=True) is input

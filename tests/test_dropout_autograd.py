@@ -1,4 +1,4 @@
-"""Dropout under autograd, torch.compile, vmap and the like; where its randomness comes from."""
+"""Dropout under autograd: what it keeps and writes to; what draws nothing; autocast."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import generator_state
-from test_dropout import functional_alpha, layouts, permuted, random_input
+from test_dropout import functional_alpha, layouts, random_input
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 import fused_dropout
 from fused_dropout import functional
@@ -30,24 +29,6 @@ SHAPE = (3, 4, 2, 3)
 
 def leaf(shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float64) -> Tensor:
     return random_input(shape, dtype).requires_grad_()
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradcheck(name: str, place: torch.device) -> None:
-    def run(input: Tensor) -> Tensor:
-        return FUNCTIONS[name](input, 0.4, True, seed=3)
-
-    assert torch.autograd.gradcheck(run, leaf(), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(run, leaf())
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradcheck_in_place(name: str, place: torch.device) -> None:
-    def run(input: Tensor) -> Tensor:
-        return FUNCTIONS[name](input * 1, 0.4, True, True, seed=3)
-
-    assert torch.autograd.gradcheck(run, leaf())
-    assert torch.autograd.gradgradcheck(run, leaf())
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -224,73 +205,11 @@ def test_in_place_raises_the_version(place: torch.device) -> None:
         output.sum().backward()
 
 
-# ---- torch.compile
-
-
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    torch.compiler.reset()
-    return torch.compile(function, backend="aot_eager", fullgraph=True)
-
-
-@pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_compiles_to_one_graph_with_the_same_numbers(
-    name: str, inplace: bool, place: torch.device
-) -> None:
-    def layer(input: Tensor) -> Tensor:
-        return FUNCTIONS[name](input * 2, 0.3, True, inplace, seed=4) + 1
-
-    run = compiled(layer)
-    for input in (leaf(), permuted(leaf().detach(), 0, 2, 3, 1).requires_grad_()):
-        output, expected = run(input), layer(input)
-        assert torch.equal(output, expected)
-        assert torch.equal(*(torch.autograd.grad(y.sum(), input)[0] for y in (output, expected)))
-        with torch.no_grad():
-            assert torch.equal(run(input), expected)
-
-
-@pytest.mark.parametrize("grad", [False, True])
-def test_equal_calls_in_one_graph_differ(grad: bool, place: torch.device) -> None:
-    def layer(input: Tensor) -> Tensor:
-        a, b = functional.dropout(input, 0.5), functional.dropout(input, 0.5)
-        c, d = functional.dropout2d(input, 0.5), functional.dropout2d(input, 0.5)
-        return torch.stack([a, b, c, d])
-
-    run = compiled(layer)
-    input = torch.ones(20, 30, 2, 2, requires_grad=grad)
-    first, second = run(input), run(input)
-    masks = [*first, *second]
-    assert all(not torch.equal(masks[i], masks[j]) for i in range(8) for j in range(i))
-
-
-def test_compiled_in_place_changes_the_input(place: torch.device) -> None:
-    run = compiled(lambda input: functional.dropout(input, 0.5, True, True))
-    input = torch.ones(20, 30)
-    with torch.no_grad():
-        output = run(input)
-    assert torch.equal(output, input)
-    assert sorted(input.unique().tolist()) == [0, 2]
-
-
-def test_compiled_modules_follow_manual_seed_and_mode(place: torch.device) -> None:
-    layer = fused_dropout.nn.Dropout(0.3)
-    run = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    input = torch.ones(20, 30, requires_grad=True)
-    results = []
-    for _ in range(2):
-        torch.manual_seed(4)
-        output = run(input)
-        (gradient,) = torch.autograd.grad(output.sum(), input)
-        assert torch.equal(output.detach(), gradient), "the backward pass draws the same mask"
-        results.append(output)
-    assert torch.equal(*results)
-    assert not torch.equal(run(input), results[0])
-    layer.eval()
-    assert torch.equal(run(input), input)
+# ---- torch.library
 
 
 def test_opcheck(place: torch.device) -> None:
-    """Schema, aliasing and fake kernels, on more layouts than test_compile.py has."""
+    """Schema, aliasing and fake kernels, on more layouts than the table of operators has."""
     ops = torch.ops.fused_dropout
     state = fused_dropout.make_rng_state(1, 2)
     for shape, dims in (((), []), ((0, 3), [1]), ((2, 20, 3, 4), [2, 3]), ((2, 20, 3, 4), [])):
@@ -303,58 +222,7 @@ def test_opcheck(place: torch.device) -> None:
                         torch.library.opcheck(op, arguments, test_utils=tests)
 
 
-# ---- vmap and grad
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
-@pytest.mark.parametrize("inplace", [False, True])
-def test_vmap(inplace: bool, place: torch.device) -> None:
-    """torch's three kinds of randomness; "same" is one mask for all examples."""
-
-    def layer(example: Tensor) -> Tensor:
-        return functional.dropout(example * 1, 0.5, True, inplace)
-
-    batch = torch.ones(6, 200)
-    with pytest.raises(RuntimeError, match="randomness"):
-        torch.vmap(layer)(batch)
-    same = torch.vmap(layer, randomness="same")(batch)
-    assert torch.equal(same, same[:1].expand_as(same))
-    different = torch.vmap(layer, randomness="different")(batch)
-    assert len({tuple(row.tolist()) for row in different}) == 6
-    assert sorted(different.unique().tolist()) == [0, 2]
-    pure = torch.vmap(lambda x: functional.dropout(x * 1, 0.5, True, inplace, seed=3))(batch)
-    assert torch.equal(pure, functional.dropout(torch.ones(200), 0.5, seed=3).expand_as(pure))
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
-@pytest.mark.parametrize("inplace", [False, True])
-def test_per_example_gradients(inplace: bool, place: torch.device) -> None:
-    def loss(example: Tensor) -> tuple[Tensor, Tensor]:
-        output = functional.dropout(example * 1, 0.5, True, inplace)
-        return output.sum(), output
-
-    gradients, outputs = torch.vmap(torch.func.grad(loss, has_aux=True), randomness="different")(
-        torch.ones(6, 200)
-    )
-    assert torch.equal(gradients, outputs)
-
-
-def test_func_transforms(place: torch.device) -> None:
-    """grad of grad, jvp and vjp of one Function."""
-
-    def loss(input: Tensor) -> Tensor:
-        return functional.dropout(input, 0.4, seed=3).pow(3).sum()
-
-    input = random_input((50,), torch.float64)
-    scale = functional.dropout(torch.ones(50, dtype=torch.float64), 0.4, seed=3)
-    gradient = 3 * scale**3 * input**2
-    torch.testing.assert_close(torch.func.grad(loss)(input), gradient)
-    hessian_times_ones = torch.func.grad(lambda x: torch.func.grad(loss)(x).sum())(input)
-    torch.testing.assert_close(hessian_times_ones, 6 * scale**3 * input)
-    tangent = torch.ones_like(input)
-    value, derivative = torch.func.jvp(loss, (input,), (tangent,))
-    torch.testing.assert_close(value, loss(input))
-    torch.testing.assert_close(derivative, gradient.sum())
+# ---- forward mode
 
 
 def test_forward_mode_with_a_drawn_mask(place: torch.device) -> None:
@@ -375,35 +243,6 @@ def test_forward_mode_with_a_drawn_mask(place: torch.device) -> None:
 # ---- where the randomness comes from
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_random_sources(name: str, place: torch.device) -> None:
-    def draw(**keys: object) -> Tensor:
-        return FUNCTIONS[name](torch.ones(60, 60, 3, 3), 0.5, True, **keys)
-
-    torch.manual_seed(1)
-    first, second = draw(), draw()
-    torch.manual_seed(1)
-    assert torch.equal(draw(), first)
-    assert torch.equal(draw(), second)
-    if name != "dropout1d":  # whose three channels may well repeat
-        assert not torch.equal(first, second)
-    before = generator_state(place)
-    generator = torch.Generator(place).manual_seed(7)
-    a, b = draw(generator=generator), draw(generator=generator)
-    generator.manual_seed(7)
-    assert torch.equal(draw(generator=generator), a)
-    assert torch.equal(draw(generator=generator), b)
-    assert torch.equal(draw(seed=5), draw(seed=5))
-    assert torch.equal(draw(seed=5), draw(rng_state=fused_dropout.make_rng_state(5)))
-    assert torch.equal(generator_state(place), before)
-    with pytest.raises(ValueError, match="at most one"):
-        draw(seed=5, generator=generator)
-    with pytest.raises(ValueError, match="rng_state"):
-        draw(rng_state=torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(TypeError, match="generator"):
-        draw(generator=3)
-
-
 def test_nothing_is_drawn_where_nothing_is_random(place: torch.device) -> None:
     before = generator_state(place)
     for name, function in FUNCTIONS.items():
@@ -413,21 +252,6 @@ def test_nothing_is_drawn_where_nothing_is_random(place: torch.device) -> None:
         if name != "dropout1d":
             function(torch.ones(3, 0, 5, 6), 0.3, True)
     assert torch.equal(generator_state(place), before)
-
-
-def test_checkpointing_draws_the_same_masks_again(place: torch.device) -> None:
-    layers = torch.nn.Sequential(
-        torch.nn.Linear(30, 30), fused_dropout.nn.Dropout(0.3), torch.nn.Linear(30, 30)
-    )
-    input = random_input((8, 30)).requires_grad_()
-    for reentrant in (False, True):
-        torch.manual_seed(5)
-        (plain,) = torch.autograd.grad(layers(input).sum(), input)
-        torch.manual_seed(5)
-        output = checkpoint(layers, input, use_reentrant=reentrant)
-        input.grad = None
-        output.sum().backward()
-        assert torch.equal(plain, input.grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

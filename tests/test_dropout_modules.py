@@ -415,13 +415,6 @@ def test_wrong_arguments_of_the_operators(place: torch.device) -> None:
         ops.dropout_(torch.ones(3).expand(2, 3), None, state, *settings)
 
 
-def test_meta_tensors_give_shapes() -> None:
-    input = torch.empty(2, 3, 4, 5, device="meta").contiguous(memory_format=torch.channels_last)
-    output = nn.Dropout2d()(input)
-    assert output.is_meta
-    assert output.stride() == input.stride()
-
-
 # ---- packed sequences
 
 

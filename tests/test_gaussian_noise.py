@@ -10,10 +10,8 @@ from noise_checks import (
     DTYPES,
     SIZES,
     assert_rounded,
-    check_compiles,
     check_neighbours,
     check_normal,
-    check_random_sources,
     layouts,
     random_tensor,
 )
@@ -72,17 +70,6 @@ def test_layouts(layout: str, backend: torch.device) -> None:
             assert torch.equal(mine, expected)
 
 
-def test_gradcheck(place: torch.device) -> None:
-    mean, variance, _ = operands(2, 7, dtype=torch.float64)
-    leaves = mean.requires_grad_(), (variance + 0.1).requires_grad_()
-
-    def noise(*tensors: Tensor) -> Tensor:
-        return gaussian_noise(*tensors, eps=1e-3, seed=3)
-
-    assert torch.autograd.gradcheck(noise, leaves)
-    assert torch.autograd.gradgradcheck(noise, leaves)
-
-
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
 def test_only_the_gradient_asked_for(wanted: tuple[bool, bool], place: torch.device) -> None:
     mean, variance, grad = operands(200)
@@ -109,13 +96,6 @@ def test_empty_and_scalar(place: torch.device) -> None:
     assert gaussian_noise(torch.tensor(2.0), torch.tensor(1.0), seed=1).shape == ()
 
 
-def test_random_sources(place: torch.device) -> None:
-    def draw(**kwargs) -> Tensor:
-        return gaussian_noise(torch.zeros(50), torch.ones(50), **kwargs)
-
-    check_random_sources(draw, place)
-
-
 def test_backward_uses_the_forward_s_noise(place: torch.device) -> None:
     variance = torch.ones(200, requires_grad=True)
     output = gaussian_noise(torch.zeros(200), variance, eps=0)
@@ -130,39 +110,6 @@ def test_statistics(backend: torch.device) -> None:
     z = (output.double() - 3) / 0.5
     check_normal(z)
     check_neighbours(z)
-
-
-def test_compiles(place: torch.device) -> None:
-    mean, variance, _ = operands(6, 50)
-    leaves = mean.requires_grad_(), (variance + 0.1).requires_grad_()
-    check_compiles(lambda m, v: gaussian_noise(m, v, seed=4), *leaves)
-    compiled = torch.compile(gaussian_noise, backend="aot_eager", fullgraph=True)
-    assert not torch.equal(compiled(*leaves), compiled(*leaves))
-
-
-def test_functorch_transforms(place: torch.device) -> None:
-    means, variances, _ = operands(3, 4, 5, dtype=torch.float64)
-
-    def loss(variance: Tensor, mean: Tensor) -> Tensor:
-        return gaussian_noise(mean, variance, seed=1).square().sum()
-
-    together = torch.func.vmap(torch.func.grad(loss))(variances, means)
-    leaf = variances[1].clone().requires_grad_()
-    (one,) = torch.autograd.grad(loss(leaf, means[1]), leaf)
-    torch.testing.assert_close(together[1], one)
-
-
-def test_opcheck(place: torch.device) -> None:
-    ops = torch.ops.fused_dropout
-    mean, variance, _ = operands(2, 3, 4, 5)
-    mean = mean.contiguous(memory_format=torch.channels_last)
-    state = fused_dropout.make_rng_state(1, 2)
-    calls = (
-        (ops.gaussian_noise.default, (mean, variance, state, 0.5)),
-        (ops.gaussian_noise_d_variance.default, (mean, variance, state, 0.5)),
-    )
-    for operator, arguments in calls:
-        torch.library.opcheck(operator, arguments)
 
 
 @pytest.mark.parametrize(

@@ -96,17 +96,6 @@ def test_noise_does_not_depend_on_threads(isa: str) -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", ["uniform_noise", "normal_noise"])
-def test_compiles_and_passes_opcheck(name: str, place: torch.device) -> None:
-    draw = getattr(fused_dropout, name)
-    compiled = torch.compile(draw, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled((3, 50), seed=-1, offset=2), draw((3, 50), seed=-1, offset=2))
-    operator = getattr(torch.ops.fused_dropout, name).default
-    state = fused_dropout.make_rng_state(1, 2)
-    for arguments in ((state, [3, 50], torch.float32), (state, [], torch.float64)):
-        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
-
-
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [

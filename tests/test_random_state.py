@@ -7,7 +7,6 @@ import operator
 
 import pytest
 import torch
-from conftest import generator_state
 
 import fused_dropout
 from fused_dropout import functional, rng
@@ -17,35 +16,6 @@ from fused_dropout.rng import draw_rng_state
 
 def draw(p: float = 0.5, training: bool = True, **kwargs) -> torch.Tensor:
     return dropconnect_linear(torch.ones(6, 50), torch.ones(9, 50), None, p, training, **kwargs)
-
-
-def test_manual_seed_repeats_and_each_call_differs(place: torch.device) -> None:
-    torch.manual_seed(1)
-    first, second = draw(), draw()
-    torch.manual_seed(1)
-    assert torch.equal(draw(), first)
-    assert torch.equal(draw(), second)
-    assert not torch.equal(first, second)
-
-
-def test_generator_repeats_and_leaves_the_default_one_alone(place: torch.device) -> None:
-    torch.manual_seed(2)
-    before = generator_state(place)
-    generator = torch.Generator(place).manual_seed(7)
-    a, after_a = draw(generator=generator), draw(generator=generator)
-    b = draw(generator=torch.Generator(place).manual_seed(7))
-    assert torch.equal(a, b)
-    assert not torch.equal(a, after_a)
-    assert torch.equal(generator_state(place), before)
-
-
-def test_seed_and_rng_state_are_pure(place: torch.device) -> None:
-    before = generator_state(place)
-    assert torch.equal(draw(seed=3), draw(seed=3))
-    assert torch.equal(draw(seed=3), draw(rng_state=fused_dropout.make_rng_state(3)))
-    assert not torch.equal(draw(seed=3), draw(seed=4))
-    assert not torch.equal(draw(seed=3), draw(rng_state=fused_dropout.make_rng_state(3, 1)))
-    assert torch.equal(generator_state(place), before)
 
 
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch has CUDA")
@@ -62,29 +32,6 @@ def test_backward_uses_the_forward_s_mask(place: torch.device) -> None:
         d_input, d_weight = torch.autograd.grad(output.sum(), (input, weight))
         torch.testing.assert_close(d_input.sum(1), output.sum(1))
         torch.testing.assert_close(d_weight.sum(1), output.sum(0))
-
-
-def test_evaluation_and_p_zero_draw_nothing(place: torch.device) -> None:
-    before = generator_state(place)
-    draw(training=False)
-    draw(p=0.0)
-    assert torch.equal(generator_state(place), before)
-
-
-def test_vmap_obeys_its_randomness(place: torch.device) -> None:
-    inputs = torch.ones(3, 6, 50)
-
-    def over_items(randomness: str) -> torch.Tensor:
-        return torch.func.vmap(layer, randomness=randomness)(inputs)
-
-    def layer(rows: torch.Tensor) -> torch.Tensor:
-        return dropconnect_linear(rows, torch.ones(9, 50))
-
-    with pytest.raises(RuntimeError, match="randomness error mode"):
-        over_items("error")
-    same, different = over_items("same"), over_items("different")
-    assert torch.equal(same[0], same[1])
-    assert not torch.equal(different[0], different[1])
 
 
 def test_all_64_bits_of_a_state_are_drawn() -> None:

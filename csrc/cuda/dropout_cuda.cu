@@ -57,26 +57,28 @@ void dropout_into(const Tensor& out, const Tensor& input, const std::optional<Te
 }
 
 Tensor dropout_cuda(const Tensor& input, const std::optional<Tensor>& residual,
-                    const Tensor& rng_state, double p, double scale, at::IntArrayRef shared_dims,
-                    double shift, double fill) {
+                    const Tensor& rng_state, double p, double scale,
+                    c10::OptionalArrayRef<int64_t> shared_dims, double shift, double fill) {
   const auto guard = device_guard(input, "input");
   check_dropout_arguments(input, residual, p);
   const RngSource rng = rng_source(rng_state, input.device());
   const Tensor dense = without_gaps(input);
   Tensor out = dense.is_same(input) ? at::empty_like(input) : dense;  // a copy is ours to change
-  dropout_into(out, dense, residual, rng, p, shared_dims, {scale, shift, fill});
+  dropout_into(out, dense, residual, rng, p, shared_dims.value_or(at::IntArrayRef{}),
+               {scale, shift, fill});
   return out;
 }
 
 Tensor dropout_cuda_(const Tensor& input, const std::optional<Tensor>& residual,
-                     const Tensor& rng_state, double p, double scale, at::IntArrayRef shared_dims,
-                     double shift, double fill) {
+                     const Tensor& rng_state, double p, double scale,
+                     c10::OptionalArrayRef<int64_t> shared_dims, double shift, double fill) {
   const auto guard = device_guard(input, "input");
   check_dropout_arguments(input, residual, p);
   const RngSource rng = rng_source(rng_state, input.device());
   at::assert_no_internal_overlap(input);
   const Tensor dense = without_gaps(input);
-  dropout_into(dense, dense, residual, rng, p, shared_dims, {scale, shift, fill});
+  dropout_into(dense, dense, residual, rng, p, shared_dims.value_or(at::IntArrayRef{}),
+               {scale, shift, fill});
   if (!dense.is_same(input)) input.copy_(dense);
   return input;
 }

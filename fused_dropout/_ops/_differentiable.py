@@ -18,13 +18,20 @@ operator, whose derivatives it can take.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from fused_dropout._private_torch import below_autograd, call_of, in_dual_level, transforms_active
+from fused_dropout._private_torch import (
+    below_autograd,
+    call_of,
+    forward_levels,
+    in_dual_level,
+    transforms_active,
+)
 
 NAMESPACE = "fused_dropout"
 TRANSFORMS = "FuncTorchDynamicLayerFrontMode"
@@ -55,6 +62,7 @@ class Differentiable:
 
     name: ClassVar[str]
     inputs: ClassVar[int]
+    linear: ClassVar[bool] = False  # in all inputs together, so that jvp depends on no input
 
     # Set by `register`.
     operator: ClassVar[Any]
@@ -78,7 +86,7 @@ class Differentiable:
 
     @staticmethod
     def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
-        """The gradients of the inputs, those of ``needs``, from those of the results.
+        """The gradients of the inputs, where ``needs`` says so, from those of the results.
 
         A gradient is None where nothing was made of a result; at least one is given.
         """
@@ -88,6 +96,11 @@ class Differentiable:
     def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Results:
         """The results' tangents, from those of the inputs; at least one is given."""
         raise NotImplementedError
+
+    @classmethod
+    def make_eager(cls) -> type[torch.autograd.Function]:
+        """The Function of eager calls; an operator may have a faster one than what all can have."""
+        return eager_function(cls)
 
     @classmethod
     def vmap(cls, items: int, dims: Dims, tensors: Tensors, settings: Settings) -> Any:
@@ -105,7 +118,7 @@ class Differentiable:
     def call(cls, tensors: Tensors, settings: Settings) -> Results:
         """The operator, differentiably, in the cheapest way that is right."""
         if transforms_active() or (in_dual_level() and has_tangent(tensors[: cls.inputs])):
-            return cls.general.apply(*tensors, OpaqueSettings(settings))
+            return apply_general(cls, tensors, settings)
         if torch.is_grad_enabled() and requires_grad(tensors):
             return cls.eager.apply(*tensors[: cls.inputs], (tensors[cls.inputs :], settings))
         if below_autograd is None:
@@ -120,6 +133,29 @@ def requires_grad(tensors: Tensors) -> bool:
         if tensor is not None and tensor.requires_grad:
             return True
     return False
+
+
+def apply_general(op: type[Differentiable], tensors: Tensors, settings: Settings) -> Results:
+    """The operator under transforms.
+
+    Raises:
+        NotImplementedError: forward mode over forward mode, where torch takes what a Function's jvp
+            depends on for a constant; the result would be wrong without a word.
+    """
+    if not op.linear and forward_levels() > 1:
+        raise NotImplementedError(
+            f"{NAMESPACE}::{op.name} has no forward-mode derivative of forward-mode derivatives; "
+            "use reverse mode for one of the two, as in jacfwd(jacrev(f)) or torch.func.hessian"
+        )
+    return op.general.apply(*tensors, OpaqueSettings(settings))
+
+
+def total(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of one tensor or more."""
+    result = terms[0]
+    for term in terms[1:]:
+        result = result + term
+    return result
 
 
 def has_tangent(tensors: Sequence[Tensor | None]) -> bool:
@@ -141,13 +177,10 @@ def run_below_autograd(kernel: Any, tensors: Tensors, settings: Settings) -> Res
 def gradients(op: type[Differentiable], ctx: Any, grads: tuple[Any, ...]) -> tuple[Any, ...]:
     """A Function's backward: the gradients of the operator's inputs, and None for the rest."""
     needs = ctx.needs_input_grad
-    constants = (None,) * (len(needs) - op.inputs)
-    for grad in grads:
-        if grad is not None:
-            break
-    else:
+    if all(grad is None for grad in grads):
         return (None,) * len(needs)
-    return op.backward(ctx.saved_tensors, ctx.settings, needs[: op.inputs], *grads) + constants
+    found = op.backward(ctx.saved_tensors, ctx.settings, needs, *grads)
+    return (*found, *[None] * (len(needs) - op.inputs))
 
 
 def item_by_item(
@@ -176,7 +209,7 @@ def register(op: type[Differentiable], library: torch.library.Library) -> None:
     op.kernel = call_of(op.operator)
     arguments = op.operator._schema.arguments
     op.tensors = sum("Tensor" in str(argument.type) for argument in arguments)
-    op.eager = _eager_function(op)
+    op.eager = op.make_eager()
     op.general = _general_function(op)
 
     torch.library.register_fake(f"{NAMESPACE}::{op.name}", op.fake, lib=library)
@@ -184,7 +217,7 @@ def register(op: type[Differentiable], library: torch.library.Library) -> None:
         _register_public_autograd(op, library)
     else:
         library.impl(op.name, _split_arguments(op, op.call), "Autograd")
-    library.impl(op.name, _split_arguments(op, _apply_general(op)), TRANSFORMS)
+    library.impl(op.name, _split_arguments(op, partial(apply_general, op)), TRANSFORMS)
 
 
 def _split_arguments(op: type[Differentiable], call: Any) -> Any:
@@ -199,17 +232,16 @@ def _split_arguments(op: type[Differentiable], call: Any) -> Any:
 
 
 def check_not_differentiated(op: type[Differentiable], tensors: Tensors) -> None:
-    """Raises where a gradient is wanted for a tensor that the operator takes as a constant."""
+    """Raises where a derivative is wanted by a tensor that the operator takes as a constant."""
     for tensor in tensors[op.inputs :]:
-        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+        if tensor is None or not tensor.is_floating_point():
+            continue
+        wanted = tensor.requires_grad and torch.is_grad_enabled()
+        if wanted or (in_dual_level() and has_tangent((tensor,))):
             raise NotImplementedError(
                 f"{NAMESPACE}::{op.name} is differentiable in its first {op.inputs} tensors only; "
                 "detach the others"
             )
-
-
-def _apply_general(op: type[Differentiable]) -> Any:
-    return lambda tensors, settings: op.general.apply(*tensors, OpaqueSettings(settings))
 
 
 def _register_public_autograd(op: type[Differentiable], library: torch.library.Library) -> None:
@@ -225,18 +257,20 @@ def _register_public_autograd(op: type[Differentiable], library: torch.library.L
     )
 
 
-def _eager_function(op: type[Differentiable]) -> type[torch.autograd.Function]:
+def eager_function(op: type[Differentiable]) -> type[torch.autograd.Function]:
     """Reverse mode without transforms.
 
     Arguments: the inputs, then ((the other tensors), settings) as one, since torch looks at each.
     """
+    several = len(op.operator._schema.returns) > 1
 
     class Eager(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Results:
             constants, ctx.settings = args[-1]
             tensors = args[:-1] + constants
-            ctx.set_materialize_grads(False)
+            if several:
+                ctx.set_materialize_grads(False)
             ctx.save_for_backward(*op.save(tensors, ctx.needs_input_grad))
             return run_below_autograd(op.kernel, tensors, ctx.settings)
 

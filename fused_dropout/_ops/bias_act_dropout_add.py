@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fused_dropout._ops._differentiable import NAMESPACE, Differentiable, Settings, Tensors
+from fused_dropout._ops._differentiable import NAMESPACE, Differentiable, Settings, Tensors, total
 
 
 class EpilogueSettings(NamedTuple):
@@ -42,7 +42,7 @@ class BiasActDropoutAdd(Differentiable):
     @staticmethod
     def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
         (grad,) = grads
-        to_input, to_bias, to_residual = needs
+        to_input, to_bias, to_residual = needs[:3]
         d_input = d_bias = None
         if to_bias:
             d_input, d_bias = DBoth.call((grad, *saved), settings)
@@ -81,7 +81,7 @@ class DInput(Differentiable):
     @staticmethod
     def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
         (of_e,) = grads
-        to_grad_output, to_input, to_bias = needs
+        to_grad_output, to_input, to_bias = needs[:3]
         d_grad_output = d_z = d_bias = None
         if to_grad_output:
             d_grad_output = DInput.call((of_e, *saved[1:]), settings)
@@ -101,7 +101,7 @@ class DInput(Differentiable):
         of_z = _sum_of(of_input, of_bias, saved[0])
         if of_z is not None:
             terms.append(_curvature_term(of_z, saved, settings))
-        return sum(terms[1:], terms[0])
+        return total(terms)
 
 
 class DBoth(Differentiable):
@@ -120,8 +120,8 @@ class DBoth(Differentiable):
 
     @staticmethod
     def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
-        of_first, of_second = grads
-        of_e = _sum_of(of_first, of_second, saved[0])
+        of_d_input, of_d_bias = grads
+        of_e = _sum_of(of_d_input, of_d_bias, saved[0])
         return DInput.backward(saved, settings, needs, of_e)
 
     @staticmethod

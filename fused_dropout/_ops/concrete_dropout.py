@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fused_dropout._ops._differentiable import NAMESPACE, Differentiable, Settings, Tensors
+from fused_dropout._ops._differentiable import NAMESPACE, Differentiable, Settings, Tensors, total
 
 
 class ConcreteDropout(Differentiable):
@@ -49,7 +49,7 @@ class ConcreteDropout(Differentiable):
             f = _factors(input, logit_p, rng_state, settings)
             term = input.to(f.a.dtype) * f.a * f.b * of_logit.reshape(())
             terms.append(term.to(input.dtype))
-        return sum(terms[1:], terms[0])
+        return total(terms)
 
 
 class ConcreteDropoutBackward(Differentiable):

@@ -22,6 +22,7 @@ class DropBlock(Differentiable):
 
     name = "drop_block"
     inputs = 1
+    linear = True
 
     @staticmethod
     def fake(input: Tensor, *_: Any) -> Tensor:

@@ -18,6 +18,7 @@ from fused_dropout._ops._differentiable import (
     Settings,
     Tensors,
     item_by_item,
+    total,
 )
 
 STORED_OUTS_MULTIPLE = 8  # kStoredOutsMultiple in csrc/common/params.h
@@ -33,7 +34,14 @@ class DropConnectLinear(Differentiable):
     inputs = 3
 
     @staticmethod
-    def fake(input: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    def fake(input: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> Tensor:
+        torch._check(
+            input.shape[1] == weight.shape[1],
+            lambda: f"weight must have shape [.., {input.shape[1]}], got {list(weight.shape)}",
+        )
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None and tensor.device != input.device:
+                raise RuntimeError(f"{name} must be on {input.device}, got {tensor.device}")
         return input.new_empty((input.shape[0], weight.shape[0]))
 
     @staticmethod
@@ -68,7 +76,7 @@ class DropConnectLinear(Differentiable):
         if of_bias is not None:
             assert input is not None
             terms.append(masked_bias(input.shape[0], of_bias, masks, settings))
-        return sum(terms[1:], terms[0])
+        return total(terms)
 
     @classmethod
     def vmap(cls, items: int, dims: Dims, tensors: Tensors, settings: Settings) -> Any:
@@ -167,7 +175,7 @@ class DBoth(Differentiable):
                 terms.append(layer(of_d_input, weight, masks, settings))
             if of_d_weight is not None:
                 terms.append(layer(input, of_d_weight, masks, settings))
-            to_grad_output = sum(terms[1:], terms[0])
+            to_grad_output = total(terms)
         if needs[1] and of_d_weight is not None:
             to_input = DInput.call((grad_output, of_d_weight, *masks), settings)
         if needs[2] and of_d_input is not None:
@@ -198,6 +206,7 @@ class DBias(Differentiable):
 
     name = "dropconnect_linear_d_bias"
     inputs = 1
+    linear = True
 
     @staticmethod
     def fake(grad_output: Tensor, *_: Any) -> Tensor:
@@ -247,7 +256,7 @@ def _product_rule(
         terms.append(op.call((of_first, second, *masks), settings))
     if of_second is not None:
         terms.append(op.call((first, of_second, *masks), settings))
-    return sum(terms[1:], terms[0]) if terms else None
+    return total(terms) if terms else None
 
 
 def fake_mask_bits(weight: Tensor, rng_state: Tensor, masks: int, p: float) -> Tensor:

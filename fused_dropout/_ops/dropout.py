@@ -14,6 +14,7 @@ from fused_dropout._ops._differentiable import (
     Settings,
     Tensors,
     item_by_item,
+    run_below_autograd,
 )
 from fused_dropout._ops._in_place import InPlace
 
@@ -30,7 +31,7 @@ def dropout_settings(
     """The operator's settings without its defaults. Elements share a mask bit on shared_dims."""
     if shift == fill == 0.0:
         return (p, scale, shared_dims) if shared_dims else (p, scale)
-    return (p, scale, shared_dims, shift, fill)
+    return (p, scale, shared_dims or None, shift, fill)
 
 
 class Dropout(Differentiable):
@@ -38,6 +39,7 @@ class Dropout(Differentiable):
 
     name = "dropout"
     inputs = 2
+    linear = True
 
     @staticmethod
     def fake(input: Tensor, *_: Any) -> Tensor:
@@ -64,16 +66,41 @@ class Dropout(Differentiable):
         return tangent
 
     @classmethod
+    def make_eager(cls) -> type[torch.autograd.Function]:
+        return EagerDropout
+
+    @classmethod
     def vmap(cls, items: int, dims: Dims, tensors: Tensors, settings: Settings) -> Any:
         """Items that share the random state share the mask, so that one call does them all."""
         input, residual, rng_state = tensors
         if dims[2] is not None:
             return item_by_item(cls.call, items, dims, tensors, settings)
         p, scale, *rest = settings
-        shared_dims, *affine = rest or ((),)
-        shared = (0, *(dim + 1 for dim in shared_dims))
+        shared_dims, *affine = rest or (None,)
+        shared = (0, *(dim + 1 for dim in shared_dims or ()))
         batched = (_items_first(input, dims[0], items), _items_first(residual, dims[1], items))
         return cls.call((*batched, rng_state), (p, scale, shared, *affine)), 0
+
+
+class EagerDropout(torch.autograd.Function):
+    """What `eager_function` gives, written out: on a small tensor half of it would be Python."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, residual: Tensor | None, rest: Any) -> Tensor:
+        (rng_state,), ctx.settings = rest
+        ctx.save_for_backward(rng_state)
+        output: Tensor = run_below_autograd(
+            Dropout.kernel, (input, residual, rng_state), ctx.settings
+        )
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Tensors:
+        to_input, to_residual, _ = ctx.needs_input_grad
+        d_input = None
+        if to_input:
+            d_input = Dropout.call((grad, None, *ctx.saved_tensors), ctx.settings[:LINEAR_PART])
+        return d_input, (grad if to_residual else None), None
 
 
 class DropoutInPlace(InPlace):

@@ -17,6 +17,7 @@ class GaussianDropout(Differentiable):
 
     name = "gaussian_dropout"
     inputs = 1
+    linear = True
 
     @staticmethod
     def fake(input: Tensor, *_: Any) -> Tensor:

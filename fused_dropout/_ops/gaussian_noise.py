@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_dropout._ops._differentiable import Differentiable, Settings, Tensors
+from fused_dropout._ops._differentiable import Differentiable, Settings, Tensors, total
 
 
 class GaussianNoise(Differentiable):
@@ -81,7 +81,7 @@ class GaussianNoiseDVariance(Differentiable):
         if of_variance is not None:
             change = of_variance * _slope(rest[0], settings)
             terms.append(call((grad_output, *rest), settings) * change)
-        return sum(terms[1:], terms[0])
+        return total(terms)
 
 
 def _slope(variance: Any, settings: Settings) -> Tensor:

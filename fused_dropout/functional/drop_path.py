@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -114,7 +115,8 @@ def drop_path(
             rng_state=rng_state,
         )
     drop_prob = _checks.check_probability(drop_prob, "drop_prob")
-    check_single_source(generator, seed, rng_state)
+    if generator is not None or seed is not None or rng_state is not None:
+        check_single_source(generator, seed, rng_state)
     _checks.check_dense(x, "x")
     if not training or drop_prob == 0.0:
         return x
@@ -215,9 +217,19 @@ def linear_drop_rates(drop_rate: float, depth: int) -> list[float]:
 def _settings(
     branch: Tensor, p: float, mode: str, scale_by_keep: bool
 ) -> tuple[float, tuple[Any, ...]]:
-    """The keep rate, and one mask element for each row of ``branch``, or for all of it."""
+    """The keep rate, and what the operator is to do."""
     if mode == "row" and branch.dim() == 0:
         raise IndexError("dropping samples takes [N, ...], got a tensor without dimensions")
-    shared_dims = tuple(range(1 if mode == "row" else 0, branch.dim()))
+    first_shared = 1 if mode == "row" else 0
+    prepare = _prepare if torch.compiler.is_compiling() else _cached
+    return prepare(branch.dim(), first_shared, p, scale_by_keep)
+
+
+def _prepare(
+    dims: int, first_shared: int, p: float, scale_by_keep: bool
+) -> tuple[float, tuple[Any, ...]]:
     scale = inverse_keep_rate(p) if scale_by_keep else 1.0
-    return keep_rate(p), dropout_settings(p, scale, shared_dims)
+    return keep_rate(p), dropout_settings(p, scale, tuple(range(first_shared, dims)))
+
+
+_cached = functools.lru_cache(maxsize=1024)(_prepare)

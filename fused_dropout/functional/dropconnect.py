@@ -14,9 +14,9 @@ from fused_dropout._ops.dropconnect import DropConnectLinear
 from fused_dropout._rates import keep_rate, philox_calls
 from fused_dropout.rng import check_single_source, resolve_rng_state
 
-MASK_MODES = ("row", "example", "batch")
-CONVENTIONS = ("inverted", "paper")
-MASK_STORAGES = ("auto", "regenerate", "packed")
+ROW, EXAMPLE, BATCH = MASK_MODES = ("row", "example", "batch")
+INVERTED, PAPER = CONVENTIONS = ("inverted", "paper")
+AUTO, REGENERATE, PACKED = MASK_STORAGES = ("auto", "regenerate", "packed")
 
 # mask_storage="auto": packed bits pay where a mask costs several Philox calls per 128 elements, as
 # long as they stay in the last-level cache; bench/mask_storage.py measures both.
@@ -95,46 +95,66 @@ def dropconnect_linear(
             mask_storage=mask_storage,
         )
     p = _checks.check_probability(p)
-    _checks.check_choice(convention, "convention", CONVENTIONS)
-    _checks.check_choice(mask_storage, "mask_storage", MASK_STORAGES)
-    check_single_source(generator, seed, rng_state)
-    _check_tensors(input, weight, bias)
-    input, weight, bias = _autocast(input, weight, bias)
-    _check_operands(input, weight, bias)
+    if convention is not INVERTED:
+        _checks.check_choice(convention, "convention", CONVENTIONS)
+    if mask_storage is not AUTO:
+        _checks.check_choice(mask_storage, "mask_storage", MASK_STORAGES)
+    if generator is not None or seed is not None or rng_state is not None:
+        check_single_source(generator, seed, rng_state)
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        _check_tensors(input, weight, bias)
+        input, weight, bias = _autocast(input, weight, bias)
+    drops = training and keep_rate(p) < 1.0
+    if not (drops and isinstance(input, Tensor) and input.is_cpu and input.dim() == 2):
+        _check_operands(input, weight, bias)
     rows_per_mask = _rows_per_mask(input, mask)
-    q = keep_rate(p)
-    if not training:
-        plain = F.linear(input, weight, bias)
-        return plain * q if convention == "paper" else plain
-    if q == 1.0:
-        return F.linear(input, weight, bias)
-
-    _ext.require_kernels(input)
+    if not drops:
+        output = F.linear(input, weight, bias)
+        return output * keep_rate(p) if convention == PAPER and not training else output
+    settings = (p, rows_per_mask, convention == INVERTED)
+    sources = (generator, seed, rng_state)
+    if input.dim() == 2:
+        try:
+            return _multiply(input, weight, bias, settings, mask_storage, *sources)
+        except Exception:  # the operator checks matrices itself, but knows no argument's use
+            _check_operands(input, weight, bias)
+            raise
     flat = input.reshape(math.prod(input.shape[:-1]), weight.shape[1])
+    rows = _multiply(flat, weight, bias, settings, mask_storage, *sources)
+    return rows.reshape(*input.shape[:-1], weight.shape[0])
+
+
+def _multiply(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    settings: tuple[float, int, bool],
+    mask_storage: str,
+    generator: torch.Generator | None,
+    seed: int | None,
+    rng_state: Tensor | None,
+) -> Tensor:
+    """The layer on a matrix, in training."""
+    _ext.require_kernels(input)
     state = resolve_rng_state(input, generator, seed, rng_state)
-    needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     bits = None
-    if needs_grad:
-        n_masks = -(-flat.shape[0] // rows_per_mask)
+    if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
+        p, rows_per_mask, _ = settings
+        n_masks = -(-input.shape[0] // rows_per_mask)
         if _stores_masks(mask_storage, p, n_masks, weight):
             bits = _ext.operators().dropconnect_mask_bits(weight, state, n_masks, p)
-    output: Tensor = DropConnectLinear.run(
-        (flat, weight, bias, state, bits), (p, rows_per_mask, convention == "inverted")
-    )
-    return output.reshape(*input.shape[:-1], weight.shape[0])
-
-
-def _autocast_enabled(device: torch.device) -> bool:
-    return device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)
+    output: Tensor = DropConnectLinear.run((input, weight, bias, state, bits), settings)
+    return output
 
 
 def _autocast(
     input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Under torch.autocast, casts as F.linear does."""
-    if not _autocast_enabled(input.device):
+    kind = input.device.type
+    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return input, weight, bias
-    dtype = torch.get_autocast_dtype(input.device.type)
+    dtype = torch.get_autocast_dtype(kind)
 
     def cast(tensor: Tensor) -> Tensor:
         eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
@@ -150,6 +170,7 @@ def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _check_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    _check_tensors(input, weight, bias)
     _checks.check_float_tensor(input, "input")
     _checks.check_float_tensor(weight, "weight")
     _checks.check_same(weight, "weight", input, "input")
@@ -188,19 +209,21 @@ _MOST_ROWS = 2**62  # more than any tensor has, and an int64
 
 def _rows_per_mask(input: Tensor, mask: str | int) -> int:
     """How many consecutive rows of the flattened input share a mask."""
+    if mask is EXAMPLE and input.dim() == 2:
+        return 1
     check_mask_mode(mask)
     if not isinstance(mask, str):
         return min(int(mask), _MOST_ROWS)
     rows = math.prod(input.shape[:-1])
-    if mask == "row" or rows == 0:
+    if mask == ROW or rows == 0:
         return 1
-    return rows if mask == "batch" or input.dim() == 1 else rows // input.shape[0]
+    return rows if mask == BATCH or input.dim() == 1 else rows // input.shape[0]
 
 
 def _stores_masks(mask_storage: str, p: float, n_masks: int, weight: Tensor) -> bool:
     """Whether forward draws packed masks for backward to read."""
-    if mask_storage != "auto":
-        return mask_storage == "packed"
+    if mask_storage != AUTO:
+        return mask_storage == PACKED
     if philox_calls(p) < PACKED_MIN_DIGITS:
         return False
     groups, outs = -(-weight.shape[1] // 128), -(-weight.shape[0] // 8) * 8

@@ -20,7 +20,8 @@ from fused_dropout._rates import inverse_keep_rate, keep_rate
 from fused_dropout.functional.packed_sequence import on_padded
 from fused_dropout.rng import check_single_source, resolve_rng_state, unused_rng_state
 
-CONVENTIONS = ("inverted", "paper")
+INVERTED, PAPER = CONVENTIONS = ("inverted", "paper")
+NO_DIMS = ()
 
 Sequences = TypeVar("Sequences", Tensor, PackedSequence)
 
@@ -34,7 +35,7 @@ def dropout(
     training: bool = True,
     inplace: bool = False,
     *,
-    broadcast_dims: Sequence[int] = (),
+    broadcast_dims: Sequence[int] = NO_DIMS,
     generator: torch.Generator | None = None,
     seed: int | None = None,
     rng_state: Tensor | None = None,
@@ -92,13 +93,19 @@ def dropout(
             seed=seed,
             rng_state=rng_state,
         )
-    p = _check(input, p)
-    if seed is not None or rng_state is not None:
-        check_single_source(generator, seed, rng_state)
-    dims = () if broadcast_dims == () else _as_shared_dims(broadcast_dims, input)
-    if not training:
+    # Small calls are mostly Python, so what is seldom given is looked at only where it is, and the
+    # checks that pass are not called.
+    if type(p) is not float or not 0.0 <= p <= 1.0:
+        p = _checks.check_probability(p)
+    if not isinstance(input, Tensor) or input.layout is not torch.strided or input.is_nested:
+        _checks.check_dense(input, "input")
+    if convention is not INVERTED:
         _checks.check_choice(convention, "convention", CONVENTIONS)
-        return _scaled(input, keep_rate(p), inplace) if convention == "paper" else input
+    if generator is not None or seed is not None or rng_state is not None:
+        check_single_source(generator, seed, rng_state)
+    dims = () if broadcast_dims is NO_DIMS else _as_shared_dims(broadcast_dims, input)
+    if not training:
+        return _scaled(input, keep_rate(p), inplace) if convention == PAPER else input
     prepare = _settings if torch.compiler.is_compiling() else _cached_settings
     q, settings = prepare(p, dims, convention)
     return run_dropout(input, q, settings, inplace, generator, seed, rng_state)
@@ -108,8 +115,7 @@ def _settings(
     p: float, shared_dims: tuple[int, ...], convention: str
 ) -> tuple[float, tuple[Any, ...]]:
     """The keep rate, and what the operator is to do."""
-    _checks.check_choice(convention, "convention", CONVENTIONS)
-    scale = inverse_keep_rate(p) if convention == "inverted" else 1.0
+    scale = inverse_keep_rate(p) if convention == INVERTED else 1.0
     return keep_rate(p), dropout_settings(p, scale, shared_dims)
 
 
