@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout import _ext
+from fused_dropout import _ext, nn
+from fused_dropout import functional as F
 from fused_dropout.functional import dropconnect_linear
 from fused_dropout.nn import DropConnectLinear
 
@@ -40,6 +42,13 @@ def moved(arguments: dict, place: torch.device) -> dict:
         ({"mask": -2}, ValueError, "got -2"),
         ({"mask": True}, ValueError, "got True"),
         ({"mask": 1.5}, ValueError, "got 1.5"),
+        ({"mask": torch.tensor(2.5)}, ValueError, r"mask must be.*got tensor\(2.5"),
+        ({"mask": torch.tensor(2)}, ValueError, r"mask must be.*got tensor\(2"),
+        ({"mask": np.ones(2)}, ValueError, r"mask must be.*got array\("),
+        ({"convention": np.ones(2)}, ValueError, r"convention must be.*got array\("),
+        ({"p": torch.ones((), device="meta")}, TypeError, "p must be a float, got Tensor"),
+        ({"seed": np.array([3])}, TypeError, "seed must be an int, got ndarray"),
+        ({"rng_state": torch.ones(2).long().to_sparse()}, RuntimeError, "rng_state must be a d"),
         ({"convention": "scaled"}, ValueError, "convention must be one of.*'scaled'"),
         ({"mask_storage": "bytes"}, ValueError, "mask_storage must be one of.*'bytes'"),
         ({"seed": 1, "generator": torch.Generator()}, ValueError, "generator and seed"),
@@ -74,6 +83,61 @@ def moved(arguments: dict, place: torch.device) -> dict:
 def test_functional(change: dict, error: type[Exception], text: str, place: torch.device) -> None:
     with pytest.raises(error, match=text):
         dropconnect_linear(**{**good(), **moved(change, place)})
+
+
+X = torch.ones(4, 3)
+FLOAT8 = X.to(torch.float8_e4m3fn)
+NESTED = torch.nested.nested_tensor([torch.tensor([5, 7])])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: F.bias_act_dropout_add(None), TypeError, "input must be a Tensor, got NoneType"),
+        (lambda: F.bias_act_dropout_add(X, 1.0), TypeError, "bias must be a Tensor, got float"),
+        (lambda: nn.BiasActDropoutAdd(4)(object()), TypeError, "input must be a Tensor"),
+        (lambda: nn.ConcreteDropout()("x"), TypeError, "input must be a Tensor, got str"),
+        (lambda: F.drop_block1d(X, 0.5, 2, normalize=np.ones(2)), ValueError, "normalize must be"),
+        (lambda: nn.DropBlock1d(0.5, 2, gamma=np.ones(2)), ValueError, "gamma must be one of"),
+        (lambda: F.dropout2d(X, torch.ones((), device="meta")), TypeError, "p must be a float"),
+        (lambda: F.dropout(X, seed=np.array([3])), TypeError, "seed must be an int, got ndarray"),
+        (lambda: F.dropout(X, rng_state=NESTED), RuntimeError, "rng_state must be a dense.*nested"),
+        (lambda: F.drop_path_add(X, X.to("meta")), RuntimeError, "branch must be on.*got meta"),
+        (lambda: F.drop_path(X.cfloat(), 0.5, True), NotImplementedError, "x must have a dtype"),
+        (lambda: F.drop_path_add(X.int(), X.int(), 0.5, True), RuntimeError, "branch must have a"),
+        (lambda: F.drop_path_add(X, FLOAT8, 0.5, True), RuntimeError, "branch must have a.*8_e4m3"),
+        (lambda: fused_dropout.mask(3, 0.5, seed=0, offset=np.ones(2)), TypeError, "offset must"),
+        (lambda: fused_dropout.mask((2**32, 2**32), 0.5, seed=0), ValueError, "shape must be ints"),
+    ],
+)
+def test_other_functions(call: Callable[[], object], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        call()
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout1d, nn.Dropout3d, nn.AlphaDropout])
+def test_layers_refuse_nan(layer: type[torch.nn.Module]) -> None:
+    with pytest.raises(ValueError, match="but got nan"):
+        layer(math.nan)
+
+
+class Undispatched:
+    """It has `__torch_function__` and implements nothing."""
+
+    @classmethod
+    def __torch_function__(cls, *args: object, **keys: object) -> object:
+        return NotImplemented
+
+
+@pytest.mark.parametrize("odd", [Undispatched(), torch.Tensor], ids=["object", "torch.Tensor"])
+def test_types_that_refuse_the_dispatch(odd: object) -> None:
+    with pytest.raises(TypeError, match=r"no implementation found.*__torch_function__") as theirs:
+        torch.nn.functional.dropout(odd)
+    for function in (F.dropout, F.gaussian_dropout, F.bias_act_dropout_add):
+        with pytest.raises(TypeError) as ours:
+            function(odd)
+        name = f"{function.__module__}.{function.__name__}"
+        assert str(ours.value) == str(theirs.value).replace("torch.nn.functional.dropout", name)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -86,6 +87,67 @@ def test_matches_reference(
         ours = FUNCTIONS[len(shape)](input, p, block_size, gamma=gamma, **options)
         expected = on_cpu(reference.drop_block, input, p, block_size, gamma=gamma, **options)
         assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("scale", [0.25, 1.5, 1e9, 0])
+def test_gamma_scale(scale: float, backend: torch.device) -> None:
+    """It multiplies the seeds' rate, which 1 limits: then all is dropped, and nothing drawn."""
+    input = torch.randn(2, 3, 20, 20)
+    for options in ({"gamma": "paper"}, {"gamma": "exact", "normalize": "none"}):
+        scaled = drop_block2d(input, 0.3, 3, gamma_scale=scale, seed=SEED, **options)
+        expected = on_cpu(
+            reference.drop_block, input, 0.3, 3, gamma_scale=scale, seed=SEED, **options
+        )
+        assert torch.equal(scaled, expected)
+    kept = drop_block2d(torch.ones(2, 3, 20, 20), 0.3, 3, gamma_scale=scale, seed=SEED) != 0
+    rate = min(1.0, paper_gamma(0.3, (20, 20), (3, 3)) * scale)
+    with torch.device("cpu"):
+        wanted = reference.block_mask(input.shape, (3, 3), rate, SEED)
+    assert torch.equal(kept.cpu(), wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("share_channels", [False, True])
+@pytest.mark.parametrize("shape", [(3, 4, 9, 11), (2, 5, 33), (2, 3, 4, 5, 6)], ids=str)
+def test_with_noise(
+    shape: tuple[int, ...], share_channels: bool, dtype: torch.dtype, backend: torch.device
+) -> None:
+    """Dropped elements are the noise of the same random state, and kept ones stay as they are."""
+    input = torch.randn(shape, dtype=dtype)
+    input.view(-1)[::7] = math.nan
+    function, one_for_all = FUNCTIONS[len(shape)], {"seed": SEED, "share_channels": share_channels}
+    mask_shape = (shape[0], 1 if share_channels else shape[1], *shape[2:])
+    drawn_in = torch.float64 if dtype == torch.float64 else torch.float32
+    noise = fused_dropout.normal_noise(mask_shape, seed=SEED, dtype=drawn_in).to(dtype)
+    ones = torch.ones(shape, dtype=dtype)
+    for p in (0.4, 1.0):
+        kept = function(ones, p, 3, normalize="none", **one_for_all) != 0
+        wanted = torch.where(kept, input, noise)
+        for normalize in ("batch", "none"):
+            options = {"normalize": normalize, "with_noise": True, **one_for_all}
+            leaf = input.clone().requires_grad_()
+            output = function(leaf, p, 3, **options)
+            torch.testing.assert_close(output, wanted, rtol=0, atol=0, equal_nan=True)
+            (d_input,) = torch.autograd.grad(output, leaf, ones)
+            assert torch.equal(d_input, kept.to(dtype))
+            written = input.clone()
+            assert function(written, p, 3, inplace=True, **options) is written
+            torch.testing.assert_close(written, wanted, rtol=0, atol=0, equal_nan=True)
+    if dtype == torch.float64:
+        plain = torch.nan_to_num(input, 0.5).requires_grad_()
+        call = partial(function, p=0.4, block_size=3, with_noise=True, **one_for_all)
+        assert torch.autograd.gradcheck(call, plain, check_forward_ad=True, fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, plain, fast_mode=True)
+
+
+def test_noise_is_drawn_anew(place: torch.device) -> None:
+    """From torch's generator, also where p = 1 leaves no seed to draw."""
+    input = torch.zeros(2, 3, 8, 8)
+    torch.manual_seed(5)
+    first, second = (drop_block2d(input, 1.0, 8, with_noise=True) for _ in range(2))
+    torch.manual_seed(5)
+    assert torch.equal(first, DropBlock2d(1.0, 8, with_noise=True)(input))
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -215,7 +277,12 @@ def test_what_draws_nothing_leaves_the_generator(place: torch.device) -> None:
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0, 8, 8), (2, 3, 0, 8), (2, 3, 8, 0)])
 def test_empty_inputs(shape: tuple[int, ...], place: torch.device) -> None:
     input = torch.randn(shape, requires_grad=True)
-    for options in ({}, {"normalize": "sample"}, {"share_channels": True, "gamma": "exact"}):
+    for options in (
+        {},
+        {"normalize": "sample"},
+        {"share_channels": True, "gamma": "exact"},
+        {"with_noise": True},
+    ):
         output = drop_block2d(input, 0.5, 3, **options)
         assert output.shape == shape
         torch.autograd.grad(output.sum(), input)
@@ -238,6 +305,10 @@ def test_empty_inputs(shape: tuple[int, ...], place: torch.device) -> None:
         ((0.1, 3), {"eps": math.nan}, ValueError, "eps must be finite, at least 0; got nan"),
         ((0.1, 3), {"eps": 10**400}, ValueError, "eps must be finite, at least 0; got an int of"),
         ((0.1, 3), {"eps": "x"}, TypeError, "eps must be a float"),
+        ((0.1, 3), {"gamma_scale": -1.0}, ValueError, "gamma_scale must be finite, at least 0"),
+        ((0.1, 3), {"gamma_scale": math.inf}, ValueError, "gamma_scale must be finite"),
+        ((0.1, 3), {"gamma_scale": True}, TypeError, "gamma_scale must be a float, got bool"),
+        ((0.1, 3), {"with_noise": 1}, TypeError, "with_noise must be a bool, got 1"),
         ((0.1, 3), {"share_channels": "x"}, TypeError, "share_channels must be a bool, got 'x'"),
         ((0.1, 3), {"inplace": 1}, TypeError, "inplace must be a bool, got 1"),
         ((0.1, 3), {"normalize": "all"}, ValueError, "normalize must be one of 'batch'"),
@@ -315,6 +386,8 @@ def test_repr_is_torchvision_s_with_our_name() -> None:
     assert shown.startswith("fused_dropout.nn.DropBlock1d(p=0.1, block_size=7, inplace=False, ")
     assert "inplace=False, normalize='sample', share_channels" in shown
     assert shown.endswith("share_channels=True, gamma='exact')")
+    shown = repr(DropBlock1d(0.1, 7, gamma_scale=0.5, with_noise=True))
+    assert shown.endswith("inplace=False, gamma_scale=0.5, with_noise=True)")
 
 
 @pytest.mark.parametrize("dims", [3, 4, 5])
@@ -334,7 +407,16 @@ def test_module_is_the_function(dims: int, clone: Any, place: torch.device) -> N
 # ---- torch.compile ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"gamma": "exact", "normalize": "sample"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gamma": "exact", "normalize": "sample"},
+        {"gamma_scale": 1.5, "with_noise": True},
+        {"gamma": "exact", "gamma_scale": 0.5},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("inplace", [False, True])
 def test_compiles_to_one_graph(options: dict, inplace: bool, place: torch.device) -> None:
     def function(x: Tensor) -> Tensor:

@@ -348,21 +348,6 @@ def test_modules_refuse_bad_parameters() -> None:
             layer("0.1")
 
 
-def test_fx_traces_a_layer_as_one_node() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(3, 3), StochasticDepth(0.5, "row"), DropPath(0.5))
-    graph = torch.fx.Tracer().trace(model)
-    names = [node.target.__name__ for node in graph.nodes if node.op == "call_function"]
-    assert names == ["stochastic_depth", "drop_path"]
-    traced = torch.fx.GraphModule(model, graph)
-    input = torch.randn(40, 3)
-    outputs = []
-    for module in (model, traced, pickle.loads(pickle.dumps(traced))):
-        torch.manual_seed(14)
-        outputs.append(module(input))
-    assert torch.equal(outputs[0], outputs[1])
-    assert torch.equal(outputs[0], outputs[2])
-
-
 def test_linear_drop_rates() -> None:
     assert linear_drop_rates(0.3, 4) == pytest.approx([0.0, 0.1, 0.2, 0.3])
     for depth in (1, 2, 12, 24):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -107,6 +108,75 @@ def test_a_leaf_is_refused_before_it_is_changed(place: torch.device) -> None:
             functional.dropout(view(ours), 0.5, True, True)
         assert ours.requires_grad
         assert not torch.equal(ours, torch.ones(5, 6))
+
+
+class OneView(torch.autograd.Function):
+    """A view that a Function returns."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor) -> Tensor:
+        return input.view_as(input)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+@torch.no_grad()
+def view_without_grad(input: Tensor) -> Tensor:
+    return input[1:]
+
+
+def inference_tensor(input: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return torch.ones_like(input)
+
+
+# Of a leaf: what autograd lets nobody write to, and says so in several ways.
+REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
+    "leaf": lambda x: x,
+    "view of a leaf": lambda x: x[1:],
+    "leaf that is a view": lambda x: x.detach()[1:].requires_grad_(),
+    "view of a leaf that is a view": lambda x: x.detach()[1:].requires_grad_()[1:],
+    "one of several views": lambda x: (x * 1).unbind(0)[1],
+    "view of one of several views": lambda x: (x * 1).split(2)[1][0],
+    "view made without grad": lambda x: view_without_grad(x * 1),
+    "view made by a Function": lambda x: OneView.apply(x * 1),
+}
+
+
+@pytest.mark.parametrize("function", [functional.dropout, functional.gaussian_dropout])
+@pytest.mark.parametrize("name", [*REFUSED, "inference tensor"])
+def test_what_autograd_refuses_is_not_changed(
+    name: str, function: Callable[..., Tensor], place: torch.device
+) -> None:
+    make = REFUSED.get(name, inference_tensor)
+    ours, theirs = (make(torch.ones(5, 6, 2, requires_grad=True)) for _ in range(2))
+    with pytest.raises(RuntimeError) as expected:
+        torch.nn.functional.dropout(theirs, 0.5, True, True)
+    with pytest.raises(RuntimeError) as error:
+        function(ours, 0.5, True, True)
+    assert str(error.value) == str(expected.value)
+    if name != "inference tensor":  # those torch's own operators change first
+        assert torch.equal(ours, torch.ones_like(ours))
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a plain view", "any view"])
+def test_a_view_that_may_not_be_plain_is_copied_to(
+    known: bool, place: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fallback for a torch that does not say what kind of view it is."""
+    if not known:
+        monkeypatch.setattr("fused_dropout._ops._in_place.is_plain_view", lambda view: False)
+    input = torch.ones(10, 6, dtype=torch.float64, requires_grad=True)
+    whole = input * 2
+    part = whole[2:, ::2]
+    assert functional.dropout(part, 0.5, True, True, seed=3) is part
+    scale = functional.dropout(torch.ones(8, 3, dtype=torch.float64), 0.5, True, seed=3)
+    expected = torch.full((10, 6), 2.0, dtype=torch.float64)
+    expected[2:, ::2] *= scale
+    assert torch.equal(whole, expected)
+    assert torch.equal(torch.autograd.grad(whole.sum(), input)[0], expected)
 
 
 def test_in_place_on_a_view_changes_the_whole(place: torch.device) -> None:

@@ -148,7 +148,8 @@ def test_every_flag_of_a_module_is_listed() -> None:
         parameters = inspect.signature(getattr(nn, name)).parameters.values()
         found |= {(name, p.name) for p in parameters if isinstance(p.default, bool)}
     listed = {(layer.__name__, flag) for layer, _, flag in FLAGS}
-    assert found == listed | {(f"DropBlock{d}d", "share_channels") for d in (1, 2, 3)}
+    flags = ("share_channels", "with_noise")  # given by keyword
+    assert found == listed | {(f"DropBlock{d}d", flag) for d in (1, 2, 3) for flag in flags}
 
 
 @pytest.mark.parametrize(("layer", "before", "flag"), FLAGS, ids=str)
@@ -162,9 +163,10 @@ def test_a_flag_is_a_bool(
 
 
 @pytest.mark.parametrize("layer", [nn.DropBlock1d, nn.DropBlock2d, nn.DropBlock3d])
-def test_share_channels_is_a_bool(layer: type[torch.nn.Module]) -> None:
-    with pytest.raises(TypeError, match="share_channels must be a bool, got 2"):
-        layer(0.1, 3, share_channels=2)
+@pytest.mark.parametrize("flag", ["share_channels", "with_noise"])
+def test_flags_of_drop_block_are_bools(flag: str, layer: type[torch.nn.Module]) -> None:
+    with pytest.raises(TypeError, match=f"{flag} must be a bool, got 2"):
+        layer(0.1, 3, **{flag: 2})
 
 
 def test_wrong_settings() -> None:

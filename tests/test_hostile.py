@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hostile.call import Call, Oracle
+from hostile.compare import mismatch
 from hostile.masks import mask_matrix
 from hostile.operands import Layout, Operand
 
@@ -136,6 +137,22 @@ def test_a_wrong_number_without_dimensions_is_found() -> None:
     operand = Operand("x", (), "float32", "normal", 3, Layout("", (), "{b}"))
     truth = Oracle(lambda t: (t["x"] * 2,))
     assert Call("", "x * 3", [operand], oracle=truth).run()[0] == "!wrong number"
+
+
+def test_complex_gradients_are_judged_part_by_part() -> None:
+    truth = torch.tensor([1 + 2j, 3 + 4j], dtype=torch.complex128)
+    own = truth.to(torch.complex64)
+    for factor, found in ((1 + 1e-7, False), (1 + 1e-5, True)):
+        ours = torch.complex(own.real, own.imag * factor)
+        assert bool(mismatch(ours, truth, own, elementwise=True)) is found
+        assert bool(mismatch(ours.conj(), truth.conj(), own.conj(), elementwise=True)) is found
+
+
+def test_the_smallest_numbers_may_be_rounded() -> None:
+    truth = torch.tensor([3e-309], dtype=torch.float64)
+    for units, found in ((2, False), (1000, True)):
+        ours = truth + units * 5e-324
+        assert bool(mismatch(ours, truth, truth, elementwise=True)) is found
 
 
 def test_the_faster_masks_are_the_references() -> None:

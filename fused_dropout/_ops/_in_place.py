@@ -71,8 +71,7 @@ class InPlace:
 def write_without_autograd(op: type[InPlace], tensors: Tensors, settings: Settings) -> Tensor:
     """The writing kernel. Autograd still learns that the tensor has changed."""
     input = tensors[0]
-    assert input is not None
-    if input.is_inference() and not torch.is_inference_mode_enabled():
+    if input is not None and input.is_inference() and not torch.is_inference_mode_enabled():
         return input.copy_(op.pure.call(tensors, settings))  # torch's error
     changed: Tensor = run_below_autograd(op.kernel, tensors, settings)
     increment_version(changed)

@@ -29,6 +29,8 @@ def drop_block1d(
     normalize: str = "batch",
     share_channels: bool = False,
     gamma: str = "paper",
+    gamma_scale: float = 1.0,
+    with_noise: bool = False,
     generator: torch.Generator | None = None,
     seed: int | None = None,
     rng_state: Tensor | None = None,
@@ -47,11 +49,13 @@ def drop_block1d(
             normalize=normalize,
             share_channels=share_channels,
             gamma=gamma,
+            gamma_scale=gamma_scale,
+            with_noise=with_noise,
             generator=generator,
             seed=seed,
             rng_state=rng_state,
         )
-    options = Options(inplace, eps, normalize, share_channels, gamma)
+    options = Options(inplace, eps, normalize, share_channels, gamma, gamma_scale, with_noise)
     return _drop_block(1, input, p, block_size, options, training, generator, seed, rng_state)
 
 
@@ -66,6 +70,8 @@ def drop_block2d(
     normalize: str = "batch",
     share_channels: bool = False,
     gamma: str = "paper",
+    gamma_scale: float = 1.0,
+    with_noise: bool = False,
     generator: torch.Generator | None = None,
     seed: int | None = None,
     rng_state: Tensor | None = None,
@@ -103,6 +109,11 @@ def drop_block2d(
             torchvision's, which makes the realised rate lower than p, since regions overlap.
             ``"exact"``: gamma is such that the expected rate is p; torch.compile then compiles
             for each size by itself.
+        gamma_scale: gamma is multiplied by it, and limited to 1; timm's.
+        with_noise: dropped elements become normal noise instead of 0, and kept elements stay as
+            they are, whatever ``normalize`` says; as in timm's. The noise is
+            :func:`fused_dropout.normal_noise` of the same random state and the input's shape, with
+            one channel only where channels are shared.
         generator: draws the random state; default: torch's generator of the input's device.
         seed: makes the call a pure function: the mask of seed ``seed`` and offset 0.
         rng_state: int64[2] tensor (seed, offset), likewise.
@@ -112,8 +123,8 @@ def drop_block2d(
         reads the mask from packed bits, 1/32 of a float32 input's memory.
 
     Raises:
-        ValueError: p, block_size, eps, normalize or gamma out of range; another number of
-            dimensions; more than one of generator, seed and rng_state.
+        ValueError: p, block_size, eps, normalize, gamma or gamma_scale out of range; another number
+            of dimensions; more than one of generator, seed and rng_state.
         RuntimeError: a dtype that is not floating point; no kernels for the device.
         TypeError: an argument of the wrong type.
     """
@@ -130,11 +141,13 @@ def drop_block2d(
             normalize=normalize,
             share_channels=share_channels,
             gamma=gamma,
+            gamma_scale=gamma_scale,
+            with_noise=with_noise,
             generator=generator,
             seed=seed,
             rng_state=rng_state,
         )
-    options = Options(inplace, eps, normalize, share_channels, gamma)
+    options = Options(inplace, eps, normalize, share_channels, gamma, gamma_scale, with_noise)
     return _drop_block(2, input, p, block_size, options, training, generator, seed, rng_state)
 
 
@@ -149,6 +162,8 @@ def drop_block3d(
     normalize: str = "batch",
     share_channels: bool = False,
     gamma: str = "paper",
+    gamma_scale: float = 1.0,
+    with_noise: bool = False,
     generator: torch.Generator | None = None,
     seed: int | None = None,
     rng_state: Tensor | None = None,
@@ -167,11 +182,13 @@ def drop_block3d(
             normalize=normalize,
             share_channels=share_channels,
             gamma=gamma,
+            gamma_scale=gamma_scale,
+            with_noise=with_noise,
             generator=generator,
             seed=seed,
             rng_state=rng_state,
         )
-    options = Options(inplace, eps, normalize, share_channels, gamma)
+    options = Options(inplace, eps, normalize, share_channels, gamma, gamma_scale, with_noise)
     return _drop_block(3, input, p, block_size, options, training, generator, seed, rng_state)
 
 
@@ -183,6 +200,8 @@ class Options(NamedTuple):
     normalize: str
     share_channels: bool
     gamma: str
+    gamma_scale: float
+    with_noise: bool
 
     def check(self) -> None:
         """Raises a ValueError or TypeError for an option out of range."""
@@ -191,6 +210,8 @@ class Options(NamedTuple):
         _checks.check_bool(self.share_channels, "share_channels")
         _checks.check_choice(self.normalize, "normalize", NORMALIZATIONS)
         _checks.check_choice(self.gamma, "gamma", GAMMAS)
+        _checks.check_number(self.gamma_scale, "gamma_scale", at_least=0.0)
+        _checks.check_bool(self.with_noise, "with_noise")
 
 
 def check_block_size(block_size: Any, dims: int) -> tuple[int, ...]:
@@ -228,18 +249,29 @@ def _drop_block(
         return input
     _checks.check_float_tensor(input, "input")
     _ext.require_kernels(input)
-    bits, scale = _draw_mask(input, p, sides, options, generator, seed, rng_state)
+    mask = _draw_mask(input, p, sides, options, generator, seed, rng_state)
     op = DropBlockInPlace if options.inplace else DropBlock
-    output: Tensor = op.run((input, bits, scale), (options.share_channels,))
-    return output
+    output: Tensor = op.run((input, mask.bits, mask.scale), (options.share_channels,))
+    return _add_noise(output, mask, options.share_channels) if options.with_noise else output
 
 
-def _seed_rate(p: float, sizes: Sequence[int], block: Sequence[int], gamma: str) -> float:
-    if gamma == "paper":
-        return paper_gamma(p, sizes, block)
-    # torch.compile knows the numbers of a range, also where it leaves the size itself open.
-    numbers = [len(range(size)) for size in (*sizes, *block)]
-    return exact_gamma(p, tuple(numbers[: len(sizes)]), tuple(numbers[len(sizes) :]))
+class _Mask(NamedTuple):
+    """The packed mask, the factors of what it keeps, and the random state of both."""
+
+    bits: Tensor
+    scale: Tensor
+    rng_state: Tensor
+
+
+def _seed_rate(p: float, sizes: Sequence[int], block: Sequence[int], options: Options) -> float:
+    if options.gamma == "paper":
+        rate = paper_gamma(p, sizes, block)
+    else:
+        # torch.compile knows the numbers of a range, also where it leaves the size itself open.
+        numbers = [len(range(size)) for size in (*sizes, *block)]
+        rate = exact_gamma(p, tuple(numbers[: len(sizes)]), tuple(numbers[len(sizes) :]))
+    scale = options.gamma_scale
+    return rate if scale == 1.0 else min(1.0, rate * float(scale))
 
 
 def _draw_mask(
@@ -250,16 +282,29 @@ def _draw_mask(
     generator: torch.Generator | None,
     seed: int | None,
     rng_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The packed mask of ``input`` and the factors of what it keeps."""
+) -> _Mask:
     sizes = tuple(input.shape[2:])
     block = tuple(min(side, size) for side, size in zip(sides, sizes, strict=True))
-    gamma = _seed_rate(p, sizes, block, options.gamma)
-    scales = {"none": 0, "batch": 1, "sample": input.shape[0]}[options.normalize]
+    gamma = _seed_rate(p, sizes, block, options)
+    normalize = "none" if options.with_noise else options.normalize
+    scales = {"none": 0, "batch": 1, "sample": input.shape[0]}[normalize]
     settings = (block, gamma, options.share_channels, scales, float(options.eps))
-    if gamma == 1.0:  # nothing is drawn, so the generator stays where it is
+    nothing_is_drawn = gamma == 1.0 and not options.with_noise
+    if nothing_is_drawn:  # so the generator stays where it is
         state = unused_rng_state()
     else:
         state = resolve_rng_state(input, generator, seed, rng_state)
     bits, scale = _ext.operators().drop_block_mask(input.detach(), state, *settings)
-    return bits, scale
+    return _Mask(bits, scale, state)
+
+
+def _add_noise(output: Tensor, mask: _Mask, share_channels: bool) -> Tensor:
+    """Writes noise over what the mask has dropped."""
+    shape = (output.shape[0], 1 if share_channels else output.shape[1], *output.shape[2:])
+    drawn_in = torch.float64 if output.dtype == torch.float64 else torch.float32
+    operators = _ext.operators()
+    # The noise is drawn where the random state is, which may be the CPU.
+    noise = operators.normal_noise(mask.rng_state.to(output.device), shape, drawn_in)
+    ones = output.new_ones(shape)
+    kept = operators.drop_block(ones, mask.bits, mask.scale, share_channels)
+    return output.add_(torch.where(kept == 0, noise.to(output.dtype), 0))

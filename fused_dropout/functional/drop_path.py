@@ -178,10 +178,22 @@ def drop_path_add(
     if not training or drop_prob == 0.0 or x.numel() == 0:
         return x + branch
     q, settings = _settings(branch, drop_prob, "row", scale_by_keep)
-    dtype = torch.promote_types(x.dtype, branch.dtype)
-    x, branch = x.to(dtype), branch.to(dtype)
+    if x.dtype != branch.dtype:
+        dtype = _common_dtype(x, branch)
+        x, branch = x.to(dtype), branch.to(dtype)
     _checks.check_float_tensor(branch, "branch")
     return run_dropout(branch, q, settings, False, generator, seed, rng_state, residual=x)
+
+
+def _common_dtype(x: Tensor, branch: Tensor) -> torch.dtype:
+    """The dtype of ``x + branch``."""
+    try:
+        return torch.promote_types(x.dtype, branch.dtype)
+    except RuntimeError as error:  # it does not say whose dtypes
+        raise RuntimeError(
+            f"branch must have a dtype that can be added to that of x, {x.dtype}; got "
+            f"{branch.dtype}: {error}"
+        ) from None
 
 
 def linear_drop_rates(drop_rate: float, depth: int) -> list[float]:

@@ -28,11 +28,15 @@ class _DropBlock(ShowsPackage, torch.nn.Module):
         normalize: str = "batch",
         share_channels: bool = False,
         gamma: str = "paper",
+        gamma_scale: float = 1.0,
+        with_noise: bool = False,
     ) -> None:
         super().__init__()
         _checks.check_probability(p)
         functional.check_block_size(block_size, self._dims)
-        functional.Options(inplace, eps, normalize, share_channels, gamma).check()
+        functional.Options(
+            inplace, eps, normalize, share_channels, gamma, gamma_scale, with_noise
+        ).check()
         self.p = p
         self.block_size = block_size
         self.inplace = inplace
@@ -40,6 +44,8 @@ class _DropBlock(ShowsPackage, torch.nn.Module):
         self.normalize = normalize
         self.share_channels = share_channels
         self.gamma = gamma
+        self.gamma_scale = gamma_scale
+        self.with_noise = with_noise
 
     def forward(self, input: Tensor) -> Tensor:
         function = (functional.drop_block1d, functional.drop_block2d, functional.drop_block3d)
@@ -53,6 +59,8 @@ class _DropBlock(ShowsPackage, torch.nn.Module):
             normalize=self.normalize,
             share_channels=self.share_channels,
             gamma=self.gamma,
+            gamma_scale=self.gamma_scale,
+            with_noise=self.with_noise,
         )
 
     def extra_repr(self) -> str:
@@ -63,6 +71,10 @@ class _DropBlock(ShowsPackage, torch.nn.Module):
             shown += ", share_channels=True"
         if self.gamma != "paper":
             shown += f", gamma={self.gamma!r}"
+        if self.gamma_scale != 1.0:
+            shown += f", gamma_scale={self.gamma_scale}"
+        if self.with_noise:
+            shown += ", with_noise=True"
         return shown
 
 
@@ -89,6 +101,8 @@ class DropBlock2d(_DropBlock):
         normalize: ``"batch"``, ``"sample"`` or ``"none"``.
         share_channels: all channels of a sample get the same regions.
         gamma: ``"paper"`` or ``"exact"``.
+        gamma_scale: gamma is multiplied by it, and limited to 1.
+        with_noise: dropped elements become normal noise, and kept ones are not scaled.
 
     Shape:
         input and output ``[N, C, H, W]``.

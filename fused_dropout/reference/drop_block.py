@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fused_dropout.drop_block_gamma import exact_gamma, paper_gamma
 from fused_dropout.reference.masks import mask_matrix
+from fused_dropout.reference.noise import normal_noise
 
 SEED_DIGITS = 32
 
@@ -43,6 +44,8 @@ def drop_block(
     normalize: str = "batch",
     share_channels: bool = False,
     gamma: str = "paper",
+    gamma_scale: float = 1.0,
+    with_noise: bool = False,
     seed: int,
     offset: int = 0,
 ) -> Tensor:
@@ -54,8 +57,12 @@ def drop_block(
     sides = (block_size,) * len(sizes) if isinstance(block_size, int) else block_size
     block = tuple(min(side, size) for side, size in zip(sides, sizes, strict=True))
     rate = (paper_gamma if gamma == "paper" else exact_gamma)(p, sizes, block)
+    rate = min(1.0, rate * gamma_scale)
     channels = 1 if share_channels else input.shape[1]
     kept = block_mask((input.shape[0], channels, *sizes), block, rate, seed, offset)
+    if with_noise:
+        noise = normal_noise(kept.shape, seed=seed, offset=offset)
+        return torch.where(kept, input, noise.to(input.dtype))
     if normalize == "none":
         scale = torch.ones(1, dtype=torch.float64)
     else:

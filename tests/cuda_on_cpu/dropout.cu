@@ -25,13 +25,12 @@ int linear(const int64_t* rng_state, double p, double scale, double shift, doubl
                                   operands_of(in, residual, out, count, flags), nullptr);
 }
 
-// With `warp_groups` and the way of drawing as a large tensor, or a small one, has them. The kernel
-// also records the state.
+// With `warp_groups` and the way of drawing as a large tensor, or a small one, has them.
 template <class T>
-int linear_as(uint64_t seed, uint64_t offset, int64_t* record, double p, const T* in, T* out,
-              int64_t count, int flags, int warp_groups, int by_digits, int vectors, int blocks) {
+int linear_as(uint64_t seed, uint64_t offset, double p, const T* in, T* out, int64_t count,
+              int flags, int warp_groups, int by_digits, int vectors, int blocks) {
   const MaskRule rule = make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits);
-  const RngSource rng = {nullptr, nullptr, seed, offset, record};
+  const RngSource rng = {nullptr, seed, offset};
   const auto launch =
       by_digits ? launch_linear_dropout_as<T, true> : launch_linear_dropout_as<T, false>;
   return launch(rule, rng, {2, 0, 0}, operands_of<T>(in, nullptr, out, count, flags), warp_groups,

@@ -75,6 +75,7 @@ BAD = {
     "convention": ("'x'", "''", "None", "1", "b'paper'", "[]", "{}", "torch.ones(2)"),
     "normalize": ("'x'", "''", "None", "True", "[]", "np.ones(2)"),
     "gamma": ("'x'", "None", "0.5", "[]", "np.ones(2)"),
+    "gamma_scale": ("-1e-9", "10**400", "True", *BAD_NUMBERS),
     "mode": ("'x'", "None", "0", "[]", "torch.ones(2)"),
     "activation": ("'x'", "''", "None", "torch.relu", "[]", "torch.ones(2)"),
     "mask": ("'x'", "0", "-1", "True", "1.5", "None", "[]", "torch.tensor(2.5)", "-10**400",

@@ -32,6 +32,9 @@ def mismatch(
         return f"dtype {ours.dtype}, expected {own.dtype}"
     if ours.numel() == 0:
         return None
+    if ours.dtype.is_complex:
+        parts = (torch.view_as_real(t.resolve_conj()) for t in (ours, truth, own))
+        return mismatch(*parts, elementwise=elementwise, slack=slack)
     if ours.dtype == torch.bool or not ours.dtype.is_floating_point:
         return _where(ours != own, ours, own, own)
     limits = torch.finfo(ours.dtype)
@@ -45,8 +48,8 @@ def mismatch(
     if not elementwise:
         finite = size[regular]
         size = (finite.max() if finite.numel() else torch.zeros(())).expand_as(size)
-    tiny = limits.smallest_normal * limits.eps
-    bound = 2 * (own.double() - truth).abs() + ulps * (limits.eps * size + tiny * (size > 0))
+    tiny = limits.smallest_normal * limits.eps * (size > 0).double()
+    bound = 2 * (own.double() - truth).abs() + ulps * (limits.eps * size + tiny)
     error = (wide - truth).abs()
     # A comparison with NaN is false, so that a NaN of ours never passes for a number.
     right = torch.where(regular, error <= bound + slack, same)

@@ -156,13 +156,17 @@ def _drop_block(random: Random, name: str) -> Draft:
         "normalize": random.choice(("batch", "sample", "none")),
         "share_channels": random.random() < 0.3,
         "gamma": random.choice(("paper", "exact")),
+        "gamma_scale": random.choice((1.0, 1.0, 1, 0, 0.3, 50)),
+        "with_noise": random.random() < 0.2,
     }
     draft.arguments.update(block_size=repr(block), inplace=repr(inplace), eps=repr(eps))
     draft.arguments.update({key: repr(value) for key, value in options.items()})
     training = draft.add_flag(random, "training", 0.9)
     _settle(draft, random, p, training, inplace)
-    # p is the rate of elements; that of the seeds, of 32 digits, may be below 1 where p is 1.
-    draft.drawn = training and 0 < p < 1 and math.prod(shape) > 0
+    # p is the rate of elements; that of the seeds, of 32 digits, may be below 1 where p is 1, and 1
+    # where gamma_scale is large.
+    certain = p in (0, 1) or options["gamma_scale"] > 1
+    draft.drawn = training and not certain and math.prod(shape) > 0
     draft.twin = "generator" in draft.arguments or bool(draft.seeding)
 
     def written_out(tensors: Tensors) -> tuple[Tensor]:
@@ -175,7 +179,8 @@ def _drop_block(random: Random, name: str) -> Draft:
 
     plain = all(operand.kind == "normal" for operand in draft.operands) and eps > 0
     differentiable = ("input",) if plain or not inplace else ()
-    draft.oracle = Oracle(written_out, True, "input", differentiable)
+    linear = None if options["with_noise"] else "input"
+    draft.oracle = Oracle(written_out, True, linear, differentiable)
     return draft
 
 

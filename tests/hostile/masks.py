@@ -28,9 +28,10 @@ def mask_matrix(
     counter[..., 2] = offset % 2**32
     counter[..., 3] = offset >> 32
     words = masks.philox4x32_10(counter, (seed % 2**32, seed >> 32))
-    bits = np.unpackbits(words.astype("<u4").view(np.uint8), axis=-1, bitorder="little")
-    weights = np.uint64(1) << np.arange(digits - 1, -1, -1, dtype=np.uint64)
-    fraction = np.tensordot(weights, bits.astype(np.uint64), 1)
+    octets = words.astype("<u4").view(np.uint8)
+    fraction = np.zeros((len(groups), _GROUP), dtype=np.uint32)
+    for digit in octets:  # one by one: some masks are large
+        fraction = fraction << np.uint32(1) | np.unpackbits(digit, axis=-1, bitorder="little")
     kept = fraction < np.uint64(threshold(p, digits))
     return kept.reshape(rows, per_row * _GROUP)[:, :cols]
 

@@ -138,12 +138,13 @@ def _dropout_like(function: str, dims: tuple[int, ...]) -> Recipe:
 def _block_like(function: str, dims: int) -> Recipe:
     code = (
         f"F.{function}(x, {{p}}, {{block_size}}, {{inplace}}, {{eps}}, {{training}}, "
-        "normalize={normalize}, share_channels={share_channels}, gamma={gamma})"
+        "normalize={normalize}, share_channels={share_channels}, gamma={gamma}, "
+        "gamma_scale={gamma_scale}, with_noise={with_noise})"
     )
     choices = {
         "p": draw_p, "block_size": SIDES, "inplace": FLAGS, "eps": ("1e-6", "0.0", "1"),
         "normalize": ("'batch'", "'sample'", "'none'"), "share_channels": FLAGS,
-        "gamma": ("'paper'", "'exact'"),
+        "gamma": ("'paper'", "'exact'"), "gamma_scale": ("1.0", "0.5"), "with_noise": FLAGS,
     }  # fmt: skip
     return Recipe(code, (dims,), choices)
 
