@@ -132,7 +132,6 @@ def test_the_mark_of_constant_functions_is_torchs() -> None:
 ALLOWED = {
     "_ops/_in_place.py": {"_base", "_is_view"},  # torch's own check of leaves, ahead of torch's
     "convert.py": {"_modules", "_parameters"},  # named_children leaves repetitions out
-    "nn/dropout.py": {"_DropoutNd"},
 }
 
 

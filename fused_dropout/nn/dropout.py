@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.modules.dropout import _DropoutNd
 
 from fused_dropout import _checks, functional
+from fused_dropout._private_torch import DropoutBase
 from fused_dropout.functional.dropout import CONVENTIONS, Sequences
 from fused_dropout.nn.package_name import ShowsPackage
 
 
-class _CheckedDropout(ShowsPackage, _DropoutNd):
+class _CheckedDropout(ShowsPackage, DropoutBase):
     """torch's constructor, with the types of its arguments checked."""
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:

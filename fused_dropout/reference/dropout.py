@@ -69,8 +69,8 @@ def alpha_dropout(
 ) -> Tensor:
     """SELU's floor where the mask drops; an affine map keeps mean 0 and variance 1."""
     q = keep_rate(p)
-    if q == 0:
-        return input * 0
+    if q == 0:  # zeros, also of infinities and NaNs, where a product has none
+        return torch.where(torch.zeros_like(input, dtype=torch.bool), input, 0.0)
     dropped = 1 - q
     a = 1 / math.sqrt(q + SELU_FLOOR**2 * dropped * q)
     b = -a * SELU_FLOOR * dropped
