@@ -193,7 +193,8 @@ def _dropouts() -> tuple[Op, ...]:
         ),
         # torch's alpha dropouts take training=False for granted.
         Op(
-            "alpha_dropout", partial(f.alpha_dropout, training=True), r.alpha_dropout, _RATES,
+            "alpha_dropout", partial(f.alpha_dropout, training=True), r.alpha_dropout,
+            (*_RATES, case(p=0.3, broadcast_dims=(0,))),
             **common, layers=(Layer(nn.AlphaDropout, case(p=0.4), ((6, 40),)),),
         ),
         Op(

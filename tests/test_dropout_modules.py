@@ -449,3 +449,18 @@ def test_packed_sequences_drop_as_padded_ones(
     assert torch.equal(again.data, packed(functional.locked_dropout(padded, 0.5, seed=4)).data)
     with pytest.raises(ValueError, match="between 0 and 1"):
         functional.locked_dropout(given, 1.5)
+
+
+def test_alpha_dropout_shares_its_mask_along_broadcast_dims(place: torch.device) -> None:
+    input = torch.randn(5, 6, 7)
+    torch.manual_seed(3)
+    layer = nn.AlphaDropout(0.4, broadcast_dims=(0, -1))
+    output = layer(input)
+    torch.manual_seed(3)
+    assert torch.equal(output, functional.alpha_dropout(input, 0.4, True, broadcast_dims=(0, 2)))
+    floor = output == output.flatten().mode().values  # all dropped elements are equal
+    assert torch.equal(floor, floor[:1, :, :1].expand_as(floor))
+    assert 0 < floor.sum() < floor.numel()
+    assert "broadcast_dims=(0, -1)" in repr(layer)
+    with pytest.raises(IndexError, match="broadcast_dims"):
+        functional.alpha_dropout(input, 0.4, True, broadcast_dims=(3,))

@@ -242,6 +242,7 @@ def alpha_dropout(
     training: bool = False,
     inplace: bool = False,
     *,
+    broadcast_dims: Sequence[int] = NO_DIMS,
     generator: torch.Generator | None = None,
     seed: int | None = None,
     rng_state: Tensor | None = None,
@@ -262,11 +263,14 @@ def alpha_dropout(
             p,
             training,
             inplace,
+            broadcast_dims=broadcast_dims,
             generator=generator,
             seed=seed,
             rng_state=rng_state,
         )
-    return _alpha_dropout(input, p, training, inplace, False, generator, seed, rng_state)
+    p = _check(input, p)
+    dims = _as_shared_dims(broadcast_dims, input)
+    return _alpha_dropout(input, p, training, inplace, dims, generator, seed, rng_state)
 
 
 def feature_alpha_dropout(
@@ -292,7 +296,11 @@ def feature_alpha_dropout(
             seed=seed,
             rng_state=rng_state,
         )
-    return _alpha_dropout(input, p, training, inplace, True, generator, seed, rng_state)
+    p = _check(input, p)
+    if training and 0 < p < 1 and input.numel() > 0:  # what torch checks
+        _check_channels(input, 2)
+    dims = tuple(range(2, input.dim()))
+    return _alpha_dropout(input, p, training, inplace, dims, generator, seed, rng_state)
 
 
 def locked_dropout(
@@ -443,19 +451,15 @@ def _alpha_dropout(
     p: float,
     training: bool,
     inplace: bool,
-    of_channels: bool,
+    shared_dims: tuple[int, ...],
     generator: torch.Generator | None,
     seed: int | None,
     rng_state: Tensor | None,
 ) -> Tensor:
-    p = _check(input, p)
     check_single_source(generator, seed, rng_state)
     if not training or p == 0 or input.numel() == 0:
         return input
-    if of_channels and p < 1:
-        _check_channels(input, 2)
     q = keep_rate(p)
-    shared_dims = tuple(range(2, input.dim())) if of_channels else ()
     a, b = alpha_affine(q) if q > 0 else (0.0, 0.0)  # at p = 1 torch gives zeros
     settings = dropout_settings(p, a, shared_dims, b, a * SELU_FLOOR + b)
     return run_dropout(input, q, settings, inplace, generator, seed, rng_state)

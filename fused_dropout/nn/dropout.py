@@ -110,10 +110,31 @@ class AlphaDropout(_CheckedDropout, torch.nn.AlphaDropout):
 
     Like torch's it takes ``inplace`` and does not use it (SELU needs its result for backward);
     :func:`fused_dropout.functional.alpha_dropout` does.
+
+    Args:
+        p: drop probability in [0, 1].
+        inplace: not used.
+        broadcast_dims: dimensions along which the mask is shared, as in :class:`Dropout`.
+
+    Raises:
+        ValueError: p out of range.
+        TypeError: an argument of the wrong type.
     """
 
+    def __init__(
+        self, p: float = 0.5, inplace: bool = False, *, broadcast_dims: Sequence[int] = ()
+    ) -> None:
+        super().__init__(p, inplace)
+        self.broadcast_dims = _checks.as_ints(broadcast_dims, "broadcast_dims")
+
     def forward(self, input: Tensor) -> Tensor:
-        return functional.alpha_dropout(input, self.p, self.training)
+        return functional.alpha_dropout(
+            input, self.p, self.training, broadcast_dims=self.broadcast_dims
+        )
+
+    def extra_repr(self) -> str:
+        dims = f", broadcast_dims={self.broadcast_dims}" if self.broadcast_dims else ""
+        return super().extra_repr() + dims
 
 
 class FeatureAlphaDropout(_CheckedDropout, torch.nn.FeatureAlphaDropout):
