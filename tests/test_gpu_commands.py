@@ -238,6 +238,9 @@ def test_the_make_targets_call_the_script() -> None:
     commands = {"gpu": "all", **{f"gpu-{name}": name for name in STAGES if name != "all"}}
     for target, command in commands.items():
         done = subprocess.run(
-            ["make", "-n", target, "PYTHON=python3"], cwd=ROOT, capture_output=True, text=True
+            ["make", "--no-print-directory", "-n", target, "PYTHON=python3"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
         assert done.stdout == f"PYTHON=python3 bench/gpu.sh {command}\n", done.stderr

@@ -79,12 +79,14 @@ class Differentiable:
         raise NotImplementedError
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
-        """What backward needs where the inputs of ``needs`` get gradients.
-
-        ``jvp`` gets what is saved where all of them do.
-        """
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
+        """What backward needs where the inputs of ``needs`` get gradients."""
         raise NotImplementedError
+
+    @classmethod
+    def save_all(cls, tensors: Tensors, settings: Settings) -> Tensors:
+        """What backward and jvp need for all inputs."""
+        return cls.save(tensors, settings, (True,) * cls.inputs)
 
     @staticmethod
     def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
@@ -248,7 +250,7 @@ def check_not_differentiated(op: type[Differentiable], tensors: Tensors) -> None
 def _register_public_autograd(op: type[Differentiable], library: torch.library.Library) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
         tensors, ctx.settings = inputs[: op.tensors], inputs[op.tensors :]
-        ctx.save_for_backward(*op.save(tensors, ctx.needs_input_grad))
+        ctx.save_for_backward(*op.save(tensors, ctx.settings, ctx.needs_input_grad))
 
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         return gradients(op, ctx, grads)
@@ -272,7 +274,7 @@ def eager_function(op: type[Differentiable]) -> type[torch.autograd.Function]:
             tensors = args[:-1] + constants
             if several:
                 ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*op.save(tensors, ctx.needs_input_grad))
+            ctx.save_for_backward(*op.save(tensors, ctx.settings, ctx.needs_input_grad))
             return run_below_autograd(op.kernel, tensors, ctx.settings)
 
         @staticmethod
@@ -294,7 +296,7 @@ def _general_function(op: type[Differentiable]) -> type[torch.autograd.Function]
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
             *tensors, settings = inputs
-            saved = op.save(tuple(tensors), (True,) * op.inputs)
+            saved = op.save_all(tuple(tensors), settings.values)
             ctx.set_materialize_grads(False)
             ctx.save_for_backward(*saved)
             ctx.save_for_forward(*saved)

@@ -123,7 +123,7 @@ def _function(op: type[InPlace]) -> type[torch.autograd.Function]:
             constants, ctx.settings = args[-1]
             tensors = args[:-1] + constants
             ctx.mark_dirty(tensors[0])
-            ctx.save_for_backward(*pure.save(tensors, ctx.needs_input_grad))
+            ctx.save_for_backward(*pure.save(tensors, ctx.settings, ctx.needs_input_grad))
             run_below_autograd(op.kernel, tensors, ctx.settings)
             return tensors[0]
 

@@ -35,7 +35,13 @@ class BiasActDropoutAdd(Differentiable):
         return torch.empty_like(input)
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
+        input, bias, _, rng_state = tensors
+        return (None, None, rng_state) if settings[1] == "none" else (input, bias, rng_state)
+
+    @classmethod
+    def save_all(cls, tensors: Tensors, settings: Settings) -> Tensors:
+        """The input in any case: jvp takes its shape."""
         input, bias, _, rng_state = tensors
         return input, bias, rng_state
 
@@ -75,7 +81,7 @@ class DInput(Differentiable):
         return torch.empty_like(grad_output)
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
         return tensors
 
     @staticmethod
@@ -115,7 +121,7 @@ class DBoth(Differentiable):
         return torch.empty_like(grad_output), grad_output.new_empty((grad_output.shape[-1],))
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
         return tensors
 
     @staticmethod

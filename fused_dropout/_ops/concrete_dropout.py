@@ -26,7 +26,7 @@ class ConcreteDropout(Differentiable):
         return torch.empty_like(input)
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
         input, logit_p, rng_state = tensors
         return (input if needs[1] else None), logit_p, rng_state
 
@@ -67,7 +67,7 @@ class ConcreteDropoutBackward(Differentiable):
         return torch.empty_like(input), torch.empty_like(logit_p)
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
         return tensors
 
     @staticmethod

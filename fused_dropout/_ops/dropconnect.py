@@ -45,7 +45,7 @@ class DropConnectLinear(Differentiable):
         return input.new_empty((input.shape[0], weight.shape[0]))
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
         input, weight, _, rng_state, mask_bits = tensors
         return (input if needs[1] else None), (weight if needs[0] else None), rng_state, mask_bits
 
@@ -102,7 +102,7 @@ class DInput(Differentiable):
         return grad_output.new_empty((grad_output.shape[0], weight.shape[1]))
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
         grad_output, weight, *masks = tensors
         return (grad_output if needs[1] else None), (weight if needs[0] else None), *masks
 
@@ -130,7 +130,7 @@ class DWeight(Differentiable):
         return grad_output.new_empty((grad_output.shape[1], input.shape[1]))
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
         grad_output, input, *masks = tensors
         return (grad_output if needs[1] else None), (input if needs[0] else None), *masks
 
@@ -161,7 +161,7 @@ class DBoth(Differentiable):
         return DInput.fake(grad_output, weight), DWeight.fake(grad_output, input)
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
         return tensors
 
     @staticmethod
@@ -213,7 +213,7 @@ class DBias(Differentiable):
         return grad_output.new_empty((grad_output.shape[1],))
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
         return tensors
 
     @staticmethod

@@ -46,7 +46,7 @@ class Dropout(Differentiable):
         return torch.empty_like(input)
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
         return (tensors[2],)
 
     @staticmethod

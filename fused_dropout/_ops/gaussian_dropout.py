@@ -24,7 +24,7 @@ class GaussianDropout(Differentiable):
         return torch.empty_like(input)
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
         return (tensors[1],)
 
     @staticmethod

@@ -22,7 +22,7 @@ class GaussianNoise(Differentiable):
         return torch.empty_like(mean)
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
         return tensors[1:] if needs[1] else ()
 
     @staticmethod
@@ -55,7 +55,7 @@ class GaussianNoiseDVariance(Differentiable):
         return torch.empty_like(grad_output)
 
     @staticmethod
-    def save(tensors: Tensors, needs: Sequence[bool]) -> Tensors:
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
         grad_output, variance, rng_state = tensors
         return (grad_output if needs[1] else None), variance, rng_state
 

@@ -40,7 +40,8 @@ def stored_masks(sizes: tuple[int, int, int, int], p: float) -> Numbers:
     rows, in_features, out_features, rows_per_mask = sizes
     masks = -(-rows // rows_per_mask)
     rng_state = fused_dropout.make_rng_state(SEED, OFFSET)
-    bits = _ext.operators().dropconnect_mask_bits(rng_state, masks, out_features, in_features, p)
+    weight = torch.empty(out_features, in_features)
+    bits = _ext.operators().dropconnect_mask_bits(weight, rng_state, masks, p)
     return bits.numpy().view(np.uint32).reshape(-(-in_features // 128), masks, -1, 4)
 
 
