@@ -132,7 +132,7 @@ class Draft:
         elif name in pools.BAD:
             self.arguments[name] = random.choice(pools.BAD[name])
             if name == "device":  # named by what it is
-                self.names += ("cuda", "xpu", "Device")
+                self.names += ("cuda", "xpu", "Device", "NVIDIA")
         else:  # a flag: whatever counts as true or false
             odd = ("None", "'x'", "2", "[]", "torch.ones(2)", "np.ones(2)", "object()")
             self.arguments[name] = random.choice(odd)
