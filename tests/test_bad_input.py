@@ -244,3 +244,17 @@ def test_cuda_tensor_on_a_build_without_cuda() -> None:
 def test_device_of_another_kind() -> None:
     with pytest.raises(RuntimeError, match="kernels for cpu and cuda"):
         _ext.require_backend(torch.device("xpu"))
+
+
+def test_a_nested_input_is_named(place: torch.device) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(8)])
+    for mask in ("row", "example"):
+        with pytest.raises(RuntimeError, match="input must be a dense"):
+            dropconnect_linear(nested, torch.ones(4, 8), mask=mask)
+
+
+def test_no_tensor_to_write_to(place: torch.device) -> None:
+    """A schema lets None through where a tensor is changed."""
+    residual, state = torch.ones(3, requires_grad=True), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(TypeError, match="input must be a Tensor, got None"):
+        _ext.operators().dropout_(None, residual, state, 0.5, 2.0)

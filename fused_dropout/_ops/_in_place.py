@@ -95,7 +95,9 @@ def register_in_place(op: type[InPlace], library: torch.library.Library) -> None
     op.function = _function(op)
 
     def copied(*args: Any) -> Tensor:
-        input: Tensor = args[0]
+        input: Tensor | None = args[0]
+        if input is None:  # which a schema lets through
+            raise TypeError(f"{NAMESPACE}::{name}: input must be a Tensor, got None")
         return input.copy_(pure.operator(*args))
 
     def with_autograd(*args: Any) -> Tensor:

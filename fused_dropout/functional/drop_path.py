@@ -175,11 +175,11 @@ def drop_path_add(
     _checks.check_dense(branch, "branch")
     _checks.check_shape(branch, "branch", x.shape)
     _checks.check_same_device(branch, "branch", x, "x")
+    dtype = x.dtype if x.dtype == branch.dtype else _common_dtype(x, branch)
     if not training or drop_prob == 0.0 or x.numel() == 0:
         return x + branch
     q, settings = _settings(branch, drop_prob, "row", scale_by_keep)
     if x.dtype != branch.dtype:
-        dtype = _common_dtype(x, branch)
         x, branch = x.to(dtype), branch.to(dtype)
     _checks.check_float_tensor(branch, "branch")
     return run_dropout(branch, q, settings, False, generator, seed, rng_state, residual=x)

@@ -105,20 +105,19 @@ def dropconnect_linear(
         _check_tensors(input, weight, bias)
         input, weight, bias = _autocast(input, weight, bias)
     drops = training and keep_rate(p) < 1.0
-    if not (drops and isinstance(input, Tensor) and input.is_cpu and input.dim() == 2):
-        _check_operands(input, weight, bias)
-    rows_per_mask = _rows_per_mask(input, mask)
-    if not drops:
-        output = F.linear(input, weight, bias)
-        return output * keep_rate(p) if convention == PAPER and not training else output
-    settings = (p, rows_per_mask, convention == INVERTED)
-    sources = (generator, seed, rng_state)
-    if input.dim() == 2:
+    rescale, sources = convention == INVERTED, (generator, seed, rng_state)
+    if drops and isinstance(input, Tensor) and input.is_cpu and input.dim() == 2:
         try:
+            settings = (p, _rows_per_mask(input, mask), rescale)
             return _multiply(input, weight, bias, settings, mask_storage, *sources)
         except Exception:  # the operator checks matrices itself, but knows no argument's use
             _check_operands(input, weight, bias)
             raise
+    _check_operands(input, weight, bias)
+    settings = (p, _rows_per_mask(input, mask), rescale)
+    if not drops:
+        output = F.linear(input, weight, bias)
+        return output * keep_rate(p) if convention == PAPER and not training else output
     flat = input.reshape(math.prod(input.shape[:-1]), weight.shape[1])
     rows = _multiply(flat, weight, bias, settings, mask_storage, *sources)
     return rows.reshape(*input.shape[:-1], weight.shape[0])
