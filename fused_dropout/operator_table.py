@@ -45,12 +45,6 @@ class Operator:
         return self.name.endswith("_")
 
 
-def operator_named(name: str) -> Operator:
-    """The row of this name."""
-    (operator,) = (operator for operator in operators() if operator.name == name)
-    return operator
-
-
 @cache
 def operators() -> tuple[Operator, ...]:
     """All rows."""

@@ -131,6 +131,34 @@ class Differentiable:
             return cls.kernel(*tensors, *settings)
 
 
+class OwnDerivative(Differentiable):
+    """An operator that is linear in its first tensor, and whose derivatives are itself.
+
+    It saves the other tensors.
+    """
+
+    inputs = 1
+    linear = True
+
+    @staticmethod
+    def fake(input: Tensor, *_: Any) -> Tensor:
+        return torch.empty_like(input)
+
+    @staticmethod
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
+        return tensors[1:]
+
+    @classmethod
+    def backward(
+        cls, saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any
+    ) -> Tensors:
+        return (cls.call((*grads, *saved), settings),)
+
+    @classmethod
+    def jvp(cls, saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Results:
+        return cls.call((*tangents, *saved), settings)
+
+
 def requires_grad(tensors: Tensors) -> bool:
     """Whether one of them does."""
     for tensor in tensors:  # noqa: SIM110 (any() on a generator takes twice as long)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from fused_dropout._ops._differentiable import Differentiable, Settings, Tensors
+from fused_dropout._ops._differentiable import OwnDerivative
 from fused_dropout._ops._in_place import InPlace
 
 
-class DropBlock(Differentiable):
+class DropBlock(OwnDerivative):
     """`input` where the mask keeps it, times the mask's factors, and 0 elsewhere.
 
     Tensors: input, bits, scale. Settings: share_channels. The packed mask is saved, 1 bit per
@@ -21,25 +18,6 @@ class DropBlock(Differentiable):
     """
 
     name = "drop_block"
-    inputs = 1
-    linear = True
-
-    @staticmethod
-    def fake(input: Tensor, *_: Any) -> Tensor:
-        return torch.empty_like(input)
-
-    @staticmethod
-    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
-        return tensors[1:]
-
-    @staticmethod
-    def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
-        return (DropBlock.call((*grads, *saved), settings),)
-
-    @staticmethod
-    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor:
-        result: Tensor = DropBlock.call((*tangents, *saved), settings)
-        return result
 
 
 class DropBlockInPlace(InPlace):

@@ -186,9 +186,7 @@ class DBoth(Differentiable):
     def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> tuple[Tensor, Tensor]:
         grad_output, input, weight, *masks = saved
         of_grad_output, of_input, of_weight = tangents
-        zero_input, zero_weight = (
-            torch.zeros_like(tensor) for tensor in (input, weight) if tensor is not None
-        )
+        assert input is not None and weight is not None
         d_input = _product_rule(
             DInput, (grad_output, weight, *masks), settings, (of_grad_output, of_weight)
         )
@@ -196,8 +194,8 @@ class DBoth(Differentiable):
             DWeight, (grad_output, input, *masks), settings, (of_grad_output, of_input)
         )
         return (
-            zero_input if d_input is None else d_input,
-            zero_weight if d_weight is None else d_weight,
+            torch.zeros_like(input) if d_input is None else d_input,
+            torch.zeros_like(weight) if d_weight is None else d_weight,
         )
 
 
