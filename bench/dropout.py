@@ -36,6 +36,7 @@ from fused_dropout.benchmark import (
 )
 from fused_dropout.benchmark_devices import Device
 from fused_dropout.benchmark_report import Goal, Script, Setup, run_script
+from fused_dropout.memory import kept_for_backward
 
 RESULTS = Path(__file__).parent / "results"
 IN_PLACE, TOTAL, CHANNELS = PHASES = ("in place", "total", "dropout2d")  # total: with backward
@@ -111,16 +112,9 @@ class _Calls:
         """What forward keeps for backward."""
         if name == COPY:
             return None
-        saved: list[int] = []
-
-        def pack(tensor: Tensor) -> Tensor:
-            saved.append(tensor.nbytes)
-            return tensor
-
         leaf = self._tensors(name)[0].detach().requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            _namespace(name).dropout(leaf, p)
-        return sum(saved)
+        kept = kept_for_backward(lambda: _namespace(name).dropout(leaf, p))
+        return sum(tensor.nbytes for tensor in kept)
 
     def _tensors(self, name: str) -> tuple[Tensor, Tensor]:
         if name != CHANNELS_LAST:

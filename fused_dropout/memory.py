@@ -1,4 +1,5 @@
-"""How much memory a call needs on top of what the process already holds (Linux)."""
+"""How much memory a call needs on top of what the process already holds (Linux), and which tensors
+autograd keeps after it."""
 
 from __future__ import annotations
 
@@ -7,6 +8,10 @@ import ctypes
 import gc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -81,3 +86,25 @@ def _field_bytes(path: Path, field: str) -> int | None:
         if name == field:
             return int(value.split()[0]) * 1024
     return None
+
+
+def kept_for_backward(call: Callable[[], Tensor]) -> list[Tensor]:
+    """The tensors that autograd keeps to differentiate what ``call`` returns.
+
+    They are those that it saves, in the order of the calls, then those that Functions in Python
+    have as attributes.
+    """
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = call()
+    nodes: list[Any] = [output.grad_fn]
+    for node in nodes:  # grows on the way
+        kept += [held for held in getattr(node, "__dict__", {}).values() if torch.is_tensor(held)]
+        following = (each for each, _ in getattr(node, "next_functions", ()))
+        nodes += [each for each in following if each is not None and each not in nodes]
+    return kept

@@ -15,6 +15,7 @@ from torch import Tensor
 import fused_dropout
 from fused_dropout import reference
 from fused_dropout.functional import bias_act_dropout_add
+from fused_dropout.memory import kept_for_backward
 from fused_dropout.nn import BiasActDropoutAdd
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -213,16 +214,8 @@ def test_only_the_gradients_asked_for(
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 def test_saves_what_the_activation_needs(activation: str, place: torch.device) -> None:
     leaves = [t.requires_grad_() for t in random_operands((64, 200), torch.float32)[:3]]
-    saved: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        bias_act_dropout_add(*leaves, 0.1, activation)
+    *first, state = kept_for_backward(lambda: bias_act_dropout_add(*leaves, 0.1, activation))
     operands = [] if activation == "none" else [leaf.data_ptr() for leaf in leaves[:2]]
-    *first, state = saved
     assert [tensor.data_ptr() for tensor in first] == operands
     assert (state.dtype, state.shape) == (torch.int64, (2,))
 

@@ -28,6 +28,7 @@ from torch.distributed.fsdp import fully_shard
 import fused_dropout
 from fused_dropout import _ext
 from fused_dropout.functional import concrete_dropout
+from fused_dropout.memory import kept_for_backward
 from fused_dropout.nn import ConcreteDropout
 from fused_dropout.reference import noise as reference
 
@@ -115,11 +116,9 @@ def test_third_derivative(place: torch.device) -> None:
 
 @pytest.mark.parametrize(("learned", "kept"), [(False, 16), (True, 16 + 4000)])
 def test_what_is_kept_for_backward(learned: bool, kept: int, place: torch.device) -> None:
-    saved: list[Tensor] = []
-    input = torch.ones(1000, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        concrete_dropout(input, logit_of(0.1).requires_grad_(learned))
-    assert sum(tensor.nbytes for tensor in saved if tensor.numel() > 1) == kept
+    input, logit = torch.ones(1000, requires_grad=True), logit_of(0.1).requires_grad_(learned)
+    tensors = kept_for_backward(lambda: concrete_dropout(input, logit))
+    assert sum(tensor.nbytes for tensor in tensors if tensor.numel() > 1) == kept
 
 
 def test_only_the_gradients_asked_for(place: torch.device) -> None:

@@ -20,6 +20,7 @@ from fused_dropout.functional import (
     linear_drop_rates,
     stochastic_depth,
 )
+from fused_dropout.memory import kept_for_backward
 from fused_dropout.nn import DropPath, DropPathAdd, StochasticDepth
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -153,16 +154,9 @@ def test_backward_uses_the_forward_s_mask(backend: torch.device) -> None:
 
 
 def test_only_the_random_state_is_kept_for_backward(place: torch.device) -> None:
-    sizes = []
-
-    def pack(saved: Tensor) -> Tensor:
-        sizes.append(saved.nbytes)
-        return saved
-
     x, branch = (torch.randn(64, 100, requires_grad=True) for _ in range(2))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-        drop_path_add(x, branch, 0.3, True)
-    assert sizes == [16]
+    kept = kept_for_backward(lambda: drop_path_add(x, branch, 0.3, True))
+    assert [tensor.nbytes for tensor in kept] == [16]
 
 
 def test_without_dropping(place: torch.device) -> None:

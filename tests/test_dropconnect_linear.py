@@ -14,6 +14,7 @@ from torch import Tensor
 import fused_dropout
 from fused_dropout import reference
 from fused_dropout.functional import dropconnect_linear
+from fused_dropout.memory import kept_for_backward
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MODES = ("row", "example", "batch", 3)
@@ -328,24 +329,20 @@ def test_float16_extremes_round_as_torch(place: torch.device) -> None:
 
 def test_saves_no_masks_by_default_at_one_digit(place: torch.device) -> None:
     """What forward keeps for backward: the operands and 16 bytes of random state."""
-    saved: list[Tensor] = []
     operands = random_operands((8, 256), 64, torch.float32)
     leaves = [tensor.requires_grad_() for tensor in operands[:3]]
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        dropconnect_linear(*leaves, 0.5)
-    extra = [t for t in saved if not any(t.data_ptr() == leaf.data_ptr() for leaf in leaves)]
+    kept = kept_for_backward(lambda: dropconnect_linear(*leaves, 0.5))
+    extra = [t for t in kept if not any(t.data_ptr() == leaf.data_ptr() for leaf in leaves)]
     assert sum(t.numel() * t.element_size() for t in extra) == 16
 
 
 @pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3)))
 def test_saves_only_what_gradients_need(wanted: tuple[bool, ...], place: torch.device) -> None:
     """As F.linear: an operand is kept for the other's gradient alone."""
-    saved: list[Tensor] = []
     operands = random_operands((8, 256), 64, torch.float32)[:3]
     leaves = [t.requires_grad_(w) for t, w in zip(operands, wanted, strict=True)]
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        dropconnect_linear(*leaves, 0.5)
-    pointers = {tensor.data_ptr() for tensor in saved}
+    kept = kept_for_backward(lambda: dropconnect_linear(*leaves, 0.5))
+    pointers = {tensor.data_ptr() for tensor in kept}
     assert (leaves[0].data_ptr() in pointers) == wanted[1]
     assert (leaves[1].data_ptr() in pointers) == wanted[0]
 
@@ -369,10 +366,9 @@ def test_auto_stores_at_most_16_mib(
     rows: int, out_features: int, in_features: int, stored: bool, place: torch.device
 ) -> None:
     """Counted as they are laid out, in_features and out_features rounded up."""
-    saved: list[Tensor] = []
-    input = torch.ones(rows, in_features, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        dropconnect_linear(input, torch.ones(out_features, in_features), None, 0.25)
-    bits = sum(t.numel() * 4 for t in saved if t.dtype == torch.int32)
+    input, weight = torch.ones(rows, in_features), torch.ones(out_features, in_features)
+    input.requires_grad_()
+    kept = kept_for_backward(lambda: dropconnect_linear(input, weight, None, 0.25))
+    bits = sum(t.nbytes for t in kept if t.dtype == torch.int32)
     assert bits <= 16 << 20
     assert (bits > 0) == stored

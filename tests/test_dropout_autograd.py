@@ -14,6 +14,7 @@ from torch import Tensor
 
 import fused_dropout
 from fused_dropout import functional
+from fused_dropout.memory import kept_for_backward
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "dropout": functional.dropout,
@@ -62,18 +63,29 @@ def test_gradients_lie_in_memory_as_those_of_torch(
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("inplace", [False, True])
 def test_saves_16_bytes(name: str, inplace: bool, place: torch.device) -> None:
-    saved: list[Tensor] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        saved.append(tensor)
-        return tensor
-
     for keys in ({}, {"seed": 1}, {"generator": torch.Generator(place)}):
         input = leaf() + 0
-        saved.clear()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            FUNCTIONS[name](input, 0.1, True, inplace, **keys)
-        assert [tensor.nbytes for tensor in saved] == [16]
+        kept = kept_for_backward(partial(FUNCTIONS[name], input, 0.1, True, inplace, **keys))
+        assert [tensor.nbytes for tensor in kept] == [16]
+
+
+def test_a_random_state_that_changes_before_backward(place: torch.device) -> None:
+    for inplace in (False, True):
+        state = fused_dropout.make_rng_state(3, device=place)
+        output = functional.dropout(leaf() * 1, 0.5, True, inplace, rng_state=state)
+        state += 1
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            output.sum().backward()
+
+
+def test_a_dual_level_without_tangents(place: torch.device) -> None:
+    """As where no level is open."""
+    input, grad = leaf(), random_input(SHAPE, torch.float64, seed=1)
+    with torch.autograd.forward_ad.dual_level():
+        output = functional.dropout(input, 0.5, seed=3)
+    (found,) = torch.autograd.grad(output, input, grad)
+    assert torch.equal(output, functional.dropout(input, 0.5, seed=3))
+    assert torch.equal(found, functional.dropout(grad, 0.5, seed=3))
 
 
 def test_double_backward_of_a_residual(place: torch.device) -> None:

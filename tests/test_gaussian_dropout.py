@@ -24,6 +24,7 @@ from torch import Tensor
 import fused_dropout
 from fused_dropout import _ext
 from fused_dropout.functional import gaussian_dropout
+from fused_dropout.memory import kept_for_backward
 from fused_dropout.nn import GaussianDropout
 from fused_dropout.reference import noise as reference
 
@@ -96,11 +97,9 @@ def test_expanded_input(place: torch.device) -> None:
 
 
 def test_keeps_16_bytes_for_backward(place: torch.device) -> None:
-    saved: list[Tensor] = []
     input = torch.ones(1000, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        gaussian_dropout(input)
-    assert [tensor.nbytes for tensor in saved] == [16]
+    kept = kept_for_backward(lambda: gaussian_dropout(input))
+    assert [tensor.nbytes for tensor in kept] == [16]
 
 
 def test_nothing_to_do_returns_the_input(place: torch.device) -> None:

@@ -1,16 +1,17 @@
-"""peak_extra_bytes: what a call needs on top of what the process holds."""
+"""peak_extra_bytes: what a call needs on top of what the process holds; what autograd keeps."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fused_dropout import memory
-from fused_dropout.memory import available_bytes, peak_extra_bytes
+from fused_dropout.memory import available_bytes, kept_for_backward, peak_extra_bytes
 
 MIB = 2**20
 SLACK = 4 * MIB
@@ -77,3 +78,26 @@ def test_available_bytes_respects_a_container_limit(
     assert available_bytes() == 48576
     (tmp_path / "memory.max").write_text("max\n")
     assert (available_bytes() is None) == (unlimited is None)
+
+
+class KeepsAnAttribute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor) -> torch.Tensor:
+        ctx.held, ctx.number = torch.zeros(3), 7
+        return input * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad * 2
+
+
+def test_what_autograd_keeps() -> None:
+    leaf = torch.ones(5, requires_grad=True)
+
+    def call() -> torch.Tensor:
+        doubled = KeepsAnAttribute.apply(leaf)
+        return doubled.exp() + doubled
+
+    assert [len(tensor) for tensor in kept_for_backward(call)] == [5, 3]
+    assert kept_for_backward(lambda: leaf + 1) == []
+    assert kept_for_backward(lambda: leaf.detach().exp()) == []

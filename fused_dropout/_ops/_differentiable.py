@@ -18,12 +18,14 @@ operator, whose derivatives it can take.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.autograd.forward_ad import unpack_dual
+from torch.compiler import is_compiling
 
 from fused_dropout._private_torch import (
     below_autograd,
@@ -37,6 +39,9 @@ from fused_dropout._private_torch import (
 
 NAMESPACE = "fused_dropout"
 TRANSFORMS = "FuncTorchDynamicLayerFrontMode"
+
+# Where torch has no such context, operators have none of our autograd kernels (see `register`).
+without_autograd_kernels = below_autograd or nullcontext
 
 Tensors = tuple[Tensor | None, ...]
 Settings = tuple[Any, ...]
@@ -114,7 +119,7 @@ class Differentiable:
     @classmethod
     def run(cls, tensors: Tensors, settings: Settings) -> Results:
         """What the functional forms call: as `call`, and torch.compile traces the operator."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return cls.operator(*tensors, *settings)
         return cls.call(tensors, settings)
 
@@ -123,12 +128,9 @@ class Differentiable:
         """The operator, differentiably, in the cheapest way that is right."""
         if transforms_active() or (in_dual_level() and has_tangent(tensors[: cls.inputs])):
             return apply_general(cls, tensors, settings)
-        if torch.is_grad_enabled() and requires_grad(tensors):
+        if is_grad_enabled() and requires_grad(tensors):
             return cls.eager.apply(*tensors[: cls.inputs], (tensors[cls.inputs :], settings))
-        if below_autograd is None:
-            return cls.kernel(*tensors, *settings)
-        with below_autograd():
-            return cls.kernel(*tensors, *settings)
+        return run_below_autograd(cls.kernel, tensors, settings)
 
 
 class OwnDerivative(Differentiable):
@@ -200,9 +202,7 @@ def has_tangent(tensors: Sequence[Tensor | None]) -> bool:
 
 def run_below_autograd(kernel: Any, tensors: Tensors, settings: Settings) -> Results:
     """The operator without its autograd kernel."""
-    if below_autograd is None:
-        return kernel(*tensors, *settings)
-    with below_autograd():
+    with without_autograd_kernels():
         return kernel(*tensors, *settings)
 
 
@@ -267,7 +267,7 @@ def check_not_differentiated(op: type[Differentiable], tensors: Tensors) -> None
     for tensor in tensors[op.inputs :]:
         if tensor is None or not tensor.is_floating_point():
             continue
-        wanted = tensor.requires_grad and torch.is_grad_enabled()
+        wanted = tensor.requires_grad and is_grad_enabled()
         if wanted or (in_dual_level() and has_tangent((tensor,))):
             raise NotImplementedError(
                 f"{NAMESPACE}::{op.name} is differentiable in its first {op.inputs} tensors only; "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 
 from fused_dropout._ops._differentiable import (
     Differentiable,
@@ -14,9 +14,10 @@ from fused_dropout._ops._differentiable import (
     Settings,
     Tensors,
     item_by_item,
-    run_below_autograd,
+    without_autograd_kernels,
 )
 from fused_dropout._ops._in_place import InPlace
+from fused_dropout._private_torch import in_dual_level, transforms_active
 
 LINEAR_PART = 3  # settings: all but shift and fill, which no derivative has
 
@@ -66,6 +67,21 @@ class Dropout(Differentiable):
         return tangent
 
     @classmethod
+    def call(cls, tensors: Tensors, settings: Settings) -> Tensor:
+        """As of every operator, written out: on a small tensor most of it would be Python."""
+        input, residual, rng_state = tensors
+        assert input is not None
+        if transforms_active() or in_dual_level():
+            return super().call(tensors, settings)
+        if is_grad_enabled() and (
+            input.requires_grad or (residual is not None and residual.requires_grad)
+        ):
+            return EagerDropout.apply(input, residual, ((rng_state,), settings))
+        with without_autograd_kernels():
+            output: Tensor = cls.kernel(input, residual, rng_state, *settings)
+        return output
+
+    @classmethod
     def make_eager(cls) -> type[torch.autograd.Function]:
         return EagerDropout
 
@@ -83,15 +99,18 @@ class Dropout(Differentiable):
 
 
 class EagerDropout(torch.autograd.Function):
-    """What `eager_function` gives, written out: on a small tensor half of it would be Python."""
+    """What `eager_function` gives, written out: on a small tensor half of it would be Python.
+
+    The random state is an attribute, because saving a tensor takes as long as drawing one, with
+    what a saved tensor has: an error where it was changed since.
+    """
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, residual: Tensor | None, rest: Any) -> Tensor:
-        (rng_state,), ctx.settings = rest
-        ctx.save_for_backward(rng_state)
-        output: Tensor = run_below_autograd(
-            Dropout.kernel, (input, residual, rng_state), ctx.settings
-        )
+        (rng_state,), settings = rest
+        ctx.rng_state, ctx.version, ctx.settings = rng_state, rng_state._version, settings
+        with without_autograd_kernels():
+            output: Tensor = Dropout.kernel(input, residual, rng_state, *settings)
         return output
 
     @staticmethod
@@ -99,7 +118,13 @@ class EagerDropout(torch.autograd.Function):
         to_input, to_residual, _ = ctx.needs_input_grad
         d_input = None
         if to_input:
-            d_input = Dropout.call((grad, None, *ctx.saved_tensors), ctx.settings[:LINEAR_PART])
+            rng_state: Tensor = ctx.rng_state
+            if rng_state._version != ctx.version:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an "
+                    "inplace operation: the rng_state of dropout"
+                )
+            d_input = Dropout.call((grad, None, rng_state), ctx.settings[:LINEAR_PART])
         return d_input, (grad if to_residual else None), None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import (
     handle_torch_function,
     has_torch_function,
@@ -114,16 +115,15 @@ def drop_path(
             seed=seed,
             rng_state=rng_state,
         )
-    drop_prob = _checks.check_probability(drop_prob, "drop_prob")
+    if type(drop_prob) is not float or not 0.0 <= drop_prob <= 1.0:
+        drop_prob = _checks.check_probability(drop_prob, "drop_prob")
     if generator is not None or seed is not None or rng_state is not None:
         check_single_source(generator, seed, rng_state)
     _checks.check_dense(x, "x")
     if not training or drop_prob == 0.0:
         return x
     q, settings = _settings(x, drop_prob, "row", scale_by_keep)
-    if x.numel() > 0 and (q > 0.0 or x.is_floating_point()):  # torch zeroes ints as well
-        _checks.check_float_tensor(x, "x")
-    return run_dropout(x, q, settings, False, generator, seed, rng_state)
+    return run_dropout(x, q, settings, False, generator, seed, rng_state, name="x")
 
 
 def drop_path_add(
@@ -181,8 +181,7 @@ def drop_path_add(
     q, settings = _settings(branch, drop_prob, "row", scale_by_keep)
     if x.dtype != branch.dtype:
         x, branch = x.to(dtype), branch.to(dtype)
-    _checks.check_float_tensor(branch, "branch")
-    return run_dropout(branch, q, settings, False, generator, seed, rng_state, residual=x)
+    return run_dropout(branch, q, settings, False, generator, seed, rng_state, x, "branch")
 
 
 def _common_dtype(x: Tensor, branch: Tensor) -> torch.dtype:
@@ -221,7 +220,7 @@ def _settings(
     if mode == "row" and branch.dim() == 0:
         raise IndexError("dropping samples takes [N, ...], got a tensor without dimensions")
     first_shared = 1 if mode == "row" else 0
-    prepare = _prepare if torch.compiler.is_compiling() else _cached
+    prepare = _prepare if is_compiling() else _cached
     return prepare(branch.dim(), first_shared, p, scale_by_keep)
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
@@ -106,7 +107,7 @@ def dropout(
     dims = () if broadcast_dims is NO_DIMS else _as_shared_dims(broadcast_dims, input)
     if not training:
         return _scaled(input, keep_rate(p), inplace) if convention == PAPER else input
-    prepare = _settings if torch.compiler.is_compiling() else _cached_settings
+    prepare = _settings if is_compiling() else _cached_settings
     q, settings = prepare(p, dims, convention)
     return run_dropout(input, q, settings, inplace, generator, seed, rng_state)
 
@@ -370,12 +371,13 @@ def run_dropout(
     seed: int | None,
     rng_state: Tensor | None,
     residual: Tensor | None = None,
+    name: str = "input",
 ) -> Tensor:
     """The operator on checked arguments, in training; q is the keep rate."""
     if input.numel() == 0:
         return input if residual is None else input + residual
     if 0.0 < q < 1.0:
-        _checks.check_float_tensor(input, "input")
+        _checks.check_float_tensor(input, name)
         _ext.require_kernels(input)
         state = resolve_rng_state(input, generator, seed, rng_state)
     else:
@@ -385,7 +387,7 @@ def run_dropout(
         if q == 0.0 and residual is None and not input.is_floating_point():
             zero = input.new_zeros(())
             return input.mul_(zero) if inplace else input * zero
-        _checks.check_float_tensor(input, "input")
+        _checks.check_float_tensor(input, name)
         _ext.require_kernels(input)
         state = unused_rng_state()
     op = DropoutInPlace if inplace else Dropout
