@@ -107,11 +107,6 @@ class Differentiable:
         raise NotImplementedError
 
     @classmethod
-    def make_eager(cls) -> type[torch.autograd.Function]:
-        """The Function of eager calls; an operator may have a faster one than what all can have."""
-        return eager_function(cls)
-
-    @classmethod
     def vmap(cls, items: int, dims: Dims, tensors: Tensors, settings: Settings) -> Any:
         """Results for a batch of ``items``, and the dimensions of the results that count them."""
         return item_by_item(cls.call, items, dims, tensors, settings)
@@ -240,7 +235,7 @@ def register(op: type[Differentiable], library: torch.library.Library) -> None:
     op.operator = getattr(getattr(torch.ops, NAMESPACE), op.name).default
     op.kernel = call_of(op.operator)
     op.tensors = tensor_arguments(op.operator)
-    op.eager = op.make_eager()
+    op.eager = eager_function(op)
     op.general = _general_function(op)
 
     torch.library.register_fake(f"{NAMESPACE}::{op.name}", op.fake, lib=library)

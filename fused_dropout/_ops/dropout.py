@@ -68,22 +68,15 @@ class Dropout(Differentiable):
 
     @classmethod
     def call(cls, tensors: Tensors, settings: Settings) -> Tensor:
-        """As of every operator, written out: on a small tensor most of it would be Python."""
+        """As of every operator, with less Python, which on a small tensor is most of a call."""
         input, residual, rng_state = tensors
-        assert input is not None
-        if transforms_active() or in_dual_level():
+        if input is None or residual is not None or transforms_active() or in_dual_level():
             return super().call(tensors, settings)
-        if is_grad_enabled() and (
-            input.requires_grad or (residual is not None and residual.requires_grad)
-        ):
-            return EagerDropout.apply(input, residual, ((rng_state,), settings))
+        if is_grad_enabled() and input.requires_grad:
+            return EagerDropout.apply(input, (rng_state, settings))
         with without_autograd_kernels():
             output: Tensor = cls.kernel(input, residual, rng_state, *settings)
         return output
-
-    @classmethod
-    def make_eager(cls) -> type[torch.autograd.Function]:
-        return EagerDropout
 
     @classmethod
     def vmap(cls, items: int, dims: Dims, tensors: Tensors, settings: Settings) -> Any:
@@ -99,33 +92,29 @@ class Dropout(Differentiable):
 
 
 class EagerDropout(torch.autograd.Function):
-    """What `eager_function` gives, written out: on a small tensor half of it would be Python.
+    """What `eager_function` gives, without a residual and with less Python.
 
     The random state is an attribute, because saving a tensor takes as long as drawing one, with
     what a saved tensor has: an error where it was changed since.
     """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, residual: Tensor | None, rest: Any) -> Tensor:
-        (rng_state,), settings = rest
-        ctx.rng_state, ctx.version, ctx.settings = rng_state, rng_state._version, settings
+    def forward(ctx: Any, input: Tensor, constants: tuple[Tensor, Settings]) -> Tensor:
+        ctx.rng_state, ctx.settings = rng_state, settings = constants
+        ctx.version = rng_state._version
         with without_autograd_kernels():
-            output: Tensor = Dropout.kernel(input, residual, rng_state, *settings)
+            output: Tensor = Dropout.kernel(input, None, rng_state, *settings)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Tensors:
-        to_input, to_residual, _ = ctx.needs_input_grad
-        d_input = None
-        if to_input:
-            rng_state: Tensor = ctx.rng_state
-            if rng_state._version != ctx.version:
-                raise RuntimeError(
-                    "one of the variables needed for gradient computation has been modified by an "
-                    "inplace operation: the rng_state of dropout"
-                )
-            d_input = Dropout.call((grad, None, rng_state), ctx.settings[:LINEAR_PART])
-        return d_input, (grad if to_residual else None), None
+        rng_state: Tensor = ctx.rng_state
+        if rng_state._version != ctx.version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                "inplace operation: the rng_state of dropout"
+            )
+        return Dropout.call((grad, None, rng_state), ctx.settings[:LINEAR_PART]), None
 
 
 class DropoutInPlace(InPlace):

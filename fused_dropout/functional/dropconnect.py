@@ -6,7 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, is_autocast_enabled, is_grad_enabled
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout import _checks, _ext
@@ -94,14 +94,15 @@ def dropconnect_linear(
             convention=convention,
             mask_storage=mask_storage,
         )
-    p = _checks.check_probability(p)
+    if type(p) is not float or not 0.0 <= p <= 1.0:  # checks that pass are not called
+        p = _checks.check_probability(p)
     if convention is not INVERTED:
         _checks.check_choice(convention, "convention", CONVENTIONS)
     if mask_storage is not AUTO:
         _checks.check_choice(mask_storage, "mask_storage", MASK_STORAGES)
     if generator is not None or seed is not None or rng_state is not None:
         check_single_source(generator, seed, rng_state)
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+    if is_autocast_enabled("cpu") or is_autocast_enabled("cuda"):
         _check_tensors(input, weight, bias)
         input, weight, bias = _autocast(input, weight, bias)
     drops = training and keep_rate(p) < 1.0
@@ -137,7 +138,7 @@ def _multiply(
     _ext.require_kernels(input)
     state = resolve_rng_state(input, generator, seed, rng_state)
     bits = None
-    if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
+    if is_grad_enabled() and (input.requires_grad or weight.requires_grad):
         p, rows_per_mask, _ = settings
         n_masks = -(-input.shape[0] // rows_per_mask)
         if _stores_masks(mask_storage, p, n_masks, weight):
@@ -151,7 +152,7 @@ def _autocast(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Under torch.autocast, casts as F.linear does."""
     kind = input.device.type
-    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
+    if kind not in ("cpu", "cuda") or not is_autocast_enabled(kind):
         return input, weight, bias
     dtype = torch.get_autocast_dtype(kind)
 
