@@ -35,8 +35,12 @@ demo: setup
 	$(PY) -m fused_dropout verify --quick
 	$(PY) -m fused_dropout demo
 
+# pytest, with a test file per core at a time where pytest-xdist is; the environments have it.
+FILES_AT_ONCE := -n auto --maxprocesses 8 --dist loadfile
+pytest = $(1) -m pytest $(shell $(1) -c 'import xdist' 2> /dev/null && echo $(FILES_AT_ONCE))
+
 test: setup
-	$(PY) -m pytest
+	$(call pytest,$(PY))
 
 # Calls with wrong and odd arguments; `make test` has a short form. tests/hostile/__main__.py
 CALLS ?= 100000
@@ -65,7 +69,7 @@ $(VENV)/.ready $(CUDA_VENV)/.ready: %/.ready: pyproject.toml Makefile %/.torch
 	test -x $(@D)/bin/python || python3 -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --upgrade pip 'setuptools>=64' wheel
 	$(@D)/bin/python -m pip install -q '$(WANTED)' numpy rich ninja pybind11 \
-	    pytest hypothesis matplotlib scikit-learn
+	    pytest pytest-xdist hypothesis matplotlib scikit-learn
 	touch $@
 
 # --no-build-isolation: the extension must be compiled against the torch it will run with.
@@ -78,7 +82,7 @@ $(BUILT): $(VENV_READY) $(SOURCES)
 CUDA_TREE := build/cuda
 TORCH_TESTS := tests/table tests/test_private_torch.py tests/test_random_state.py tests/test_extension.py \
     tests/test_dropout_autograd.py tests/test_bad_input.py tests/test_fx.py tests/test_monte_carlo.py \
-    tests/test_drop_block.py tests/test_nn.py tests/test_hostile.py
+    tests/test_drop_block_api.py tests/test_nn.py tests/test_hostile.py
 IN_CUDA_TREE = cd $(CUDA_TREE) && CUDA_VISIBLE_DEVICES= PYTHONPATH=$(CURDIR)/$(CUDA_TREE) $(CUDA_PY)
 
 cuda-build: $(CUDA_VENV_READY)
@@ -86,7 +90,7 @@ cuda-build: $(CUDA_VENV_READY)
 	$(IN_CUDA_TREE) -m fused_dropout info
 	$(IN_CUDA_TREE) tests/cuda_on_cpu/build.py
 	$(IN_CUDA_TREE) -m fused_dropout verify --quick
-	$(IN_CUDA_TREE) -m pytest -q $(TORCH_TESTS)
+	$(call pytest,$(IN_CUDA_TREE)) -q $(TORCH_TESTS)
 	$(IN_CUDA_TREE) bench/kernel_report.py --newest
 
 # On a GPU; bench/gpu.sh says what each does.

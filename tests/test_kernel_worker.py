@@ -132,3 +132,18 @@ def test_kernels_can_be_run_on_a_gpu_alone() -> None:
     assert all("[gpu" in name for name in on_gpu)
     assert with_device < set(everywhere)
     assert not any("planted_bug" in name for name in on_gpu), "which is for the emulator to find"
+
+
+def test_the_summary_counts_what_all_processes_have_run() -> None:
+    pytest.importorskip("xdist", reason="one process runs all tests without pytest-xdist")
+    files = ("tests/test_cuda_mask.py", "tests/test_cuda_on_cpu.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "forward", *files]
+    found = []
+    for at_once in ((), ("-n", "2", "--dist", "loadfile")):
+        done = subprocess.run(
+            [*command, *at_once], cwd=TESTS.parent, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout
+        found += [line for line in done.stdout.splitlines() if "kernel launches" in line]
+    assert len(found) == 2
+    assert found[0] == found[1]

@@ -7,6 +7,8 @@ can be run here.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,17 +195,24 @@ def worker(name: str) -> Path:
 def built(name: str) -> Path:
     """The program of a variant, built unless it is there already; "gpu" needs nvcc."""
     target = FOLDER / f"{name}-{fingerprint(name)}"
-    if not (target / "worker").exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
-            folder = Path(scratch) / "worker"
-            folder.mkdir()
-            build(name, folder)
-            # In one step, so that nobody finds half a build; another process may have been faster.
-            if not target.exists():
-                folder.rename(target)
-        remove_old_builds(name)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with one_process_at_a_time(FOLDER / f"{name}.lock"):
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
+                folder = Path(scratch) / "worker"
+                folder.mkdir()
+                build(name, folder)
+                folder.rename(target)  # whole, or not at all
+            remove_old_builds(name)
     return target / "worker"
+
+
+@contextlib.contextmanager
+def one_process_at_a_time(path: Path) -> Iterator[None]:
+    """Tests run in several processes, all of which wait for the first to compile."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_call(item: pytest.Item) -> None:
     if {"emulator", "device", "checked"} & set(getattr(item, "fixturenames", ())):
         tests_run.add(item.nodeid)
+
+
+OUTPUT = "kernels"  # what a process of pytest-xdist tells the one that prints the summary
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)  # only those processes have one
+    if output is not None:
+        output[OUTPUT] = [sorted(tests_run), dict(launches), dict(calls)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process of pytest-xdist has ended; one that has crashed leaves nothing."""
+    tests, its_launches, its_calls = getattr(node, "workeroutput", {}).get(OUTPUT, ([], {}, {}))
+    tests_run.update(tests)
+    launches.update(its_launches)
+    calls.update(its_calls)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
