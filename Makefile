@@ -36,7 +36,7 @@ demo: setup
 	$(PY) -m fused_dropout demo
 
 # pytest, with a test file per core at a time where pytest-xdist is; the environments have it.
-FILES_AT_ONCE := -n auto --maxprocesses 8 --dist loadfile
+FILES_AT_ONCE := --dist loadfile -n auto --maxprocesses 8
 pytest = $(1) -m pytest $(shell $(1) -c 'import xdist' 2> /dev/null && echo $(FILES_AT_ONCE))
 
 test: setup

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -93,6 +94,11 @@ def _query_view_kinds() -> Callable[[Tensor], bool]:
     return lambda view: kind_of(view) == plain
 
 
+def _query_versions() -> Callable[[Tensor], int] | None:
+    """Fallback: none. Then tensors are saved for backward, and autograd looks at their versions."""
+    return attrgetter("_version") if hasattr(Tensor, "_version") else None
+
+
 #: Whether a torch.func transform (grad, vmap, jvp, ...) is active.
 transforms_active = _query_transforms()
 
@@ -104,6 +110,9 @@ modes_active = _query_modes()
 
 #: Context in which operators run without their autograd kernels; None where torch has none.
 below_autograd = _guard_below_autograd()
+
+#: A number that changes whenever a tensor is written to; None where torch has none.
+version_of = _query_versions()
 
 #: How many of torch.func's forward-mode transforms are nested here.
 forward_levels = _count_forward_levels()

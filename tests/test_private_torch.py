@@ -31,6 +31,7 @@ NAMES = (
     "_pytree",
     "_op",
     "_schema",
+    "_version",
 )
 
 # ---- fallbacks -----------------------------------------------------------------------------------
@@ -136,7 +137,10 @@ ALLOWED = {
 
 
 def private_names(tree: ast.AST) -> Iterator[str]:
-    """What may be a private name: attributes, imported names, and strings for getattr."""
+    """What may be a private name: attributes, imported names, and strings for getattr.
+
+    Not what is imported from the package itself.
+    """
     parts = {
         part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values
     }
@@ -146,8 +150,9 @@ def private_names(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Attribute):
             yield node.attr
         elif isinstance(node, ast.ImportFrom):
-            yield from (node.module or "").split(".")
-            yield from (alias.name for alias in node.names)
+            names = (node.module or "").split(".")
+            if names[0] != PACKAGE.name:
+                yield from (*names, *(alias.name for alias in node.names))
         elif isinstance(node, ast.Import):
             yield from (part for alias in node.names for part in alias.name.split("."))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -172,8 +177,7 @@ def is_private(name: str) -> bool:
 def uses_of_private_names(folder: Path) -> dict[str, set[str]]:
     """Of each file, the private names that the package does not define."""
     trees = {path.relative_to(folder): ast.parse(path.read_text()) for path in folder.rglob("*.py")}
-    own = {part for path in trees for part in path.with_suffix("").parts}
-    own |= {name for tree in trees.values() for name in defined_names(tree)}
+    own = {name for tree in trees.values() for name in defined_names(tree)}
     found = {
         path.as_posix(): {name for name in private_names(tree) if is_private(name)} - own
         for path, tree in trees.items()

@@ -17,7 +17,7 @@ from fused_dropout._ops._differentiable import (
     without_autograd_kernels,
 )
 from fused_dropout._ops._in_place import InPlace
-from fused_dropout._private_torch import in_dual_level, transforms_active
+from fused_dropout._private_torch import in_dual_level, transforms_active, version_of
 
 LINEAR_PART = 3  # settings: all but shift and fill, which no derivative has
 
@@ -70,10 +70,13 @@ class Dropout(Differentiable):
     def call(cls, tensors: Tensors, settings: Settings) -> Tensor:
         """As of every operator, with less Python, which on a small tensor is most of a call."""
         input, residual, rng_state = tensors
-        if input is None or residual is not None or transforms_active() or in_dual_level():
+        assert input is not None and rng_state is not None
+        if residual is not None or transforms_active() or in_dual_level():
             return super().call(tensors, settings)
         if is_grad_enabled() and input.requires_grad:
-            return EagerDropout.apply(input, (rng_state, settings))
+            if version_of is None:
+                return super().call(tensors, settings)
+            return EagerDropout.apply(input, (rng_state, version_of(rng_state), settings))
         with without_autograd_kernels():
             output: Tensor = cls.kernel(input, residual, rng_state, *settings)
         return output
@@ -99,17 +102,16 @@ class EagerDropout(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, constants: tuple[Tensor, Settings]) -> Tensor:
-        ctx.rng_state, ctx.settings = rng_state, settings = constants
-        ctx.version = rng_state._version
+    def forward(ctx: Any, input: Tensor, constants: tuple[Tensor, int, Settings]) -> Tensor:
+        ctx.rng_state, ctx.version, ctx.settings = constants
         with without_autograd_kernels():
-            output: Tensor = Dropout.kernel(input, None, rng_state, *settings)
+            output: Tensor = Dropout.kernel(input, None, ctx.rng_state, *ctx.settings)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Tensors:
         rng_state: Tensor = ctx.rng_state
-        if rng_state._version != ctx.version:
+        if version_of is not None and version_of(rng_state) != ctx.version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an "
                 "inplace operation: the rng_state of dropout"

@@ -91,6 +91,16 @@ def without_schema() -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def without_version() -> Iterator[None]:
+    """Tensors keep the attribute too, but the module looks at something that has none."""
+    module = private_torch()
+    module.Tensor = object
+    module.version_of = module._query_versions()
+    module.Tensor = Tensor
+    yield
+
+
 HIDING: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "_are_functorch_transforms_active": lambda: without_attribute(
         torch._C, "_are_functorch_transforms_active"
@@ -103,8 +113,9 @@ HIDING: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
         torch._C._functorch, "get_interpreter_stack"
     ),
     "_pytree": without_pytree,
-    "_op": without_op,  # the last two load the module, so they come after what it must not find
+    "_op": without_op,  # the last three load the module, so they come after what it must not find
     "_schema": without_schema,
+    "_version": without_version,
 }
 
 
@@ -209,6 +220,24 @@ def in_place() -> Tensors:
     return found
 
 
+def changed_random_state() -> Tensors:
+    """Between forward and backward."""
+    from fused_dropout import functional as F
+    from fused_dropout import make_rng_state
+
+    for call in (F.dropout, F.gaussian_dropout):
+        state = make_rng_state(3, device="cpu")
+        output = call(torch.ones(5, requires_grad=True), 0.5, rng_state=state)
+        state += 1
+        try:
+            output.sum().backward()
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error), error
+        else:
+            raise AssertionError("a gradient of another mask")
+    return [state]
+
+
 def raw_operators() -> Tensors:
     from fused_dropout import make_rng_state
 
@@ -283,11 +312,21 @@ def fallbacks() -> list[str]:
         "_pytree": private.flatten.__module__ == MODULE,
         "_op": private.call_of(overload) is not overload._op,
         "_schema": private.tensor_arguments is private._tensor_parameters,
+        "_version": private.version_of is None,
     }
     return [name for name in HIDING if in_use[name]]
 
 
-PARTS = (eager, transforms, dual_numbers, in_place, raw_operators, captured, monte_carlo)
+PARTS = (
+    eager,
+    transforms,
+    dual_numbers,
+    in_place,
+    changed_random_state,
+    raw_operators,
+    captured,
+    monte_carlo,
+)
 
 
 def main(file: str, *names: str) -> None:
