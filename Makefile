@@ -35,12 +35,12 @@ demo: setup
 	$(PY) -m fused_dropout verify --quick
 	$(PY) -m fused_dropout demo
 
-# pytest, with a test file per core at a time where pytest-xdist is; the environments have it.
+# pytest's options for a test file per core at a time, where an interpreter has pytest-xdist, as ours.
 FILES_AT_ONCE := --dist loadfile -n auto --maxprocesses 8
-pytest = $(1) -m pytest $(shell $(1) -c 'import xdist' 2> /dev/null && echo $(FILES_AT_ONCE))
+at_once = $(shell $(1) -c 'import xdist' 2> /dev/null && echo $(FILES_AT_ONCE))
 
 test: setup
-	$(call pytest,$(PY))
+	$(PY) -m pytest $(call at_once,$(PY))
 
 # Calls with wrong and odd arguments; `make test` has a short form. tests/hostile/__main__.py
 CALLS ?= 100000
@@ -90,7 +90,7 @@ cuda-build: $(CUDA_VENV_READY)
 	$(IN_CUDA_TREE) -m fused_dropout info
 	$(IN_CUDA_TREE) tests/cuda_on_cpu/build.py
 	$(IN_CUDA_TREE) -m fused_dropout verify --quick
-	$(call pytest,$(IN_CUDA_TREE)) -q $(TORCH_TESTS)
+	$(IN_CUDA_TREE) -m pytest -q $(call at_once,$(CUDA_PY)) $(TORCH_TESTS)
 	$(IN_CUDA_TREE) bench/kernel_report.py --newest
 
 # On a GPU; bench/gpu.sh says what each does.
