@@ -88,6 +88,16 @@ def test_a_dual_level_without_tangents(place: torch.device) -> None:
     assert torch.equal(found, functional.dropout(grad, 0.5, seed=3))
 
 
+def test_operators_without_an_input_or_a_state(place: torch.device) -> None:
+    """The operators' own checks answer, as for other wrong arguments."""
+    ops, state = torch.ops.fused_dropout, fused_dropout.make_rng_state(3)
+    for op in (ops.dropout, ops.dropout_):
+        with pytest.raises((TypeError, RuntimeError), match="expected float32"):
+            op(None, None, state, 0.5, 2.0)
+        with pytest.raises(RuntimeError, match="rng_state must be a contiguous int64 tensor"):
+            op(torch.ones(3), None, None, 0.5, 2.0)
+
+
 def test_double_backward_of_a_residual(place: torch.device) -> None:
     """The operator behind it, as other layers use it."""
     from fused_dropout._ops.dropout import Dropout, DropoutInPlace

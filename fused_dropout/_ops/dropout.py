@@ -70,8 +70,9 @@ class Dropout(Differentiable):
     def call(cls, tensors: Tensors, settings: Settings) -> Tensor:
         """As of every operator, with less Python, which on a small tensor is most of a call."""
         input, residual, rng_state = tensors
-        assert input is not None and rng_state is not None
-        if residual is not None or transforms_active() or in_dual_level():
+        if input is None or rng_state is None or residual is not None:
+            return super().call(tensors, settings)
+        if transforms_active() or in_dual_level():
             return super().call(tensors, settings)
         if is_grad_enabled() and input.requires_grad:
             if version_of is None:

@@ -14,7 +14,13 @@ ULPS_FLOAT64 = 64  # no wider dtype holds the truth, so it is as far off as what
 
 
 def mismatch(
-    ours: Tensor, truth: Tensor, own: Tensor, *, elementwise: bool, slack: float = 0.0
+    ours: Tensor,
+    truth: Tensor,
+    own: Tensor,
+    *,
+    elementwise: bool,
+    slack: float = 0.0,
+    extra_ulps: float = 0.0,
 ) -> str | None:
     """What is wrong with ``ours``, or None.
 
@@ -25,6 +31,7 @@ def mismatch(
         elementwise: each element is held to its own size, and zeros to exactly 0. Otherwise all
             are held to the largest, for operators that sum.
         slack: a further absolute error that is allowed.
+        extra_ulps: further units in the last place that are allowed.
     """
     if ours.shape != truth.shape:
         return f"shape {list(ours.shape)}, expected {list(truth.shape)}"
@@ -34,11 +41,12 @@ def mismatch(
         return None
     if ours.dtype.is_complex:
         parts = (torch.view_as_real(t.resolve_conj()) for t in (ours, truth, own))
-        return mismatch(*parts, elementwise=elementwise, slack=slack)
+        options = {"slack": slack, "extra_ulps": extra_ulps}
+        return mismatch(*parts, elementwise=elementwise, **options)
     if ours.dtype == torch.bool or not ours.dtype.is_floating_point:
         return _where(ours != own, ours, own, own)
     limits = torch.finfo(ours.dtype)
-    ulps = ULPS_FLOAT64 if ours.dtype == torch.float64 else ULPS
+    ulps = extra_ulps + (ULPS_FLOAT64 if ours.dtype == torch.float64 else ULPS)
     wide = ours.double()
     rounded = truth.to(ours.dtype).double()  # an overflow is infinite here too
     regular = rounded.isfinite() & own.isfinite()

@@ -238,6 +238,14 @@ def _gaussian_noise(random: Random, name: str) -> Draft:
     return draft
 
 
+def logistic_ulps(temperature: float) -> float:
+    """Units in the last place that a rounded logit of up to 20 moves logistic(logit / temperature).
+
+    Of logits p and u the latter is below 17, and the operands' normal numbers make the rest.
+    """
+    return 20 / temperature
+
+
 def _concrete_dropout(random: Random, name: str) -> Draft:
     draft = Draft(name)
     shape = draw_shape(random)
@@ -265,8 +273,12 @@ def _concrete_dropout(random: Random, name: str) -> Draft:
         out = reference.concrete_dropout(wide, logit_p.to(wide.dtype), temperature, **state)
         return (out.to(x.dtype),)
 
-    differentiable = ("input", "logit_p") if draft.drawn else ("input",)
-    draft.oracle = Oracle(written_out, False, None, differentiable, gradient_sums=math.prod(shape))
+    draft.oracle = Oracle(
+        written_out,
+        differentiable=("input", "logit_p") if draft.drawn else ("input",),
+        gradient_sums=math.prod(shape),
+        extra_ulps=logistic_ulps(temperature),
+    )
     return draft
 
 

@@ -85,8 +85,7 @@ class Operand:
     @property
     def may_refuse_writes(self) -> bool:
         """Whether autograd has reasons not to let the operand be written to."""
-        bound = not self.through_copy or self.layout.name == "unbound"
-        return self.inference or (self.grad and bound)
+        return self.inference or (self.grad and not self.through_copy)
 
     @property
     def leaf(self) -> str:

@@ -15,6 +15,7 @@ from fused_dropout import _ext
 
 from . import arguments as pools
 from .call import Call, Oracle, Tensors
+from .functions import logistic_ulps
 from .operands import DTYPES, Operand, Shape, draw_operand, draw_shape
 from .operator_truth import TRUTHS, stored_shape
 
@@ -147,8 +148,15 @@ class _Values:
         products = self.base.startswith("dropconnect_linear")
         reduces = products or self.base.endswith(("_d_both", "_backward"))
         padded = self.base == "dropconnect_mask_bits"
+        temperature = settings.get("temperature", math.inf)
         return Oracle(
-            results, elementwise, None, differentiable, terms if reduces else 0, terms, padded
+            results,
+            elementwise,
+            differentiable=differentiable,
+            sums=terms if reduces else 0,
+            gradient_sums=terms,
+            padded=padded,
+            extra_ulps=logistic_ulps(temperature),
         )
 
     # ---- tensors ---------------------------------------------------------------------------------
