@@ -129,9 +129,9 @@ class Differentiable:
 
 
 class OwnDerivative(Differentiable):
-    """An operator that is linear in its first tensor, and whose derivatives are itself.
+    """An operator that is linear in its inputs, and whose derivatives are itself.
 
-    It saves the other tensors.
+    It saves the other tensors. Backward and jvp here are those of an operator with one input.
     """
 
     inputs = 1
@@ -141,9 +141,9 @@ class OwnDerivative(Differentiable):
     def fake(input: Tensor, *_: Any) -> Tensor:
         return torch.empty_like(input)
 
-    @staticmethod
-    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
-        return tensors[1:]
+    @classmethod
+    def save(cls, tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
+        return tensors[cls.inputs :]
 
     @classmethod
     def backward(

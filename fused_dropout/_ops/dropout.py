@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, is_grad_enabled
 
 from fused_dropout._ops._differentiable import (
-    Differentiable,
     Dims,
+    OwnDerivative,
     Settings,
     Tensors,
     item_by_item,
@@ -35,51 +35,45 @@ def dropout_settings(
     return (p, scale, shared_dims or None, shift, fill)
 
 
-class Dropout(Differentiable):
+class Dropout(OwnDerivative):
     """Tensors: input, residual or None, rng_state. Nothing but the random state is saved."""
 
     name = "dropout"
     inputs = 2
-    linear = True
 
-    @staticmethod
-    def fake(input: Tensor, *_: Any) -> Tensor:
-        return torch.empty_like(input)
-
-    @staticmethod
-    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
-        return (tensors[2],)
-
-    @staticmethod
-    def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
+    @classmethod
+    def backward(
+        cls, saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any
+    ) -> Tensors:
         (grad,) = grads
-        d_input = None
-        if needs[0]:
-            d_input = Dropout.call((grad, None, *saved), settings[:LINEAR_PART])
+        d_input = cls.call((grad, None, *saved), settings[:LINEAR_PART]) if needs[0] else None
         return d_input, (grad if needs[1] else None)
 
-    @staticmethod
-    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor | None:
+    @classmethod
+    def jvp(cls, saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor | None:
         of_input, of_residual = tangents
         if of_input is None:
             return of_residual
-        tangent: Tensor = Dropout.call((of_input, of_residual, *saved), settings[:LINEAR_PART])
-        return tangent
+        return cls.call((of_input, of_residual, *saved), settings[:LINEAR_PART])
 
     @classmethod
     def call(cls, tensors: Tensors, settings: Settings) -> Tensor:
         """As of every operator, with less Python, which on a small tensor is most of a call."""
         input, residual, rng_state = tensors
-        if input is None or rng_state is None or residual is not None:
-            return super().call(tensors, settings)
-        if transforms_active() or in_dual_level():
-            return super().call(tensors, settings)
+        if (
+            input is None
+            or residual is not None
+            or rng_state is None
+            or version_of is None
+            or transforms_active()
+            or in_dual_level()
+        ):
+            output: Tensor = super().call(tensors, settings)
+            return output
         if is_grad_enabled() and input.requires_grad:
-            if version_of is None:
-                return super().call(tensors, settings)
             return EagerDropout.apply(input, (rng_state, version_of(rng_state), settings))
         with without_autograd_kernels():
-            output: Tensor = cls.kernel(input, residual, rng_state, *settings)
+            output = cls.kernel(input, None, rng_state, *settings)
         return output
 
     @classmethod

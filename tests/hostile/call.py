@@ -56,6 +56,19 @@ class Oracle:
     padded: bool = False  # one output of bits; the reference's second says which of them count
     extra_ulps: float = 0.0  # what a steep function makes of its argument's rounding
 
+    def mismatch(
+        self, ours: Tensor, truth: Tensor, own: Tensor, sums: int, terms: list[Tensor]
+    ) -> str | None:
+        """What is wrong with a result whose sums have so many products of the terms, or None."""
+        return mismatch(
+            ours,
+            truth,
+            own,
+            elementwise=self.elementwise,
+            slack=_slack(own.dtype, sums, terms),
+            extra_ulps=self.extra_ulps,
+        )
+
 
 @dataclass
 class Call:
@@ -239,17 +252,9 @@ class Call:
             outputs, truth, own = [outputs[0] & counts], truth[:1], own[:1]
         if len(truth) != len(outputs):
             return "!number of outputs", f"{len(outputs)}, expected {len(truth)}"
-        elementwise = self.oracle.elementwise
+        terms = list(inputs.values())
         for index, (ours, true, same) in enumerate(zip(outputs, truth, own, strict=True)):
-            slack = _slack(same.dtype, self.oracle.sums, list(inputs.values()))
-            found = mismatch(
-                ours.detach(),
-                true,
-                same,
-                elementwise=elementwise,
-                slack=slack,
-                extra_ulps=self.oracle.extra_ulps,
-            )
+            found = self.oracle.mismatch(ours.detach(), true, same, self.oracle.sums, terms)
             if found:
                 return "!wrong number", f"output {index}: {found}"
         return self._wrong_gradient(result, names, inputs)
@@ -289,16 +294,9 @@ class Call:
             return "!gradient lost", "autograd.grad gives None"
         truth = self._reference_gradients(wanted, inputs, direction, torch.float64)
         own = self._reference_gradients(wanted, inputs, direction, None)
+        terms = [*inputs.values(), direction]
         for operand, mine, true, same in zip(wanted, ours, truth, own, strict=True):
-            slack = _slack(same.dtype, self.oracle.gradient_sums, [*inputs.values(), direction])
-            found = mismatch(
-                mine,
-                true,
-                same,
-                elementwise=self.oracle.elementwise,
-                slack=slack,
-                extra_ulps=self.oracle.extra_ulps,
-            )
+            found = self.oracle.mismatch(mine, true, same, self.oracle.gradient_sums, terms)
             if found:
                 return "!wrong gradient", f"of {operand.name}: {found}"
         return None
