@@ -2,7 +2,8 @@
 
 Environment variables:
   FUSED_DROPOUT_CUDA=0|1  never / always build the CUDA kernels (default: when torch was built for
-                          CUDA and a toolkit is found; a GPU need not be present)
+                          CUDA and a toolkit is found). A toolkit is all that they need: no GPU, and
+                          no CUDA build of torch
   FUSED_DROPOUT_COMMIT    the commit that the build reports (default: git's answer)
   TORCH_CUDA_ARCH_LIST    the CUDA architectures, as for every torch extension
   MAX_JOBS                compiler processes at a time
@@ -10,7 +11,6 @@ Environment variables:
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -31,11 +31,14 @@ GENERATED = Path("build") / "generated"
 # Compiled for where TORCH_CUDA_ARCH_LIST does not say otherwise. GPUs newer than the last one
 # compile its PTX when they first load it.
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
-# Headers of CUDA libraries that torch's own headers include, and that a toolkit may lack.
-LIBRARY_HEADERS = ("cublas_v2.h", "cublasLt.h", "cusolverDn.h", "cusparse.h")
-CXX_FLAGS = ("-O3", "-g0", "-fvisibility=hidden", "-fopenmp", "-Wno-psabi")
+# The oldest torch that the binary runs on: the bindings call no function that is newer. The same
+# release, as torch's headers write it.
+TARGET = f"0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}000000000000"
+CXX_FLAGS = ("-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi", f"-DTORCH_TARGET_VERSION={TARGET}")
 # 1675: the pragmas of GCC in torch's headers.
-NVCC_FLAGS = ("-O3", "-lineinfo", "--diag-suppress=1675")
+NVCC_FLAGS = (
+    "-O3", "-lineinfo", "--diag-suppress=1675", f"-DTORCH_TARGET_VERSION={TARGET}",
+)  # fmt: skip
 
 
 def say(message: str) -> None:
@@ -49,9 +52,8 @@ def import_torch():
         import torch
     except ImportError:
         sys.exit(
-            "fused_dropout is built against the torch that it will run with, and torch is not "
-            "installed here.\nInstall it (pip install 'torch>=2.11'), then run: "
-            "pip install --no-build-isolation ."
+            "fused_dropout is compiled with torch's headers, and torch is not installed here.\n"
+            "Install it (pip install 'torch>=2.11'), then run: pip install --no-build-isolation ."
         )
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if release < MINIMUM_TORCH:
@@ -76,19 +78,16 @@ def want_cuda(torch, cuda_home: str | None) -> bool:
     if forced == "0":
         say("CUDA kernels: no (FUSED_DROPOUT_CUDA=0)")
         return False
-    missing = []
-    if torch.version.cuda is None:
-        missing.append(f"torch {torch.__version__} is a CPU build")
-    elif cuda_home is None:
-        missing.append("no CUDA toolkit found (put nvcc on PATH or set CUDA_HOME)")
-    if not list((ROOT / "csrc" / "cuda").glob("*.cu")):
-        missing.append("this version has CPU kernels only")
-    if missing and forced == "1":
-        sys.exit("FUSED_DROPOUT_CUDA=1, but " + " and ".join(missing) + ".")
-    if missing:
-        say("CUDA kernels: no (" + "; ".join(missing) + ")")
+    no_toolkit = "no CUDA toolkit found (put nvcc on PATH or set CUDA_HOME)"
+    if forced == "1" and cuda_home is None:
+        sys.exit(f"FUSED_DROPOUT_CUDA=1, but {no_toolkit}.")
+    if forced == "" and torch.version.cuda is None:
+        say(f"CUDA kernels: no (torch {torch.__version__} is a CPU build)")
         return False
-    say(f"CUDA kernels: yes (torch for CUDA {torch.version.cuda}, toolkit at {cuda_home})")
+    if cuda_home is None:
+        say(f"CUDA kernels: no ({no_toolkit})")
+        return False
+    say(f"CUDA kernels: yes (toolkit at {cuda_home})")
     return True
 
 
@@ -136,33 +135,11 @@ def choose_architectures(known: Collection[str] = ()) -> str:
     return chosen
 
 
-def package_includes(cuda_version: str) -> list[Path]:
-    """The include folders of the CUDA packages that pip installed beside torch."""
-    spec = importlib.util.find_spec("nvidia")
-    roots = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
-    major = cuda_version.split(".")[0]
-    together = [root / f"cu{major}" / "include" for root in roots]  # since CUDA 13
-    apart = [folder for root in roots for folder in sorted(root.glob("*/include"))]
-    return [folder for folder in together if folder.is_dir()] or apart
-
-
-def library_includes(cuda_home: str, packages: Sequence[Path]) -> list[str]:
-    """The folders of `packages` that hold the library headers which the toolkit lacks."""
-    toolkit = Path(cuda_home) / "include"
-    missing = [header for header in LIBRARY_HEADERS if not (toolkit / header).exists()]
-    found = {}
-    for header in missing:
-        folder = next((str(folder) for folder in packages if (folder / header).exists()), None)
-        found[header] = folder
-    folders = list(dict.fromkeys(folder for folder in found.values() if folder))
-    absent = [header for header, folder in found.items() if folder is None]
-    if not missing:
-        say("CUDA library headers: the toolkit's")
-    for folder in folders:
-        say(f"CUDA library headers: {folder} (the toolkit lacks them)")
-    if absent:
-        say(f"CUDA library headers: {', '.join(absent)} not found; install the full toolkit")
-    return folders
+def toolkit_version(cuda_home: str) -> str:
+    """The CUDA release that nvcc belongs to, as torch.version.cuda writes it."""
+    command = [str(Path(cuda_home) / "bin" / "nvcc"), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return re.search(r"release (\d+\.\d+)", done.stdout)[1]
 
 
 def commit() -> str:
@@ -179,20 +156,33 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def write_build_facts(cuda: str, architectures: str) -> None:
-    """The header that registration.cpp reports from, rewritten only when it changes."""
-    facts = {
-        "FUSED_DROPOUT_VERSION": VERSION,
-        "FUSED_DROPOUT_COMMIT": commit(),
-        "FUSED_DROPOUT_CUDA_VERSION": cuda,
-        "FUSED_DROPOUT_CUDA_ARCHITECTURES": architectures,
-    }
-    text = "// Written by setup.py.\n#pragma once\n"
-    text += "".join(f'#define {name} "{value}"\n' for name, value in facts.items())
-    header = ROOT / GENERATED / "build_facts.h"
+def write_generated(name: str, lines: Sequence[str]) -> None:
+    """A header beside the objects, rewritten only when it changes."""
+    text = "// Written by setup.py.\n#pragma once\n" + "".join(f"{line}\n" for line in lines)
+    header = ROOT / GENERATED / name
     header.parent.mkdir(parents=True, exist_ok=True)
     if not header.exists() or header.read_text() != text:
         header.write_text(text)
+
+
+def write_build_facts(torch_version: str, cuda: str, architectures: str) -> None:
+    """The header that module.cpp reports from."""
+    facts = {
+        "VERSION": VERSION,
+        "COMMIT": commit(),
+        "TORCH_VERSION": torch_version,
+        "OLDEST_TORCH": ".".join(map(str, MINIMUM_TORCH)),
+        "CUDA_VERSION": cuda,
+        "CUDA_ARCHITECTURES": architectures,
+    }
+    defines = [f'#define FUSED_DROPOUT_{name} "{value}"' for name, value in facts.items()]
+    write_generated("build_facts.h", defines)
+
+
+def write_simd_ops() -> None:
+    """The header with which simd/isa_*.cpp include the CPU kernels of every op."""
+    kernels = files("csrc/cpu/simd/ops/*.h")
+    write_generated("simd_ops.h", [f'#include "{path.removeprefix("csrc/")}"' for path in kernels])
 
 
 def files(*patterns: str) -> list[str]:
@@ -204,37 +194,34 @@ def extension():
     """The extension module, with CUDA sources where they can be built."""
     torch = import_torch()
     require_python_headers()
-    if torch.version.cuda is not None:
-        find_toolkit()
+    find_toolkit()
     from torch.utils.cpp_extension import CUDA_HOME, CppExtension, CUDAExtension
 
     say(f"torch {torch.__version__}, python {sys.version.split()[0]}")
     say(f"MAX_JOBS: {os.environ.get('MAX_JOBS', 'not set, ninja decides')}")
-    folders = ["csrc", "csrc/cpu"]
-    patterns = ["*.cpp"]
-    system: list[str] = []
-    with_cuda = want_cuda(torch, CUDA_HOME)
+    patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cpu/simd/*.cpp"]
+    # torch promises the functions of its stable ABI, and libtorch_cpu has all that are called here.
+    libraries = ["torch_cpu"]
     cuda, architectures = "", ""
+    with_cuda = want_cuda(torch, CUDA_HOME)
     if with_cuda:
-        folders.append("csrc/cuda")
-        patterns.append("*.cu")
-        cuda = torch.version.cuda
+        patterns.append("csrc/cuda/*.cu")
+        cuda = toolkit_version(CUDA_HOME)
         architectures = choose_architectures(known_architectures(CUDA_HOME))
-        # Searched after the toolkit's own folder, whose other headers must fit its nvcc.
-        for folder in library_includes(CUDA_HOME, package_includes(cuda)):
-            system += ["-isystem", folder]
-    flags = {"cxx": [*CXX_FLAGS, *system], "nvcc": [*NVCC_FLAGS, *system]}
-    write_build_facts(cuda, architectures)
-    sources = files(*(f"{folder}/{pattern}" for folder in folders for pattern in patterns))
+        # So that the binary loads, and runs on the CPU, where no CUDA library is.
+        libraries += ["cudart_static", "rt", "dl", "pthread"]
+    write_build_facts(torch.__version__, cuda, architectures)
+    write_simd_ops()
     kind = CUDAExtension if with_cuda else CppExtension
-    return kind(
+    module = kind(
         "fused_dropout._C",
-        sources,
-        include_dirs=[str(ROOT / GENERATED)],
+        files(*patterns),
+        include_dirs=[str(ROOT / GENERATED), str(ROOT / "csrc")],
         depends=files("csrc/**/*.h", "csrc/**/*.cuh"),
-        extra_compile_args=flags,
-        extra_link_args=["-fopenmp"],
+        extra_compile_args={"cxx": [*CXX_FLAGS], "nvcc": [*NVCC_FLAGS]},
     )
+    module.libraries = libraries
+    return module
 
 
 def build_command():

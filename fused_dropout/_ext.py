@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
-_REMEDY = f"To mend it, run in a checkout of fused_dropout, with this torch installed:\n  {REBUILD}"
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """The release that decides binary compatibility: (2, 13) of '2.13.0+cpu'."""
-    return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+_REMEDY = f"To mend it, run in a checkout of fused_dropout:\n  {REBUILD}"
 
 
 def _import_extension() -> ModuleType:
@@ -26,8 +21,7 @@ def _import_extension() -> ModuleType:
         return importlib.import_module("fused_dropout._C")
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError)
-        misfit = f"cannot be loaded by torch {torch.__version__}; was it built for another one?"
-        what = "is not built" if missing else misfit
+        what = "is not built" if missing else f"cannot be loaded by torch {torch.__version__}"
         raise ImportError(
             f"fused_dropout's compiled extension {what} ({error}).\n{_REMEDY}"
         ) from error
@@ -36,12 +30,6 @@ def _import_extension() -> ModuleType:
 def _load() -> ModuleType:
     """The extension module, its operators registered."""
     extension = _import_extension()
-    built_for = extension.build_facts()["torch"]
-    if _release(built_for) != _release(torch.__version__):
-        raise ImportError(
-            f"fused_dropout's compiled extension was built for torch {built_for}, but torch "
-            f"{torch.__version__} is running.\n{_REMEDY}"
-        )
     forced = os.environ.get("FUSED_DROPOUT_ISA")
     if forced:
         try:
@@ -68,7 +56,7 @@ def load() -> ModuleType:
     """The extension module.
 
     Raises:
-        ImportError: it is missing, or was built for another torch; the message gives the remedy.
+        ImportError: it is missing, or does not fit torch or Python; the message gives the remedy.
         ValueError: ``FUSED_DROPOUT_ISA`` names an instruction set that this machine lacks.
     """
     if _extension is None:
@@ -100,7 +88,7 @@ def require_backend(device: torch.device) -> None:
     if not build_info()["cuda"]:
         raise RuntimeError(
             f"this fused_dropout was built without CUDA kernels, got a tensor on {device}. Move "
-            "it to the CPU, or rebuild where torch is a CUDA build and nvcc is on PATH:\n"
+            "it to the CPU, or rebuild where nvcc is on PATH:\n"
             f"  FUSED_DROPOUT_CUDA=1 {REBUILD}"
         )
 
@@ -108,7 +96,8 @@ def require_backend(device: torch.device) -> None:
 def build_info() -> dict[str, Any]:
     """How the extension was built.
 
-    Keys: version, commit, torch, compiler, cuda, cuda_architectures, isas; "" stands for none.
+    Keys: version, commit, torch (whose headers it was compiled with), oldest_torch (that it runs
+    on), compiler, cuda, cuda_architectures, isas; "" stands for none.
     """
     return dict(load().build_facts())
 

@@ -1,11 +1,11 @@
-// The mask bits of a layout's elements (../dropout_layout.h) in the order of memory.
+// The mask bits of a layout's elements (../ops/mask_layout.h) in the order of memory.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
-#include "../dropout_layout.h"
-#include "packed_bits.h"
+#include "../common/packed_bits.h"
+#include "../ops/mask_layout.h"
 
 namespace fused_dropout {
 namespace {
@@ -13,7 +13,7 @@ namespace {
 // Walks over the elements from a given one on.
 class BitsInMemoryOrder {
  public:
-  BitsInMemoryOrder(const DropoutLayout& layout, const uint32_t* bits, int64_t element)
+  BitsInMemoryOrder(const MaskLayout& layout, const uint32_t* bits, int64_t element)
       : dims_(layout.dims), bits_(bits), index_(layout.dims.size()), row_bit_(layout.first_bit) {
     for (size_t d = dims_.size(); d-- > 0; element /= dims_[d].size) {
       index_[d] = element % dims_[d].size;

@@ -6,9 +6,13 @@
 namespace fused_dropout {
 namespace {
 
-// A table function may use its instruction set, so it is called only after the processor was asked.
-std::vector<const Kernels*> find_tables() {
-  std::vector<const Kernels*> tables;
+struct Available {
+  Isa isa;
+  const char* name;
+};
+
+std::vector<Available> ask_processor() {
+  std::vector<Available> found;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -17,41 +21,46 @@ std::vector<const Kernels*> find_tables() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");
-  if (avx512) tables.push_back(&avx512_kernels());
-  if (avx2) tables.push_back(&avx2_kernels());
+  if (avx512) found.push_back({Isa::kAvx512, "avx512"});
+  if (avx2) found.push_back({Isa::kAvx2, "avx2"});
 #endif
-  tables.push_back(&plain_kernels());
-  return tables;
-}
-
-const std::vector<const Kernels*>& tables() {
-  static const std::vector<const Kernels*> found = find_tables();
+  found.push_back({Isa::kPlain, "plain"});
   return found;
 }
 
-std::atomic<const Kernels*>& current() {
-  static std::atomic<const Kernels*> table{tables().front()};
-  return table;
+const std::vector<Available>& available() {
+  static const std::vector<Available> found = ask_processor();
+  return found;
+}
+
+std::atomic<Isa>& current() {
+  static std::atomic<Isa> isa{available().front().isa};
+  return isa;
 }
 
 }  // namespace
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const Kernels* table : tables()) names.emplace_back(table->isa);
+  for (const Available& one : available()) names.emplace_back(one.name);
   return names;
 }
 
-const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
+Isa current_isa() { return current().load(std::memory_order_relaxed); }
+
+std::string current_isa_name() {
+  const Isa isa = current_isa();
+  for (const Available& one : available()) {
+    if (one.isa == isa) return one.name;
+  }
+  return {};
+}
 
 void set_isa(const std::string& name) {
   std::string known;
-  for (const Kernels* table : tables()) {
-    if (name == table->isa) {
-      current().store(table, std::memory_order_relaxed);
-      return;
-    }
-    known += (known.empty() ? "" : ", ") + std::string(table->isa);
+  for (const Available& one : available()) {
+    if (name == one.name) return current().store(one.isa, std::memory_order_relaxed);
+    known += (known.empty() ? "" : ", ") + std::string(one.name);
   }
   throw std::invalid_argument("ISA must be one of " + known + " on this machine, got '" + name +
                               "'");

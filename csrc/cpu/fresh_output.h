@@ -1,22 +1,24 @@
 // Memory for large results.
 #pragma once
 
-#include <ATen/Functions.h>
+#include "../torch_abi.h"
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
 namespace fused_dropout {
 
-// at::empty_like, on huge pages where the system grants them: a fresh result of 64 MiB otherwise
-// costs 16384 page faults, which take several times as long as computing it.
-inline at::Tensor fresh_output(const at::Tensor& like) {
-  at::Tensor out = at::empty_like(like);
+// new_like, on huge pages where the system grants them: a fresh result of 64 MiB otherwise costs
+// 16384 page faults, which take several times as long as computing it.
+inline Tensor fresh_output(const Tensor& like) {
+  Tensor out = new_like(like);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+  const uintptr_t bytes = static_cast<uintptr_t>(out.numel()) * out.element_size();
+  if (bytes < kHugePage) return out;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(out.mutable_data_ptr());
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t last = (begin + out.nbytes()) / kHugePage * kHugePage;
+  const uintptr_t last = (begin + bytes) / kHugePage * kHugePage;
   // A refusal changes nothing but the speed.
   if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif

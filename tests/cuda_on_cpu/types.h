@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../../csrc/cpu/scalar_types.h"
+#include "../../csrc/cpu/simd/scalar_types.h"
 
 #define EMULATOR_VECTOR2(T, name, alignment) \
   struct alignas(alignment) name {           \

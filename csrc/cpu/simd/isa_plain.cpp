@@ -1,0 +1,11 @@
+// The kernels in plain C++, for every processor.
+#include "prelude.h"
+
+namespace fused_dropout {
+constexpr Isa kIsa = Isa::kPlain;
+}
+
+#include "kernels_for.h"
+#include "vectors_plain.h"
+
+#include "simd_ops.h"  // written by setup.py: all files of ops/
