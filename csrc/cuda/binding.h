@@ -1,49 +1,63 @@
 // What the CUDA bindings share: device and stream of a tensor, launch errors, dtypes.
 #pragma once
 
-#include <ATen/Functions.h>
-#include <ATen/core/Tensor.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <c10/util/Exception.h>
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
 
-#include "../checks.h"
+#include "../ops/checks.h"
 #include "mask.cuh"
 
 namespace fused_dropout {
 
-inline cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+// The current stream of the current device. torch's function for it is in libtorch_cuda, which a
+// CPU build of torch lacks: it is looked up at the first call, so that this library links and loads
+// without.
+inline cudaStream_t current_stream() {
+  using Lookup = AOTITorchError (*)(int32_t device, void** stream);
+  static const Lookup lookup = [] {
+    void* const torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    FUSED_DROPOUT_CHECK(torch_cuda != nullptr, "libtorch_cuda.so is not loaded");
+    return reinterpret_cast<Lookup>(dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream"));
+  }();
+  void* stream = nullptr;
+  const int32_t device = torch::stable::accelerator::getCurrentDeviceIndex();
+  TORCH_ERROR_CODE_CHECK(lookup(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
 
 // Makes the device of `tensor`, an argument called `name`, the current one. torch calls a CUDA
 // operator where any argument is on a GPU, so this one may not be.
-inline c10::cuda::CUDAGuard device_guard(const at::Tensor& tensor, const char* name) {
-  TORCH_CHECK(tensor.is_cuda(), name, " must be on the GPU that the other arguments are on, got ",
-              tensor.device());
-  return c10::cuda::CUDAGuard(tensor.device());
+inline torch::stable::accelerator::DeviceGuard device_guard(const Tensor& tensor,
+                                                            const char* name) {
+  FUSED_DROPOUT_CHECK(tensor.is_cuda(), name,
+                      " must be on the GPU that the other arguments are on, got ",
+                      device_of(tensor));
+  return torch::stable::accelerator::DeviceGuard(tensor.get_device_index());
 }
 
 // Explains the error that users meet: a GPU that the binary was not compiled for.
 inline void check_launch(cudaError_t error) {
-  TORCH_CHECK(error != cudaErrorNoKernelImageForDevice && error != cudaErrorUnsupportedPtxVersion &&
-                  // What asking for more shared memory gives there, which comes before the launch.
-                  error != cudaErrorInvalidDeviceFunction,
-              "this fused_dropout has no CUDA kernels for this GPU; rebuild it with "
-              "TORCH_CUDA_ARCH_LIST set to the GPU's compute capability (nvidia-smi "
-              "--query-gpu=compute_cap --format=csv)");
-  TORCH_CHECK(error == cudaSuccess,
-              "launching a CUDA kernel of fused_dropout failed: ", cudaGetErrorString(error));
+  FUSED_DROPOUT_CHECK(
+      error != cudaErrorNoKernelImageForDevice && error != cudaErrorUnsupportedPtxVersion &&
+          // What asking for more shared memory gives there, which comes before the launch.
+          error != cudaErrorInvalidDeviceFunction,
+      "this fused_dropout has no CUDA kernels for this GPU; rebuild it with "
+      "TORCH_CUDA_ARCH_LIST set to the GPU's compute capability (nvidia-smi "
+      "--query-gpu=compute_cap --format=csv)");
+  FUSED_DROPOUT_CHECK(error == cudaSuccess, "launching a CUDA kernel of fused_dropout failed: ",
+                      cudaGetErrorString(error));
 }
 
 // The seed and offset of an rng_state: read here and passed by value if it is on the CPU, else read
 // by the kernels on the device. Neither waits for the device.
-inline RngSource rng_source(const at::Tensor& rng_state, const at::Device& device) {
+inline RngSource rng_source(const Tensor& rng_state, Device device) {
   check_rng_state(rng_state);
-  const int64_t* const state = rng_state.const_data_ptr<int64_t>();
+  const int64_t* const state = data_of<int64_t>(rng_state);
   if (rng_state.is_cpu()) {
     return {nullptr, static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1])};
   }
-  TORCH_CHECK(rng_state.device() == device, "rng_state must be on the CPU or on ", device, ", got ",
-              rng_state.device());
+  FUSED_DROPOUT_CHECK(device_of(rng_state) == device, "rng_state must be on the CPU or on ", device,
+                      ", got ", device_of(rng_state));
   return rng_from_state(state);
 }
 
@@ -52,9 +66,14 @@ inline MaskRule unseeded_rule(double p, int64_t stream, int64_t digits) {
   return make_mask_rule(0, 0, static_cast<uint32_t>(stream), p, static_cast<int>(digits));
 }
 
+// Packed words on the device of `like`.
+inline Tensor empty_words(int64_t words, const Tensor& like) {
+  return empty({words}, dtypes().int32, like);
+}
+
 // Calls f with a null pointer to the kernels' element type of `tensor`.
 template <class F>
-void with_type(const at::Tensor& tensor, F f) {
+void with_type(const Tensor& tensor, F f) {
   switch (kernel_type(tensor)) {
     case ScalarType::kFloat32:
       return f(static_cast<float*>(nullptr));

@@ -1,9 +1,9 @@
 // IMPL(CUDA) of concrete dropout. logit_p stays on the device: nothing waits for it.
 //
 // Workspace, freed to the caching allocator on return: the partial sums of logit_p's gradient.
-
 #include <tuple>
 
+#include "../ops/concrete_dropout.h"
 #include "concrete_dropout.cuh"
 #include "noise_binding.h"
 
@@ -15,10 +15,10 @@ ConcreteSource<Sum<T>> source_of(const Tensor& logit_p, double temperature) {
   return {data_of<Sum<T>>(logit_p), static_cast<Sum<T>>(1.0 / temperature)};
 }
 
-Tensor concrete_dropout_cuda(const Tensor& input, const Tensor& logit_p, const Tensor& rng_state,
-                             double temperature) {
+Tensor forward(const Tensor& input, const Tensor& logit_p, const Tensor& rng_state,
+               double temperature) {
   const auto guard = device_guard(input, "input");
-  check_concrete_dropout_arguments(input, logit_p, temperature);
+  check_arguments(input, logit_p, temperature);
   const RngSource rng = rng_source(rng_state, device_of(input));
   const Tensor in = row_major(input);
   const Tensor out = is_same(in, input) ? new_like(input) : in;  // a copy is ours to change
@@ -31,13 +31,11 @@ Tensor concrete_dropout_cuda(const Tensor& input, const Tensor& logit_p, const T
   return laid_out_like(input, out);
 }
 
-std::tuple<Tensor, Tensor> concrete_dropout_backward_cuda(const Tensor& grad_output,
-                                                          const Tensor& input,
-                                                          const Tensor& logit_p,
-                                                          const Tensor& rng_state,
-                                                          double temperature) {
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& input,
+                                    const Tensor& logit_p, const Tensor& rng_state,
+                                    double temperature) {
   const auto guard = device_guard(input, "input");
-  check_concrete_dropout_arguments(input, logit_p, temperature);
+  check_arguments(input, logit_p, temperature);
   check_operand(grad_output, "grad_output", input.sizes(), input);
   const RngSource rng = rng_source(rng_state, device_of(input));
   const Tensor grad = row_major(grad_output);
@@ -47,7 +45,7 @@ std::tuple<Tensor, Tensor> concrete_dropout_backward_cuda(const Tensor& grad_out
   with_type(in, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const int64_t blocks = noise_blocks<T>(in.numel()).x;
-    const Tensor partial = at::empty({blocks}, logit_p.options());
+    const Tensor partial = empty({blocks}, dtype_of(logit_p), logit_p);
     const ConcreteGradients<T> tensors = {data_of<T>(grad), data_of<T>(in),
                                           mutable_data_of<T>(d_in),
                                           mutable_data_of<Sum<T>>(partial), in.numel()};
@@ -61,8 +59,8 @@ std::tuple<Tensor, Tensor> concrete_dropout_backward_cuda(const Tensor& grad_out
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
-  m.impl("concrete_dropout", TORCH_BOX(&concrete_dropout_cuda));
-  m.impl("concrete_dropout_backward", TORCH_BOX(&concrete_dropout_backward_cuda));
+  m.impl("concrete_dropout", TORCH_BOX(&forward));
+  m.impl("concrete_dropout_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace fused_dropout::concrete_dropout

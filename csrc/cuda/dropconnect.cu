@@ -2,10 +2,9 @@
 //
 // Workspaces, freed to the caching allocator on return: partial sums (forward_slices or
 // outer_slices times the result, in float) and, with a bias, its packed masks.
-
 #include <tuple>
 
-#include "../dropconnect_layer.h"
+#include "../ops/dropconnect.h"
 #include "binding.h"
 #include "dropconnect.cuh"
 
@@ -18,63 +17,59 @@ DropConnectProblem problem_of(const Layer& layer, const std::optional<Tensor>& m
   return make_problem(layer, rule, mask_bits, device);
 }
 
-template <class T>
 Tensor sums_workspace(int64_t slices, const Tensor& result) {
-  const auto dtype = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
-  return at::empty({slices * result.numel()}, result.options().dtype(dtype));
+  return empty({slices * result.numel()}, sum_dtype(result), result);
 }
 
 Tensor draw_bias_bits(const Layer& layer, const RngSource& rng, const Tensor& like) {
   const int64_t groups = layer.masks * group_count(layer.out_features);
-  Tensor bits = at::empty({groups * kGroupWords}, like.options().dtype(at::kInt));
+  Tensor bits = empty_words(groups * kGroupWords, like);
   check_launch(launch_draw_groups(unseeded_rule(layer.p, kStreamBias, kDefaultDigits), rng, 0, 1,
-                                  groups, mutable_data_of<uint32_t>(bits),
-                                  current_stream()));
+                                  groups, mutable_data_of<uint32_t>(bits), current_stream()));
   return bits;
 }
 
-Tensor mask_bits_cuda(const Tensor& weight, const Tensor& rng_state, int64_t masks, double p) {
+Tensor draw_mask_bits(const Tensor& weight, const Tensor& rng_state, int64_t masks, double p) {
   check_matrix(weight, "weight");
   const auto guard = device_guard(weight, "weight");
   const Layer layer = make_layer(masks, weight.size(1), weight.size(0), 1, p, true);
   const RngSource rng = rng_source(rng_state, device_of(weight));
   const DropConnectProblem problem = problem_of(layer, std::nullopt, device_of(weight));
-  Tensor bits = at::empty(stored_shape(layer), weight.options().dtype(at::kInt));
-  check_launch(launch_store_masks(problem, rng, mutable_data_of<uint32_t>(bits),
-                                  current_stream()));
+  Tensor bits = empty(stored_shape(layer), dtypes().int32, weight);
+  check_launch(launch_store_masks(problem, rng, mutable_data_of<uint32_t>(bits), current_stream()));
   return bits;
 }
 
-Tensor forward_cuda(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                    const Tensor& rng_state, const std::optional<Tensor>& mask_bits, double p,
-                    int64_t rows_per_mask, bool rescale) {
+Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+               const Tensor& rng_state, const std::optional<Tensor>& mask_bits, double p,
+               int64_t rows_per_mask, bool rescale) {
   const auto guard = device_guard(input, "input");
   const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, rescale);
   const RngSource rng = rng_source(rng_state, device_of(input));
   const DropConnectProblem problem = problem_of(layer, mask_bits, device_of(input));
-  Tensor output = at::empty({layer.rows, layer.out_features}, input.options());
-  Tensor bias_bits;
+  Tensor output = empty({layer.rows, layer.out_features}, dtype_of(input), input);
+  std::optional<Tensor> bias_bits;
   BiasView bias_view{};
   if (bias.has_value()) {
     bias_bits = draw_bias_bits(layer, rng, input);
-    bias_view = {bias->const_data_ptr(), bias->stride(0),
-                 data_of<uint32_t>(bias_bits), layer.rows_per_mask};
+    bias_view = {bias->const_data_ptr(), bias->stride(0), data_of<uint32_t>(*bias_bits),
+                 layer.rows_per_mask};
   }
   with_type(input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    Tensor workspace = sums_workspace<T>(forward_slices(problem), output);
+    Tensor workspace = sums_workspace(forward_slices(problem), output);
     check_launch(launch_forward<T>(problem, rng, view_of(input), view_of(weight), bias_view,
-                                   mutable_data_of<Sum<T>>(workspace),
-                                   mutable_data_of<T>(output), current_stream()));
+                                   mutable_data_of<Sum<T>>(workspace), mutable_data_of<T>(output),
+                                   current_stream()));
   });
   return output;
 }
 
 // d_weight with the input as panel, d_input with the weight.
 template <bool kOutsAreResults>
-Tensor outer_cuda(const Tensor& grad_output, const Tensor& panel, const Tensor& rng_state,
-                  const std::optional<Tensor>& mask_bits, double p, int64_t rows_per_mask,
-                  bool rescale) {
+Tensor outer(const Tensor& grad_output, const Tensor& panel, const Tensor& rng_state,
+             const std::optional<Tensor>& mask_bits, double p, int64_t rows_per_mask,
+             bool rescale) {
   const auto guard = device_guard(grad_output, "grad_output");
   const Layer layer =
       layer_of_backward(grad_output, kOutsAreResults ? &panel : nullptr,
@@ -82,28 +77,27 @@ Tensor outer_cuda(const Tensor& grad_output, const Tensor& panel, const Tensor& 
   const RngSource rng = rng_source(rng_state, device_of(grad_output));
   const DropConnectProblem problem = problem_of(layer, mask_bits, device_of(grad_output));
   const int64_t results = kOutsAreResults ? layer.out_features : layer.rows;
-  Tensor result = at::empty({results, layer.in_features}, grad_output.options());
+  Tensor result = empty({results, layer.in_features}, dtype_of(grad_output), grad_output);
   with_type(grad_output, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    Tensor workspace = sums_workspace<T>(outer_slices<kOutsAreResults>(problem), result);
+    Tensor workspace = sums_workspace(outer_slices<kOutsAreResults>(problem), result);
     check_launch(launch_outer<T, kOutsAreResults>(
-        problem, rng, view_of(panel), view_of(grad_output),
-        mutable_data_of<Sum<T>>(workspace),
+        problem, rng, view_of(panel), view_of(grad_output), mutable_data_of<Sum<T>>(workspace),
         mutable_data_of<T>(result), current_stream()));
   });
   return result;
 }
 
-std::tuple<Tensor, Tensor> d_both_cuda(const Tensor& grad_output, const Tensor& input,
-                                       const Tensor& weight, const Tensor& rng_state,
-                                       const std::optional<Tensor>& mask_bits, double p,
-                                       int64_t rows_per_mask, bool rescale) {
-  return {outer_cuda<false>(grad_output, weight, rng_state, mask_bits, p, rows_per_mask, rescale),
-          outer_cuda<true>(grad_output, input, rng_state, mask_bits, p, rows_per_mask, rescale)};
+std::tuple<Tensor, Tensor> d_both(const Tensor& grad_output, const Tensor& input,
+                                  const Tensor& weight, const Tensor& rng_state,
+                                  const std::optional<Tensor>& mask_bits, double p,
+                                  int64_t rows_per_mask, bool rescale) {
+  return {outer<false>(grad_output, weight, rng_state, mask_bits, p, rows_per_mask, rescale),
+          outer<true>(grad_output, input, rng_state, mask_bits, p, rows_per_mask, rescale)};
 }
 
-Tensor d_bias_cuda(const Tensor& grad_output, const Tensor& rng_state, double p,
-                   int64_t rows_per_mask, bool rescale) {
+Tensor d_bias(const Tensor& grad_output, const Tensor& rng_state, double p, int64_t rows_per_mask,
+              bool rescale) {
   check_matrix(grad_output, "grad_output");
   const auto guard = device_guard(grad_output, "grad_output");
   const Layer layer =
@@ -111,26 +105,25 @@ Tensor d_bias_cuda(const Tensor& grad_output, const Tensor& rng_state, double p,
   const RngSource rng = rng_source(rng_state, device_of(grad_output));
   const Tensor bits = draw_bias_bits(layer, rng, grad_output);
   const double scale = scale_of(unseeded_rule(p, kStreamBias, kDefaultDigits), rescale);
-  Tensor d_bias = at::empty({layer.out_features}, grad_output.options());
+  Tensor result = empty({layer.out_features}, dtype_of(grad_output), grad_output);
   with_type(grad_output, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     check_launch(launch_bias_grad<T>(view_of(grad_output), layer.rows, layer.out_features,
-                                     rows_per_mask,
-                                     data_of<uint32_t>(bits), scale,
-                                     mutable_data_of<T>(d_bias), current_stream()));
+                                     rows_per_mask, data_of<uint32_t>(bits), scale,
+                                     mutable_data_of<T>(result), current_stream()));
   });
-  return d_bias;
+  return result;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
-  m.impl("dropconnect_mask_bits", TORCH_BOX(&mask_bits_cuda));
-  m.impl("dropconnect_linear", TORCH_BOX(&forward_cuda));
-  m.impl("dropconnect_linear_d_input", TORCH_BOX(&outer_cuda<false>));
-  m.impl("dropconnect_linear_d_weight", TORCH_BOX(&outer_cuda<true>));
-  m.impl("dropconnect_linear_d_both", TORCH_BOX(&d_both_cuda));
-  m.impl("dropconnect_linear_d_bias", TORCH_BOX(&d_bias_cuda));
+  m.impl("dropconnect_mask_bits", TORCH_BOX(&draw_mask_bits));
+  m.impl("dropconnect_linear", TORCH_BOX(&forward));
+  m.impl("dropconnect_linear_d_input", TORCH_BOX(&outer<false>));
+  m.impl("dropconnect_linear_d_weight", TORCH_BOX(&outer<true>));
+  m.impl("dropconnect_linear_d_both", TORCH_BOX(&d_both));
+  m.impl("dropconnect_linear_d_bias", TORCH_BOX(&d_bias));
 }
 
 }  // namespace fused_dropout::dropconnect

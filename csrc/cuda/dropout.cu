@@ -2,8 +2,9 @@
 //
 // Workspace, freed to the caching allocator on return: the packed mask, for elements that do not
 // lie in the order of their mask bits.
+#include "../ops/dropout.h"
 
-#include "../mask_layout.h"
+#include "../ops/mask_layout.h"
 #include "binding.h"
 #include "dropout.cuh"
 
@@ -12,78 +13,73 @@ namespace {
 
 MaskedDims dims_of(const MaskLayout& layout) {
   FUSED_DROPOUT_CHECK(layout.dims.size() <= static_cast<size_t>(kMaxMaskedDims),
-              "dropout on a GPU alternates between shared and other dimensions at most ",
-              kMaxMaskedDims, " times, got ", layout.dims.size());
+                      "dropout on a GPU alternates between shared and other dimensions at most ",
+                      kMaxMaskedDims, " times, got ", layout.dims.size());
   return make_masked_dims(layout.dims.data(), static_cast<int>(layout.dims.size()));
 }
 
 Tensor draw_all_bits(const MaskRule& rule, const RngSource& rng, int64_t mask_numel,
                      const Tensor& like) {
   const int64_t groups = group_count(mask_numel);
-  Tensor bits = at::empty({groups * kGroupWords}, like.options().dtype(at::kInt));
-  check_launch(launch_draw_groups(
-      rule, rng, 0, 1, groups, mutable_data_of<uint32_t>(bits), current_stream()));
+  Tensor bits = empty_words(groups * kGroupWords, like);
+  check_launch(launch_draw_groups(rule, rng, 0, 1, groups, mutable_data_of<uint32_t>(bits),
+                                  current_stream()));
   return bits;
 }
 
 // `out` has the strides of `input`, which has no gaps.
-void dropout_into(const Tensor& out, const Tensor& input, const std::optional<Tensor>& residual,
-                  const RngSource& rng, double p, Sizes shared_dims,
-                  const AffineMap& map) {
+void apply_into(const Tensor& out, const Tensor& input, const std::optional<Tensor>& residual,
+                const RngSource& rng, double p, Sizes shared_dims, const AffineMap& map) {
   if (input.numel() == 0) return;
   const MaskLayout layout = mask_layout(input, shared_dims);
   const MaskRule rule = unseeded_rule(p, kStreamMask, kDefaultDigits);
-  Tensor addend;
+  std::optional<Tensor> addend;
   if (residual.has_value()) addend = like_in_memory(*residual, input);
   with_type(input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const DropoutOperands<T> tensors = {
-        data_of<T>(input),
-        addend.defined() ? data_of<T>(addend) : nullptr,
-        mutable_data_of<T>(out), input.numel()};
+    const DropoutOperands<T> tensors = {data_of<T>(input), data_or_null<T>(addend),
+                                        mutable_data_of<T>(out), input.numel()};
     if (layout.is_linear()) {
       check_launch(launch_linear_dropout<T>(rule, rng, map, tensors, current_stream()));
       return;
     }
     const Tensor bits = draw_all_bits(rule, rng, layout.mask_numel, input);
-    check_launch(launch_masked_dropout<T>(data_of<uint32_t>(bits),
-                                          dims_of(layout), OneMap<Sum<T>>{sums_of<T>(map)}, tensors,
+    check_launch(launch_masked_dropout<T>(data_of<uint32_t>(bits), dims_of(layout),
+                                          OneMap<Sum<T>>{sums_of<T>(map)}, tensors,
                                           current_stream()));
   });
 }
 
-Tensor dropout_cuda(const Tensor& input, const std::optional<Tensor>& residual,
-                    const Tensor& rng_state, double p, double scale,
-                    std::optional<Sizes> shared_dims, double shift, double fill) {
+Tensor forward(const Tensor& input, const std::optional<Tensor>& residual, const Tensor& rng_state,
+               double p, double scale, std::optional<Sizes> shared_dims, double shift,
+               double fill) {
   const auto guard = device_guard(input, "input");
-  check_dropout_arguments(input, residual, p);
+  check_arguments(input, residual, p);
   const RngSource rng = rng_source(rng_state, device_of(input));
   const Tensor dense = without_gaps(input);
   Tensor out = is_same(dense, input) ? new_like(input) : dense;  // a copy is ours to change
-  dropout_into(out, dense, residual, rng, p, shared_dims.value_or(Sizes{}),
-               {scale, shift, fill});
+  apply_into(out, dense, residual, rng, p, shared_dims.value_or(Sizes()), {scale, shift, fill});
   return out;
 }
 
-Tensor dropout_cuda_(const Tensor& input, const std::optional<Tensor>& residual,
-                     const Tensor& rng_state, double p, double scale,
-                     std::optional<Sizes> shared_dims, double shift, double fill) {
+Tensor forward_(const Tensor& input, const std::optional<Tensor>& residual, const Tensor& rng_state,
+                double p, double scale, std::optional<Sizes> shared_dims, double shift,
+                double fill) {
   const auto guard = device_guard(input, "input");
-  check_dropout_arguments(input, residual, p);
+  check_arguments(input, residual, p);
   const RngSource rng = rng_source(rng_state, device_of(input));
   check_no_overlap(input);
   const Tensor dense = without_gaps(input);
-  dropout_into(dense, dense, residual, rng, p, shared_dims.value_or(Sizes{}),
-               {scale, shift, fill});
-  if (!is_same(dense, input)) input.copy_(dense);
+  apply_into(dense, dense, residual, rng, p, shared_dims.value_or(Sizes()), {scale, shift, fill});
+  if (!is_same(dense, input)) copy(dense, input);
   return input;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
-  m.impl("dropout", TORCH_BOX(&dropout_cuda));
-  m.impl("dropout_", TORCH_BOX(&dropout_cuda_));
+  m.impl("dropout", TORCH_BOX(&forward));
+  m.impl("dropout_", TORCH_BOX(&forward_));
 }
 
 }  // namespace fused_dropout::dropout

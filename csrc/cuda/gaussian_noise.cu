@@ -1,7 +1,7 @@
 // IMPL(CUDA) of Gaussian noise of given mean and variance.
-
 #include <tuple>
 
+#include "../ops/gaussian_noise.h"
 #include "gaussian_noise.cuh"
 #include "noise_binding.h"
 
@@ -10,8 +10,7 @@ namespace {
 
 // `other` is the mean or the gradient.
 template <bool kGradient>
-Tensor run_gaussian_noise(const Tensor& other, const Tensor& variance, const RngSource& rng,
-                          double eps) {
+Tensor run(const Tensor& other, const Tensor& variance, const RngSource& rng, double eps) {
   const Tensor a = row_major(other);
   const Tensor b = row_major(variance);
   const Tensor out = new_like(a);
@@ -25,26 +24,25 @@ Tensor run_gaussian_noise(const Tensor& other, const Tensor& variance, const Rng
   return laid_out_like(other, out);
 }
 
-Tensor gaussian_noise_cuda(const Tensor& mean, const Tensor& variance, const Tensor& rng_state,
-                           double eps) {
+Tensor forward(const Tensor& mean, const Tensor& variance, const Tensor& rng_state, double eps) {
   const auto guard = device_guard(mean, "mean");
-  check_gaussian_noise_arguments(mean, "mean", variance, eps);
-  return run_gaussian_noise<false>(mean, variance, rng_source(rng_state, device_of(mean)), eps);
+  check_arguments(mean, "mean", variance, eps);
+  return run<false>(mean, variance, rng_source(rng_state, device_of(mean)), eps);
 }
 
-Tensor gaussian_noise_d_variance_cuda(const Tensor& grad_output, const Tensor& variance,
-                                      const Tensor& rng_state, double eps) {
+Tensor d_variance(const Tensor& grad_output, const Tensor& variance, const Tensor& rng_state,
+                  double eps) {
   const auto guard = device_guard(variance, "variance");
-  check_gaussian_noise_arguments(grad_output, "grad_output", variance, eps);
+  check_arguments(grad_output, "grad_output", variance, eps);
   const RngSource rng = rng_source(rng_state, device_of(variance));
-  return run_gaussian_noise<true>(grad_output, variance, rng, eps);
+  return run<true>(grad_output, variance, rng, eps);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
-  m.impl("gaussian_noise", TORCH_BOX(&gaussian_noise_cuda));
-  m.impl("gaussian_noise_d_variance", TORCH_BOX(&gaussian_noise_d_variance_cuda));
+  m.impl("gaussian_noise", TORCH_BOX(&forward));
+  m.impl("gaussian_noise_d_variance", TORCH_BOX(&d_variance));
 }
 
 }  // namespace fused_dropout::gaussian_noise

@@ -1,4 +1,5 @@
 // IMPL(CUDA) of uniform_noise and normal_noise.
+#include "../ops/noise.h"
 
 #include "noise_binding.h"
 
@@ -6,13 +7,13 @@ namespace fused_dropout::noise {
 namespace {
 
 template <class Noise>
-Tensor draw_noise(const Tensor& rng_state, Sizes size, at::ScalarType dtype) {
+Tensor draw(const Tensor& rng_state, Sizes size, torch::headeronly::ScalarType type) {
   const auto guard = device_guard(rng_state, "rng_state");
-  check_noise_arguments(size, dtype);
+  const Dtype dtype = check_arguments(size, type);
   const RngSource rng = rng_source(rng_state, device_of(rng_state));
-  const Tensor noise = at::empty(size, rng_state.options().dtype(dtype));
+  const Tensor noise = empty(size, dtype, rng_state);
   const MaskRule rule = unseeded_noise_rule();
-  if (dtype == at::kFloat) {
+  if (dtype == dtypes().float32) {
     check_launch(launch_noise<Noise>(rule, rng, mutable_data_of<float>(noise), noise.numel(),
                                      current_stream()));
   } else {
@@ -25,8 +26,8 @@ Tensor draw_noise(const Tensor& rng_state, Sizes size, at::ScalarType dtype) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
-  m.impl("uniform_noise", TORCH_BOX(&draw_noise<UniformNoise>));
-  m.impl("normal_noise", TORCH_BOX(&draw_noise<NormalNoise>));
+  m.impl("uniform_noise", TORCH_BOX(&draw<UniformNoise>));
+  m.impl("normal_noise", TORCH_BOX(&draw<NormalNoise>));
 }
 
 }  // namespace fused_dropout::noise
