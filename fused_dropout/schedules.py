@@ -10,6 +10,8 @@ import torch
 from fused_dropout._core import checks
 from fused_dropout._models.dropout_layers import drop_rates
 
+__all__ = ["LinearSchedule"]
+
 
 class LinearSchedule:
     """Moves drop rates linearly from ``start`` to ``stop`` over ``total_steps`` calls of ``step``.

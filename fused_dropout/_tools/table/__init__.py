@@ -1,8 +1,8 @@
 """The table of ops: what each op is called, called with, compared with, and held to.
 
 `fused-dropout verify` and the tests in tests/table/ run over its rows, so a new op is a row here.
-Its torch operators are rows of operators.py. `python -m fused_dropout._tools.table` prints
-docs/support.md.
+Its torch operators are rows of operators.py. `python -m fused_dropout._tools.pages docs` makes
+docs/support.md of them.
 """
 
 from __future__ import annotations

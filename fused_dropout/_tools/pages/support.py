@@ -1,23 +1,24 @@
-"""`python -m fused_dropout._tools.table` prints docs/support.md."""
+"""docs/support.md: what every op is tested for."""
 
 from __future__ import annotations
 
+from fused_dropout._tools.pages.markdown import markdown_table
 from fused_dropout._tools.table import PROPERTIES, ops
 from fused_dropout._tools.table.operators import operators
 
 
 def support_page() -> str:
-    """docs/support.md: the rows with their properties."""
+    """The rows of the table of ops, with their properties."""
     lines = [
         "# What every op is tested for",
         "",
-        "`python -m fused_dropout._tools.table > docs/support.md` writes this page from the table "
-        "in `fused_dropout/_tools/table/`. The tests in `tests/table/` run over the same table: "
-        "where this page says yes, they have run it.",
+        "`python -m fused_dropout._tools.pages docs` writes this page from the table in "
+        "`fused_dropout/_tools/table/`. The tests in `tests/table/` run over the same table: where "
+        "this page says yes, they have run it.",
         "",
         *(f"- **{name}**: {meaning}." for name, meaning in PROPERTIES.items()),
         "",
-        *_markdown_table(
+        *markdown_table(
             ["op", "modules", "gradients of"],
             [
                 [
@@ -29,7 +30,7 @@ def support_page() -> str:
             ],
         ),
         "",
-        *_markdown_table(
+        *markdown_table(
             ["op", *PROPERTIES],
             [
                 [f"`{op.name}`", *("yes" if name in op.properties else "" for name in PROPERTIES)]
@@ -41,18 +42,9 @@ def support_page() -> str:
         "its four utilities. Gradients of the named tensors are right in eager mode, `make_fx` and "
         "`torch.export`; a tangent in forward mode is right or an error.",
         "",
-        *_markdown_table(
+        *markdown_table(
             ["operator", "gradients of"],
             [[f"`{op.name}`", ", ".join(op.differentiable)] for op in operators()],
         ),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    cells = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(row) + " |" for row in cells]
-
-
-if __name__ == "__main__":
-    print(support_page(), end="")
