@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 from test_benchmark_report import script
 
-from fused_dropout.benchmark import Measured
-from fused_dropout.benchmark_devices import CPU
-from fused_dropout.benchmark_report import goal_table
+from fused_dropout._tools.bench.devices import CPU
+from fused_dropout._tools.bench.harness import Measured
+from fused_dropout._tools.bench.report import goal_table
 
 bench = script("call_overhead")
 CASES = pytest.mark.parametrize("case", bench.CASES, ids=bench.Case.text)

@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 from test_benchmark_report import script
 
-from fused_dropout.benchmark_devices import CPU
-from fused_dropout.benchmark_report import goal_table
-from fused_dropout.drop_block_gamma import expected_drop_rate
+from fused_dropout._core.drop_block_gamma import expected_drop_rate
+from fused_dropout._tools.bench.devices import CPU
+from fused_dropout._tools.bench.report import goal_table
 
 bench = script("drop_block")
 OPTIONS = {"rounds": 1, "compiled": False, "device": CPU, "progress": lambda text: None}

@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 from test_benchmark_report import script
 
-from fused_dropout.benchmark_devices import CPU
-from fused_dropout.benchmark_report import goal_table
+from fused_dropout._tools.bench.devices import CPU
+from fused_dropout._tools.bench.report import goal_table
 
 bench = script("gaussian_dropout")
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import fused_dropout
 from fused_dropout import reference
-from fused_dropout.drop_block_gamma import exact_gamma, paper_gamma
+from fused_dropout._core.drop_block_gamma import exact_gamma, paper_gamma
+from fused_dropout._tools.memory import kept_for_backward
 from fused_dropout.functional import drop_block1d, drop_block2d, drop_block3d
-from fused_dropout.memory import kept_for_backward
 from fused_dropout.nn import DropBlock2d
 
 FUNCTIONS = {3: drop_block1d, 4: drop_block2d, 5: drop_block3d}

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from fused_dropout import reference
+from fused_dropout._tools.memory import kept_for_backward
 from fused_dropout.functional import (
     drop_path,
     drop_path_add,
     linear_drop_rates,
     stochastic_depth,
 )
-from fused_dropout.memory import kept_for_backward
 from fused_dropout.nn import DropPath, DropPathAdd, StochasticDepth
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -11,7 +11,6 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from importlib import import_module
 
 import pytest
 import torch
@@ -19,14 +18,13 @@ from test_dropconnect_linear import threads
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout import _ext, functional, memory, reference
+from fused_dropout import functional, reference
+from fused_dropout._core import extension
+from fused_dropout._tools import memory
+from fused_dropout.reference import _dropout as written_out
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Shape = tuple[int, ...]
-
-
-# The package's attribute of this name is the function.
-written_out = import_module("fused_dropout.reference.dropout")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -191,9 +189,9 @@ def test_residual_is_added_after_the_mask(dtype: torch.dtype, backend: torch.dev
             scaled = torch.where(kept, input.to(wide) * (1 / q), -0.5)
             expected = (scaled + residual.to(wide)).to(dtype)
             arguments = (residual, state, 0.3, 1 / q, dims, 0.0, -0.5)
-            output = _ext.operators().dropout(input, *arguments)
+            output = extension.operators().dropout(input, *arguments)
             assert_same_bits(output, expected, name)
-            _ext.operators().dropout_(input, *arguments)
+            extension.operators().dropout_(input, *arguments)
             assert_same_bits(input, expected, name)
 
 

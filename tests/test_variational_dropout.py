@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from noise_checks import check_mean, random_tensor
 
 from fused_dropout.nn import VariationalDropoutLinear
-from fused_dropout.reference import noise as reference
+from fused_dropout.reference import _noise as reference
 
 
 def noisy_layer(**kwargs) -> VariationalDropoutLinear:
