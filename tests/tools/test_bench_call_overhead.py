@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 import torch
-from rich.console import Console
 from support.bench_scripts import script
 
 from fused_dropout.benchmark import Measured
 from fused_dropout.benchmark_devices import CPU
-from fused_dropout.benchmark_report import goal_table
 
 bench = script("call_overhead")
 CASES = pytest.mark.parametrize("case", bench.CASES, ids=bench.Case.text)
 
 
 @CASES
-def test_result(case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peer_is_its_own_measure(case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "CALLS", 2)
     result = bench.measure(case, rounds=1, compiled=False, device=CPU, progress=lambda text: None)
-    assert [row["name"] for row in result["rows"]][:2] == ["fused_dropout", "peer"]
     peer = result["rows"][1]
+    assert peer["name"] == "peer"
     assert all(peer[bench.times_peer(phase)] == 1 for phase in case.most)
-    shown = io.StringIO()
-    bench.print_result(result, Console(file=shown, width=200))
-    assert "fused_dropout p=0.5" in shown.getvalue() and case.text() in shown.getvalue()
-    goals = [goal for goal in bench.GOALS if bench.CASES[goal.result] is case]
-    results = [result] * len(bench.CASES)
-    assert len(goals) == len(case.most) and all(goal.measured(results) > 0 for goal in goals)
-    assert goal_table(goals, results, bench.shape_text).row_count == len(goals)
+    assert sum(bench.CASES[goal.result] is case for goal in bench.GOALS) == len(case.most)
 
 
 @CASES

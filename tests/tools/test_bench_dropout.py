@@ -1,43 +1,23 @@
-"""bench/dropout.py measures what it says, on a problem small enough for a test."""
+"""bench/dropout.py compares what it says."""
 
 from __future__ import annotations
 
-import io
-
-import pytest
 import torch
-from rich.console import Console
 from support.bench_scripts import script
 
 from fused_dropout.benchmark_devices import CPU
-from fused_dropout.benchmark_report import goal_table
 
 bench = script("dropout")
 SHAPE = (2, 3, 4, 5)
 
 
-@pytest.fixture(scope="module")
-def result() -> dict:
-    return bench.measure(
+def test_what_is_kept_for_backward() -> None:
+    """A mask is drawn again from 16 bytes; torch keeps it."""
+    result = bench.measure(
         SHAPE, "bfloat16", rounds=1, compiled=False, device=CPU, progress=lambda text: None
     )
-
-
-def test_result(result: dict) -> None:
     assert [(row["name"], row["p"]) for row in result["rows"]] == bench.ROWS
     assert [row["saved_bytes"] for row in result["rows"]] == [16, 16, 16, 16, 2 * 120, None]
-    shown = io.StringIO()
-    bench.print_result(result, Console(file=shown, width=120))
-    assert "fused_dropout p=0.5" in shown.getvalue()
-
-
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_every_goal_is_about_a_figure(result: dict, kind: str) -> None:
-    setup = bench.SETUPS[kind]
-    results = [result] * len(setup.measurements)
-    assert all(goal.measured(results) > 0 for goal in setup.goals)
-    assert {goal.result for goal in setup.goals} == set(range(len(results)))
-    assert goal_table(setup.goals, results, bench.shape_text).row_count == len(setup.goals)
 
 
 def test_calls_do_what_their_phase_says() -> None:
