@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import generator_state
 from small_calls import (
     SEED,
     assert_same_bits,
@@ -22,6 +21,7 @@ from small_calls import (
     operands_of,
     results,
 )
+from support.devices import generator_state
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
