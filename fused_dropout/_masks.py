@@ -133,6 +133,8 @@ def _draw_mask(
     checks.check_int(stream, "stream", 0, 127)
     checks.check_int(digits, "digits", 1, 32)
     rows, cols = math.prod(shape[:-1]), shape[-1] if shape else 1
+    if rows * -(-cols // 128) > 2**48:
+        raise ValueError(f"shape must have at most 2^48 groups of 128 columns, got {shape}")
     return _draw(name, _state_on(device, seed, offset), rows, cols, p, stream, digits)
 
 

@@ -16,6 +16,11 @@ REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 _REMEDY = f"To mend it, run in a checkout of fused_dropout:\n  {REBUILD}"
 
 
+def _release(version: str) -> tuple[int, ...]:
+    """(2, 13) of '2.13.0+cpu'."""
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+
+
 def _import_extension() -> ModuleType:
     try:
         return importlib.import_module("fused_dropout._C")
@@ -30,6 +35,11 @@ def _import_extension() -> ModuleType:
 def _load() -> ModuleType:
     """The extension module."""
     extension = _import_extension()
+    oldest = extension.build_facts()["oldest_torch"]
+    if _release(torch.__version__) < _release(oldest):
+        raise ImportError(
+            f"fused_dropout needs torch {oldest} or newer, but torch {torch.__version__} is running"
+        )
     forced = os.environ.get("FUSED_DROPOUT_ISA")
     if forced:
         try:

@@ -15,14 +15,16 @@ from support.paths import ROOT
 
 from fused_dropout import reference
 
-CPU = ROOT / "csrc" / "cpu"
+CSRC = ROOT / "csrc"
 SOURCE = """
-#include "dispatch.h"
-#include "../common/mask.h"
+#include "common/mask.h"
+#include "cpu/dispatch.h"
+#include "cpu/mask.h"
 extern "C" void draw(uint64_t seed, double p, uint64_t first, uint64_t stride, int64_t count,
                      uint32_t* out) {
   using namespace fused_dropout;
-  kernels().mask.draw_groups(make_mask_rule(seed, 0, 0, p, 16), first, stride, count, out);
+  const mask::Kernels& table = kernels<mask::Kernels>();
+  table.draw_groups(make_mask_rule(seed, 0, 0, p, 16), first, stride, count, out);
 }
 extern "C" void use(const char* isa) { fused_dropout::set_isa(isa); }
 """
@@ -30,9 +32,11 @@ extern "C" void use(const char* isa) { fused_dropout::set_isa(isa); }
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    sources = [*sorted(CPU.glob("isa_*.cpp")), CPU / "dispatch.cpp"]
-    arguments = ("-O1", f"-I{CPU}", *map(str, sources))
-    return shared_library(SOURCE, tmp_path_factory.mktemp("isa"), *arguments)
+    folder = tmp_path_factory.mktemp("isa")
+    (folder / "simd_ops.h").write_text('#include "cpu/simd/ops/mask.h"')
+    sources = [*sorted(CSRC.glob("cpu/simd/isa_*.cpp")), CSRC / "cpu" / "dispatch.cpp"]
+    arguments = ("-O1", f"-I{CSRC}", f"-I{folder}", *map(str, sources))
+    return shared_library(SOURCE, folder, *arguments)
 
 
 @pytest.mark.parametrize("count", [1, 5, 8, 33])

@@ -19,13 +19,11 @@ CUDA_TORCH = SimpleNamespace(__version__="2.14.1", version=SimpleNamespace(cuda=
 
 @pytest.fixture
 def setup_py(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """setup.py as a module, in a tree that has CUDA sources."""
+    """setup.py as a module, in an empty tree."""
     spec = importlib.util.spec_from_file_location("fused_dropout_setup", ROOT / "setup.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    (tmp_path / "csrc" / "cuda").mkdir(parents=True)
-    (tmp_path / "csrc" / "cuda" / "mask_cuda.cu").touch()
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.delenv("FUSED_DROPOUT_CUDA", raising=False)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")  # put back after a test, whatever setup.py sets
@@ -35,11 +33,12 @@ def setup_py(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 @pytest.mark.parametrize(
     ("torch", "home", "forced", "wanted", "said"),
     [
-        (CPU_TORCH, None, "", False, "is a CPU build"),
+        (CPU_TORCH, "/cuda", "", False, "is a CPU build"),
+        (CPU_TORCH, "/cuda", "1", True, "toolkit at /cuda"),
         (CUDA_TORCH, "/cuda", "", True, "toolkit at /cuda"),
         (CUDA_TORCH, None, "", False, "no CUDA toolkit found"),
         (CUDA_TORCH, "/cuda", "0", False, "FUSED_DROPOUT_CUDA=0"),
-        (CUDA_TORCH, "/cuda", "1", True, "torch for CUDA 13.0"),
+        (CUDA_TORCH, "/cuda", "1", True, "toolkit at /cuda"),
     ],
 )
 def test_cuda_gate(
@@ -60,8 +59,7 @@ def test_cuda_gate(
 @pytest.mark.parametrize(
     ("torch", "home", "forced", "said"),
     [
-        (CPU_TORCH, None, "1", "FUSED_DROPOUT_CUDA=1, but torch 2.13.0.cpu is a CPU build"),
-        (CUDA_TORCH, None, "1", "no CUDA toolkit found"),
+        (CPU_TORCH, None, "1", "FUSED_DROPOUT_CUDA=1, but no CUDA toolkit found"),
         (CUDA_TORCH, "/cuda", "yes", "must be 0 or 1, got 'yes'"),
     ],
 )
@@ -154,32 +152,17 @@ def headers(folder: Path, *names: str) -> str:
     return str(folder)
 
 
-def test_cuda_headers_of_pip_packages(
-    setup_py: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    toolkit, cu13, cublas = tmp_path / "toolkit", tmp_path / "cu13", tmp_path / "cublas"
-    headers(toolkit / "include", "cusparse.h")
-    headers(cu13, *setup_py.LIBRARY_HEADERS)
-    headers(cublas, "cublas_v2.h", "cublasLt.h")
-    assert setup_py.library_includes(str(toolkit), [cublas, cu13]) == [str(cublas), str(cu13)]
-    assert f"{cu13} (the toolkit lacks them)" in capsys.readouterr().out
-    assert setup_py.library_includes(str(toolkit), [cublas]) == [str(cublas)]
-    assert "cusolverDn.h not found" in capsys.readouterr().out
-    headers(toolkit / "include", *setup_py.LIBRARY_HEADERS)
-    assert setup_py.library_includes(str(toolkit), [cublas, cu13]) == []
-    assert "the toolkit's" in capsys.readouterr().out
+def test_toolkit_version(setup_py: ModuleType, tmp_path: Path) -> None:
+    program(tmp_path / "bin" / "nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.48'")
+    assert setup_py.toolkit_version(str(tmp_path)) == "13.0"
 
 
-def test_folders_of_pip_packages(
-    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    cublas = headers(tmp_path / "cublas" / "include")
-    cusparse = headers(tmp_path / "cusparse" / "include")
-    assert [str(p) for p in setup_py.package_includes("12.8")] == [cublas, cusparse]
-    cu13 = headers(tmp_path / "cu13" / "include")
-    assert [str(p) for p in setup_py.package_includes("13.0")] == [cu13]
+def test_the_oldest_torch_is_the_target_of_the_stable_abi(setup_py: ModuleType) -> None:
+    """As torch/headeronly/version.h writes a release: a byte for each number."""
+    major, minor = setup_py.MINIMUM_TORCH
+    assert int(setup_py.TARGET, 16) == major << 56 | minor << 48
+    for flags in (setup_py.CXX_FLAGS, setup_py.NVCC_FLAGS):
+        assert f"-DTORCH_TARGET_VERSION={setup_py.TARGET}" in flags
 
 
 def test_the_commit_can_be_given(setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,13 +173,26 @@ def test_the_commit_can_be_given(setup_py: ModuleType, monkeypatch: pytest.Monke
 
 
 def test_build_facts_header_is_left_alone_when_nothing_changed(setup_py: ModuleType) -> None:
-    setup_py.write_build_facts("", "")
+    setup_py.write_build_facts("2.13.0", "", "")
     header = setup_py.ROOT / setup_py.GENERATED / "build_facts.h"
     before = header.stat().st_mtime_ns
-    setup_py.write_build_facts("", "")
+    setup_py.write_build_facts("2.13.0", "", "")
     assert header.stat().st_mtime_ns == before
-    setup_py.write_build_facts("13.0", "9.0")
+    setup_py.write_build_facts("2.13.0", "13.0", "9.0")
     assert '#define FUSED_DROPOUT_CUDA_ARCHITECTURES "9.0"' in header.read_text()
+
+
+def test_the_kernels_of_all_ops_are_compiled_for_each_instruction_set(setup_py: ModuleType) -> None:
+    ops = setup_py.ROOT / "csrc" / "cpu" / "simd" / "ops"
+    ops.mkdir(parents=True)
+    for name in ("zoneout.h", "dropout.h"):
+        (ops / name).touch()
+    setup_py.write_simd_ops()
+    text = (setup_py.ROOT / setup_py.GENERATED / "simd_ops.h").read_text()
+    assert text.splitlines()[2:] == [
+        '#include "cpu/simd/ops/dropout.h"',
+        '#include "cpu/simd/ops/zoneout.h"',
+    ]
 
 
 def test_no_flag_ties_the_binary_to_this_machine() -> None:

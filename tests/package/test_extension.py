@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -38,7 +39,8 @@ def test_the_import_adds_little_to_that_of_torch() -> None:
 def test_build_info() -> None:
     info = extension.build_info()
     assert info["version"] == fused_dropout.__version__
-    assert info["torch"].split(".")[:2] == torch.__version__.split(".")[:2]
+    assert info["oldest_torch"] == "2.11"
+    assert re.match(r"\d+\.\d+", info["torch"])
     assert set(extension.available_isas()) <= set(info["isas"])
     assert extension.available_isas()[-1] == "plain"
 
@@ -86,19 +88,28 @@ def test_import_works_without_the_extension_and_the_first_use_explains() -> None
 
 def test_unloadable_extension_explains(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
-        raise ImportError("undefined symbol: _ZN3c105ErrorE")
+        raise ImportError("undefined symbol: torch_parallel_for")
 
     monkeypatch.setattr(extension.importlib, "import_module", fail)
-    with pytest.raises(ImportError, match=r"built for another one.*undefined symbol"):
+    with pytest.raises(ImportError, match=r"cannot be loaded by torch .*undefined symbol"):
         extension._import_extension()
 
 
-def test_extension_of_another_torch_explains(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Other:
-        @staticmethod
-        def build_facts() -> dict[str, str]:
-            return {"torch": "2.1.0"}
-
-    monkeypatch.setattr(extension, "_import_extension", Other)
-    with pytest.raises(ImportError, match=r"built for torch 2\.1\.0, but torch"):
+def test_a_torch_that_is_too_old_explains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(ImportError, match=r"needs torch 2\.11 or newer, but torch 2\.9\.1"):
         extension._load()
+
+
+def test_the_binary_calls_nothing_of_torch_but_its_stable_functions() -> None:
+    """So it runs on every release from the oldest one on; see csrc/torch_abi.h."""
+    binary = str(extension.load().__file__)
+
+    def answer(*command: str) -> str:
+        return subprocess.run([*command, binary], capture_output=True, text=True, check=True).stdout
+
+    needed = re.findall(r"NEEDED.*\[(lib(?:torch|c10).*)\]", answer("readelf", "-d"))
+    assert needed == ["libtorch_cpu.so"]
+    called = re.findall(r" U (\w+)", answer("nm", "-D", "--undefined-only"))
+    assert "torch_parallel_for" in called
+    assert [name for name in called if re.match("_ZNK?(2at|3c10|5torch)", name)] == []
