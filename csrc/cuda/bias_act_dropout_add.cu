@@ -30,11 +30,10 @@ Tensor forward(const Tensor& input, const std::optional<Tensor>& bias,
   const MaskRule rule = unseeded_rule(p, kStreamMask, kDefaultDigits);
   with_type(in, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const EpilogueForward<T> tensors = {data_of<T>(in), data_or_null<T>(row_bias),
+    const ForwardOperands<T> tensors = {data_of<T>(in), data_or_null<T>(row_bias),
                                         data_or_null<T>(addend), mutable_data_of<T>(out)};
-    const EpilogueGrid grid = forward_grid<T>(rule, in.numel(), features_of(in), tensors);
-    check_launch(
-        launch_epilogue_forward<T>(rule, rng, kind, scale, grid, tensors, current_stream()));
+    const Grid grid = forward_grid<T>(rule, in.numel(), features_of(in), tensors);
+    check_launch(launch_forward<T>(rule, rng, kind, scale, grid, tensors, current_stream()));
   });
   return laid_out_like(input, out);
 }
@@ -65,17 +64,16 @@ Gradients run_backward(const Tensor& grad_output, const std::optional<Tensor>& i
   const MaskRule rule = unseeded_rule(p, kStreamMask, kDefaultDigits);
   with_type(grad, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    EpilogueBackward<T, Sum<T>> tensors = {data_of<T>(grad), data_or_null<T>(in),
-                                           data_or_null<T>(row_bias), mutable_data_of<T>(d_input),
-                                           nullptr};
-    const EpilogueGrid grid = backward_grid<T>(rule, grad.numel(), features, to_bias, tensors);
+    BackwardOperands<T, Real<T>> tensors = {data_of<T>(grad), data_or_null<T>(in),
+                                            data_or_null<T>(row_bias), mutable_data_of<T>(d_input),
+                                            nullptr};
+    const Grid grid = backward_grid<T>(rule, grad.numel(), features, to_bias, tensors);
     std::optional<Tensor> workspace;
     if (to_bias) {
       workspace = empty({grid.slices * grid.columns}, sum_dtype(grad), grad);
-      tensors.sums = mutable_data_of<Sum<T>>(*workspace);
+      tensors.sums = mutable_data_of<Real<T>>(*workspace);
     }
-    check_launch(
-        launch_epilogue_backward<T>(rule, rng, kind, scale, grid, tensors, current_stream()));
+    check_launch(launch_backward<T>(rule, rng, kind, scale, grid, tensors, current_stream()));
     if (to_bias) {
       check_launch(
           launch_bias_sums<T>(grid, tensors.sums, mutable_data_of<T>(*d_bias), current_stream()));

@@ -16,12 +16,13 @@
 #pragma once
 
 #include "activations.cuh"
-#include "dropout.cuh"
+#include "elements.cuh"
+#include "mask.cuh"
 
-namespace fused_dropout {
+namespace fused_dropout::bias_act_dropout_add {
 
 // The matrix, and the part of it that a warp takes at a time.
-struct EpilogueGrid {
+struct Grid {
   int64_t count;      // elements of the tensor, of which the last row may lack some
   int64_t features;   // the column of element k is k % features
   int64_t columns;    // a multiple of 128 unless there is only one row
@@ -36,7 +37,7 @@ struct EpilogueGrid {
 
 // Any of `bias` and `residual` may be null.
 template <class T>
-struct EpilogueForward {
+struct ForwardOperands {
   const T* in;
   const T* bias;
   const T* residual;
@@ -45,7 +46,7 @@ struct EpilogueForward {
 
 // `in` and `bias` may be null; `sums` too, where no bias gradient is wanted.
 template <class T, class S>
-struct EpilogueBackward {
+struct BackwardOperands {
   const T* grad;
   const T* in;
   const T* bias;
@@ -55,7 +56,7 @@ struct EpilogueBackward {
 
 namespace {
 
-constexpr int kEpilogueBlocks = 2;      // of a multiprocessor: without a number, ptxas spills
+constexpr int kBlocks = 2;              // of a multiprocessor: without a number, ptxas spills
 constexpr int64_t kFreeColumns = 4096;  // of the matrix, where no column matters
 constexpr int64_t kMaxSumRows = 512;    // that a lane adds up one after another
 
@@ -89,7 +90,7 @@ FUSED_DROPOUT_DEVICE uint32_t lane_bits(const GroupBits* tile, int lane) {
 
 // A lane's elements of the row that starts at `tile`, of which `left` exist; 0 for the others.
 template <class T, bool kVectors>
-FUSED_DROPOUT_DEVICE void load_lane(const T* tile, int lane, int left, Sum<T>* x) {
+FUSED_DROPOUT_DEVICE void load_lane(const T* tile, int lane, int left, Real<T>* x) {
   constexpr int kCount = kPerLane<T, kVectors>;
   if constexpr (kVectors) {
     if ((lane + 1) * kCount <= left) {
@@ -100,12 +101,12 @@ FUSED_DROPOUT_DEVICE void load_lane(const T* tile, int lane, int left, Sum<T>* x
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const int column = tile_column<T, kVectors>(lane, i);
-    x[i] = column < left ? to_sum(tile[column]) : Sum<T>(0);
+    x[i] = column < left ? widen(tile[column]) : Real<T>(0);
   }
 }
 
 template <class T, bool kVectors>
-FUSED_DROPOUT_DEVICE void store_lane(const Sum<T>* x, int lane, int left, T* tile) {
+FUSED_DROPOUT_DEVICE void store_lane(const Real<T>* x, int lane, int left, T* tile) {
   constexpr int kCount = kPerLane<T, kVectors>;
   if constexpr (kVectors) {
     if ((lane + 1) * kCount <= left) {
@@ -116,19 +117,19 @@ FUSED_DROPOUT_DEVICE void store_lane(const Sum<T>* x, int lane, int left, T* til
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const int column = tile_column<T, kVectors>(lane, i);
-    if (column < left) from_sum(x[i], tile + column);
+    if (column < left) narrow(x[i], tile + column);
   }
 }
 
 // The biases of a lane's columns, 0 without a bias.
 template <class T, bool kVectors>
 FUSED_DROPOUT_DEVICE void load_bias(const T* bias, int64_t features, int64_t first_column, int lane,
-                                    Sum<T>* b) {
+                                    Real<T>* b) {
 #pragma unroll
   for (int i = 0; i < kPerLane<T, kVectors>; ++i) {
     const int64_t column = first_column + tile_column<T, kVectors>(lane, i);
     b[i] =
-        bias != nullptr ? to_sum(bias[column - quotient(column, features) * features]) : Sum<T>(0);
+        bias != nullptr ? widen(bias[column - quotient(column, features) * features]) : Real<T>(0);
   }
 }
 
@@ -161,8 +162,8 @@ FUSED_DROPOUT_DEVICE void draw_rows(const MaskRule& rule, bool by_digits, int64_
 // Calls f(first element, elements left in the tile, keep bits) for each row of the item that has
 // elements in its tile.
 template <class T, bool kVectors, class F>
-FUSED_DROPOUT_DEVICE void for_rows(const MaskRule& rule, const EpilogueGrid& grid,
-                                   const EpilogueItem& item, int lane, GroupBits* bits, F f) {
+FUSED_DROPOUT_DEVICE void for_rows(const MaskRule& rule, const Grid& grid, const EpilogueItem& item,
+                                   int lane, GroupBits* bits, F f) {
   constexpr int kGroups = kTileGroups<T, kVectors>;
   constexpr int kDrawnRows = kWarpLanes / kGroups;
   constexpr int64_t kColumns = kTileColumns<T, kVectors>;
@@ -189,7 +190,7 @@ FUSED_DROPOUT_DEVICE void for_rows(const MaskRule& rule, const EpilogueGrid& gri
 
 // Calls f(item) for each item of this warp.
 template <class T, bool kVectors, class F>
-FUSED_DROPOUT_DEVICE void for_items(const EpilogueGrid& grid, F f) {
+FUSED_DROPOUT_DEVICE void for_items(const Grid& grid, F f) {
   const int64_t warps = threads_in_grid() / kWarpLanes;
   const int64_t items = grid.tiles * grid.slices;
   for (int64_t k = thread_in_grid() / kWarpLanes; k < items; k += warps) {
@@ -212,26 +213,26 @@ FUSED_DROPOUT_DEVICE void add(const S* y, S* x) {
 }
 
 template <class T, bool kVectors>
-__global__ void __launch_bounds__(kDropoutThreads, kEpilogueBlocks)
-    epilogue_forward_kernel(MaskRule rule, RngSource rng, Activation activation, Sum<T> scale,
-                            EpilogueGrid grid, EpilogueForward<T> tensors) {
+__global__ void __launch_bounds__(kElementThreads, kBlocks)
+    forward_kernel(MaskRule rule, RngSource rng, Activation activation, Real<T> scale, Grid grid,
+                   ForwardOperands<T> tensors) {
   constexpr int kCount = kPerLane<T, kVectors>;
-  FUSED_DROPOUT_SHARED(GroupBits, drawn, [kDropoutThreads]);
+  FUSED_DROPOUT_SHARED(GroupBits, drawn, [kElementThreads]);
   const int lane = threadIdx.x % kWarpLanes;
   GroupBits* const bits = &drawn[threadIdx.x - lane];
   rule = seeded(rule, rng);
   for_items<T, kVectors>(grid, [&](const EpilogueItem& item) {
-    Sum<T> b[kCount];
+    Real<T> b[kCount];
     load_bias<T, kVectors>(tensors.bias, grid.features, item.first_column, lane, b);
     for_rows<T, kVectors>(rule, grid, item, lane, bits,
                           [&](int64_t element, int left, uint32_t kept) {
-                            Sum<T> x[kCount];
+                            Real<T> x[kCount];
                             load_lane<T, kVectors>(tensors.in + element, lane, left, x);
                             add<kCount>(b, x);
                             activate<kCount>(activation, x);
                             keep_scaled<kCount>(kept, scale, x);
                             if (tensors.residual != nullptr) {
-                              Sum<T> r[kCount];
+                              Real<T> r[kCount];
                               load_lane<T, kVectors>(tensors.residual + element, lane, left, r);
                               add<kCount>(r, x);
                             }
@@ -242,8 +243,8 @@ __global__ void __launch_bounds__(kDropoutThreads, kEpilogueBlocks)
 
 // A tile's sums, into their slice's row of the workspace.
 template <class T, bool kVectors>
-FUSED_DROPOUT_DEVICE void store_sums(const EpilogueGrid& grid, const EpilogueItem& item,
-                                     const Sum<T>* sums, int lane, Sum<T>* workspace) {
+FUSED_DROPOUT_DEVICE void store_sums(const Grid& grid, const EpilogueItem& item,
+                                     const Real<T>* sums, int lane, Real<T>* workspace) {
 #pragma unroll
   for (int i = 0; i < kPerLane<T, kVectors>; ++i) {
     const int64_t column = item.first_column + tile_column<T, kVectors>(lane, i);
@@ -252,24 +253,24 @@ FUSED_DROPOUT_DEVICE void store_sums(const EpilogueGrid& grid, const EpilogueIte
 }
 
 template <class T, bool kVectors>
-__global__ void __launch_bounds__(kDropoutThreads, kEpilogueBlocks)
-    epilogue_backward_kernel(MaskRule rule, RngSource rng, Activation activation, Sum<T> scale,
-                             EpilogueGrid grid, EpilogueBackward<T, Sum<T>> tensors) {
+__global__ void __launch_bounds__(kElementThreads, kBlocks)
+    backward_kernel(MaskRule rule, RngSource rng, Activation activation, Real<T> scale, Grid grid,
+                    BackwardOperands<T, Real<T>> tensors) {
   constexpr int kCount = kPerLane<T, kVectors>;
-  FUSED_DROPOUT_SHARED(GroupBits, drawn, [kDropoutThreads]);
+  FUSED_DROPOUT_SHARED(GroupBits, drawn, [kElementThreads]);
   const int lane = threadIdx.x % kWarpLanes;
   GroupBits* const bits = &drawn[threadIdx.x - lane];
   rule = seeded(rule, rng);
   for_items<T, kVectors>(grid, [&](const EpilogueItem& item) {
-    Sum<T> b[kCount];
+    Real<T> b[kCount];
     load_bias<T, kVectors>(tensors.bias, grid.features, item.first_column, lane, b);
-    Sum<T> sums[kCount] = {};
+    Real<T> sums[kCount] = {};
     for_rows<T, kVectors>(rule, grid, item, lane, bits,
                           [&](int64_t element, int left, uint32_t kept) {
-                            Sum<T> grad[kCount];
+                            Real<T> grad[kCount];
                             load_lane<T, kVectors>(tensors.grad + element, lane, left, grad);
                             if (tensors.in != nullptr) {
-                              Sum<T> x[kCount];
+                              Real<T> x[kCount];
                               load_lane<T, kVectors>(tensors.in + element, lane, left, x);
                               add<kCount>(b, x);
                               times_slopes<kCount>(activation, x, grad);
@@ -288,10 +289,10 @@ constexpr int kSumThreads = 32;  // in each direction of a block
 // in the direction y take rows in turn, and then the first adds up the others'.
 template <class T>
 __global__ void __launch_bounds__(kSumThreads* kSumThreads)
-    column_sums_kernel(const Sum<T>* sums, int64_t rows, int64_t features, T* result) {
-  FUSED_DROPOUT_SHARED(Sum<T>, partial, [kSumThreads][kSumThreads + 1]);
+    column_sums_kernel(const Real<T>* sums, int64_t rows, int64_t features, T* result) {
+  FUSED_DROPOUT_SHARED(Real<T>, partial, [kSumThreads][kSumThreads + 1]);
   const int64_t column = int64_t{blockIdx.x} * kSumThreads + threadIdx.x;
-  Sum<T> own = 0;
+  Real<T> own = 0;
   if (column < features) {
     for (int64_t row = threadIdx.y; row < rows; row += blockDim.y) {
       own += sums[row * features + column];
@@ -300,9 +301,9 @@ __global__ void __launch_bounds__(kSumThreads* kSumThreads)
   partial[threadIdx.y][threadIdx.x] = own;
   __syncthreads();
   if (threadIdx.y == 0 && column < features) {
-    Sum<T> all = 0;
+    Real<T> all = 0;
     for (int y = 0; y < static_cast<int>(blockDim.y); ++y) all += partial[y][threadIdx.x];
-    from_sum(all, result + column);
+    narrow(all, result + column);
   }
 }
 
@@ -326,7 +327,7 @@ bool epilogue_vectors_fit(const void* a, const void* b, const void* c) {
 }
 
 // Rows for a warp to walk down, and what follows from them.
-inline void set_item_rows(EpilogueGrid* grid, int64_t item_rows, const MaskRule& rule) {
+inline void set_item_rows(Grid* grid, int64_t item_rows, const MaskRule& rule) {
   if (item_rows < 1) item_rows = 1;
   grid->item_rows = item_rows < grid->rows ? item_rows : grid->rows;
   grid->slices = ceil_div(grid->rows, grid->item_rows);
@@ -336,7 +337,7 @@ inline void set_item_rows(EpilogueGrid* grid, int64_t item_rows, const MaskRule&
 
 // As many rows as a warp can draw at once, where there are enough for all warps. With sums the
 // walks are longer, so that there are fewer sums to store.
-inline int64_t wanted_item_rows(const EpilogueGrid& grid, bool with_sums) {
+inline int64_t wanted_item_rows(const Grid& grid, bool with_sums) {
   const int64_t drawn_rows = kWarpLanes / grid.tile_groups;
   const int64_t tiles = grid.rows * grid.tiles;
   const int64_t drawn = groups_per_warp(tiles * grid.tile_groups) / grid.tile_groups;
@@ -347,10 +348,10 @@ inline int64_t wanted_item_rows(const EpilogueGrid& grid, bool with_sums) {
 
 // How `count` > 0 elements are cut. features == 0: no column matters, there is no bias.
 template <class T>
-EpilogueGrid make_epilogue_grid(const MaskRule& rule, int64_t count, int64_t features,
-                                bool with_sums, bool vectors) {
+Grid make_epilogue_grid(const MaskRule& rule, int64_t count, int64_t features, bool with_sums,
+                        bool vectors) {
   const int64_t tile = vectors ? kTileColumns<T, true> : kTileColumns<T, false>;
-  EpilogueGrid grid{};
+  Grid grid{};
   grid.count = count;
   grid.features = features > 0 ? features : 1;
   const int64_t whole =
@@ -365,61 +366,60 @@ EpilogueGrid make_epilogue_grid(const MaskRule& rule, int64_t count, int64_t fea
 }
 
 template <class T>
-EpilogueGrid forward_grid(const MaskRule& rule, int64_t count, int64_t features,
-                          const EpilogueForward<T>& tensors) {
+Grid forward_grid(const MaskRule& rule, int64_t count, int64_t features,
+                  const ForwardOperands<T>& tensors) {
   const bool vectors = epilogue_vectors_fit<T>(tensors.in, tensors.residual, tensors.out);
   return make_epilogue_grid<T>(rule, count, tensors.bias != nullptr ? features : 0, false, vectors);
 }
 
-// Its workspace takes slices * columns Sum<T>s if there are sums.
+// Its workspace takes slices * columns Real<T>s if there are sums.
 template <class T>
-EpilogueGrid backward_grid(const MaskRule& rule, int64_t count, int64_t features, bool with_sums,
-                           const EpilogueBackward<T, Sum<T>>& tensors) {
+Grid backward_grid(const MaskRule& rule, int64_t count, int64_t features, bool with_sums,
+                   const BackwardOperands<T, Real<T>>& tensors) {
   const bool vectors = epilogue_vectors_fit<T>(tensors.grad, tensors.in, tensors.d_input);
   const bool any = with_sums || tensors.bias != nullptr;
   return make_epilogue_grid<T>(rule, count, any ? features : 0, with_sums, vectors);
 }
 
-inline dim3 epilogue_blocks(const EpilogueGrid& grid) {
-  return dropout_blocks(grid.tiles * grid.slices * kWarpLanes);
+inline dim3 epilogue_blocks(const Grid& grid) {
+  return element_blocks(grid.tiles * grid.slices * kWarpLanes);
 }
 
 template <class T>
-cudaError_t launch_epilogue_forward(const MaskRule& rule, const RngSource& rng,
-                                    Activation activation, double scale, const EpilogueGrid& grid,
-                                    const EpilogueForward<T>& tensors, cudaStream_t stream) {
+cudaError_t launch_forward(const MaskRule& rule, const RngSource& rng, Activation activation,
+                           double scale, const Grid& grid, const ForwardOperands<T>& tensors,
+                           cudaStream_t stream) {
   const dim3 blocks = epilogue_blocks(grid);
-  const Sum<T> factor = static_cast<Sum<T>>(scale);
+  const Real<T> factor = static_cast<Real<T>>(scale);
   if constexpr (sizeof(T) < 8) {
     if (grid.vectors) {
-      return launch_kernel<epilogue_forward_kernel<T, true>>(
-          blocks, dim3(kDropoutThreads), 0, stream, rule, rng, activation, factor, grid, tensors);
+      return launch_kernel<forward_kernel<T, true>>(blocks, dim3(kElementThreads), 0, stream, rule,
+                                                    rng, activation, factor, grid, tensors);
     }
   }
-  return launch_kernel<epilogue_forward_kernel<T, false>>(
-      blocks, dim3(kDropoutThreads), 0, stream, rule, rng, activation, factor, grid, tensors);
+  return launch_kernel<forward_kernel<T, false>>(blocks, dim3(kElementThreads), 0, stream, rule,
+                                                 rng, activation, factor, grid, tensors);
 }
 
 template <class T>
-cudaError_t launch_epilogue_backward(const MaskRule& rule, const RngSource& rng,
-                                     Activation activation, double scale, const EpilogueGrid& grid,
-                                     const EpilogueBackward<T, Sum<T>>& tensors,
-                                     cudaStream_t stream) {
+cudaError_t launch_backward(const MaskRule& rule, const RngSource& rng, Activation activation,
+                            double scale, const Grid& grid,
+                            const BackwardOperands<T, Real<T>>& tensors, cudaStream_t stream) {
   const dim3 blocks = epilogue_blocks(grid);
-  const Sum<T> factor = static_cast<Sum<T>>(scale);
+  const Real<T> factor = static_cast<Real<T>>(scale);
   if constexpr (sizeof(T) < 8) {
     if (grid.vectors) {
-      return launch_kernel<epilogue_backward_kernel<T, true>>(
-          blocks, dim3(kDropoutThreads), 0, stream, rule, rng, activation, factor, grid, tensors);
+      return launch_kernel<backward_kernel<T, true>>(blocks, dim3(kElementThreads), 0, stream, rule,
+                                                     rng, activation, factor, grid, tensors);
     }
   }
-  return launch_kernel<epilogue_backward_kernel<T, false>>(
-      blocks, dim3(kDropoutThreads), 0, stream, rule, rng, activation, factor, grid, tensors);
+  return launch_kernel<backward_kernel<T, false>>(blocks, dim3(kElementThreads), 0, stream, rule,
+                                                  rng, activation, factor, grid, tensors);
 }
 
-// The bias gradient [features] from the sums that launch_epilogue_backward left.
+// The bias gradient [features] from the sums that launch_backward left.
 template <class T>
-cudaError_t launch_bias_sums(const EpilogueGrid& grid, const Sum<T>* sums, T* result,
+cudaError_t launch_bias_sums(const Grid& grid, const Real<T>* sums, T* result,
                              cudaStream_t stream) {
   const int64_t rows = grid.slices * grid.columns / grid.features;
   unsigned threads = kSumThreads;  // in the direction of the rows, of which there may be few
@@ -430,4 +430,4 @@ cudaError_t launch_bias_sums(const EpilogueGrid& grid, const Sum<T>* sums, T* re
 }
 
 }  // namespace
-}  // namespace fused_dropout
+}  // namespace fused_dropout::bias_act_dropout_add

@@ -11,8 +11,8 @@ namespace fused_dropout::concrete_dropout {
 namespace {
 
 template <class T>
-ConcreteSource<Sum<T>> source_of(const Tensor& logit_p, double temperature) {
-  return {data_of<Sum<T>>(logit_p), static_cast<Sum<T>>(1.0 / temperature)};
+Source<Real<T>> source_of(const Tensor& logit_p, double temperature) {
+  return {data_of<Real<T>>(logit_p), static_cast<Real<T>>(1.0 / temperature)};
 }
 
 Tensor forward(const Tensor& input, const Tensor& logit_p, const Tensor& rng_state,
@@ -24,9 +24,9 @@ Tensor forward(const Tensor& input, const Tensor& logit_p, const Tensor& rng_sta
   const Tensor out = is_same(in, input) ? new_like(input) : in;  // a copy is ours to change
   with_type(in, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    check_launch(launch_concrete_dropout<T>(unseeded_noise_rule(), rng,
-                                            source_of<T>(logit_p, temperature), data_of<T>(in),
-                                            mutable_data_of<T>(out), in.numel(), current_stream()));
+    check_launch(launch_forward<T>(unseeded_noise_rule(), rng, source_of<T>(logit_p, temperature),
+                                   data_of<T>(in), mutable_data_of<T>(out), in.numel(),
+                                   current_stream()));
   });
   return laid_out_like(input, out);
 }
@@ -46,12 +46,10 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& inp
     using T = std::remove_pointer_t<decltype(type)>;
     const int64_t blocks = noise_blocks<T>(in.numel()).x;
     const Tensor partial = empty({blocks}, dtype_of(logit_p), logit_p);
-    const ConcreteGradients<T> tensors = {data_of<T>(grad), data_of<T>(in),
-                                          mutable_data_of<T>(d_in),
-                                          mutable_data_of<Sum<T>>(partial), in.numel()};
-    check_launch(launch_concrete_dropout_backward<T>(
-        unseeded_noise_rule(), rng, source_of<T>(logit_p, temperature), tensors,
-        mutable_data_of<Sum<T>>(d_logit), current_stream()));
+    const Gradients<T> tensors = {data_of<T>(grad), data_of<T>(in), mutable_data_of<T>(d_in),
+                                  mutable_data_of<Real<T>>(partial), in.numel()};
+    check_launch(launch_backward<T>(unseeded_noise_rule(), rng, source_of<T>(logit_p, temperature),
+                                    tensors, mutable_data_of<Real<T>>(d_logit), current_stream()));
   });
   return {laid_out_like(input, d_in), d_logit};
 }

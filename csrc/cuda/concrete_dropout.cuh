@@ -15,12 +15,12 @@
 
 #include "noise.cuh"
 
-namespace fused_dropout {
+namespace fused_dropout::concrete_dropout {
 namespace {
 
 // Where p and the temperature come from: the kernels read the logit, a parameter, on the device.
 template <class S>
-struct ConcreteSource {
+struct Source {
   const S* logit_p;
   S inverse_temperature;
 };
@@ -34,7 +34,7 @@ struct ConcreteRate {
 };
 
 template <class S>
-FUSED_DROPOUT_DEVICE ConcreteRate<S> rate_of(const ConcreteSource<S>& source) {
+FUSED_DROPOUT_DEVICE ConcreteRate<S> rate_of(const Source<S>& source) {
   const S logit = *source.logit_p;
   const S shift = logit > 0 ? logit : S(0);
   const S one = exp_of(-shift);
@@ -55,9 +55,9 @@ FUSED_DROPOUT_DEVICE S dropped_odds(const ConcreteRate<S>& rate, uint32_t word) 
 // `out` may be `in`.
 template <class T, int kAccess>
 __global__ void __launch_bounds__(kNoiseThreads)
-    concrete_dropout_kernel(MaskRule rule, RngSource rng, ConcreteSource<Sum<T>> source,
-                            const T* in, T* out, int64_t count) {
-  using S = Sum<T>;
+    forward_kernel(MaskRule rule, RngSource rng, Source<Real<T>> source, const T* in, T* out,
+                   int64_t count) {
+  using S = Real<T>;
   constexpr int kChunk = kNoiseChunk<T>;
   const ConcreteRate<S> rate = rate_of(source);
   for_each_chunk<T>(seeded(rule, rng), count, [&](const uint32_t (&words)[kChunk], int64_t first) {
@@ -87,19 +87,18 @@ FUSED_DROPOUT_DEVICE S block_sum(S sum) {
 }
 
 template <class T>
-struct ConcreteGradients {
+struct Gradients {
   const T* grad;
   const T* in;
   T* d_in;
-  Sum<T>* partial;  // one for each block
+  Real<T>* partial;  // one for each block
   int64_t count;
 };
 
 template <class T, int kAccess>
 __global__ void __launch_bounds__(kNoiseThreads)
-    concrete_dropout_backward_kernel(MaskRule rule, RngSource rng, ConcreteSource<Sum<T>> source,
-                                     ConcreteGradients<T> tensors) {
-  using S = Sum<T>;
+    backward_kernel(MaskRule rule, RngSource rng, Source<Real<T>> source, Gradients<T> tensors) {
+  using S = Real<T>;
   constexpr int kChunk = kNoiseChunk<T>;
   const ConcreteRate<S> rate = rate_of(source);
   S d_logit = 0;
@@ -138,42 +137,42 @@ __global__ void __launch_bounds__(kNoiseThreads)
 // ---- launches ---------------------------------------------------------------------------------
 
 template <class T>
-cudaError_t launch_concrete_dropout(const MaskRule& rule, const RngSource& rng,
-                                    const ConcreteSource<Sum<T>>& source, const T* in, T* out,
-                                    int64_t count, cudaStream_t stream) {
+cudaError_t launch_forward(const MaskRule& rule, const RngSource& rng,
+                           const Source<Real<T>>& source, const T* in, T* out, int64_t count,
+                           cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
   const dim3 blocks = noise_blocks<T>(count);
   if (is_aligned(in, 16) && is_aligned(out, 16)) {
-    return launch_kernel<concrete_dropout_kernel<T, kVector<T>>>(
-        blocks, dim3(kNoiseThreads), 0, stream, rule, rng, source, in, out, count);
+    return launch_kernel<forward_kernel<T, kVector<T>>>(blocks, dim3(kNoiseThreads), 0, stream,
+                                                        rule, rng, source, in, out, count);
   }
-  return launch_kernel<concrete_dropout_kernel<T, 1>>(blocks, dim3(kNoiseThreads), 0, stream, rule,
-                                                      rng, source, in, out, count);
+  return launch_kernel<forward_kernel<T, 1>>(blocks, dim3(kNoiseThreads), 0, stream, rule, rng,
+                                             source, in, out, count);
 }
 
 // `partial` has room for noise_blocks(count, max_blocks) sums. Of no elements, d_logit becomes 0.
 template <class T>
-cudaError_t launch_concrete_dropout_backward(const MaskRule& rule, const RngSource& rng,
-                                             const ConcreteSource<Sum<T>>& source,
-                                             const ConcreteGradients<T>& tensors, Sum<T>* d_logit,
-                                             cudaStream_t stream, int64_t max_blocks = kMaxBlocks) {
+cudaError_t launch_backward(const MaskRule& rule, const RngSource& rng,
+                            const Source<Real<T>>& source, const Gradients<T>& tensors,
+                            Real<T>* d_logit, cudaStream_t stream,
+                            int64_t max_blocks = kMaxBlocks) {
   const dim3 blocks = noise_blocks<T>(tensors.count, max_blocks);
   cudaError_t error = cudaSuccess;
   if (tensors.count == 0) {
     // Nothing to add up.
   } else if (is_aligned(tensors.grad, 16) && is_aligned(tensors.in, 16) &&
              is_aligned(tensors.d_in, 16)) {
-    error = launch_kernel<concrete_dropout_backward_kernel<T, kVector<T>>>(
-        blocks, dim3(kNoiseThreads), 0, stream, rule, rng, source, tensors);
+    error = launch_kernel<backward_kernel<T, kVector<T>>>(blocks, dim3(kNoiseThreads), 0, stream,
+                                                          rule, rng, source, tensors);
   } else {
-    error = launch_kernel<concrete_dropout_backward_kernel<T, 1>>(
-        blocks, dim3(kNoiseThreads), 0, stream, rule, rng, source, tensors);
+    error = launch_kernel<backward_kernel<T, 1>>(blocks, dim3(kNoiseThreads), 0, stream, rule, rng,
+                                                 source, tensors);
   }
   if (error != cudaSuccess) return error;
-  return launch_kernel<add_partials_kernel<Sum<T>>>(dim3(1), dim3(kNoiseThreads), 0, stream,
-                                                    static_cast<const Sum<T>*>(tensors.partial),
-                                                    int64_t{blocks.x}, d_logit);
+  return launch_kernel<add_partials_kernel<Real<T>>>(dim3(1), dim3(kNoiseThreads), 0, stream,
+                                                     static_cast<const Real<T>*>(tensors.partial),
+                                                     int64_t{blocks.x}, d_logit);
 }
 
 }  // namespace
-}  // namespace fused_dropout
+}  // namespace fused_dropout::concrete_dropout

@@ -8,6 +8,7 @@
 #include "../ops/drop_block.h"
 #include "binding.h"
 #include "drop_block.cuh"
+#include "dropout.cuh"
 
 namespace fused_dropout::drop_block {
 namespace {
@@ -31,7 +32,7 @@ std::tuple<Tensor, Tensor> draw_mask(const Tensor& input, const Tensor& rng_stat
                                   words_of(seeds), current_stream()));
   Tensor bits = empty_words(mask_words(count), input);
   Tensor scale = empty({scales}, dtypes().float64, input);
-  const Tensor scratch = empty_words(block_mask_scratch(maps), input);
+  const Tensor scratch = empty_words(mask_scratch(maps), input);
   RunCounts counts = no_counts();
   std::optional<Tensor> kept;
   if (scales > 0) {
@@ -39,8 +40,8 @@ std::tuple<Tensor, Tensor> draw_mask(const Tensor& input, const Tensor& rng_stat
     counts = {scales, make_divisor(count / scales), eps, mutable_data_of<unsigned long long>(*kept),
               mutable_data_of<double>(scale)};
   }
-  check_launch(launch_block_mask(maps, words_of(seeds), counts, words_of(scratch), bits.size(0),
-                                 words_of(bits), current_stream()));
+  check_launch(launch_mask(maps, words_of(seeds), counts, words_of(scratch), bits.size(0),
+                           words_of(bits), current_stream()));
   return {bits, scale};
 }
 
@@ -49,21 +50,22 @@ std::tuple<Tensor, Tensor> draw_mask(const Tensor& input, const Tensor& rng_stat
 void apply_into(const Tensor& out, const Tensor& input, const Tensor& bits, const Tensor& scale,
                 bool share_channels) {
   const MaskLayout layout = layout_of(input, input.size(0), share_channels);
-  const MaskedDims dims =
-      make_masked_dims(layout.dims.data(), static_cast<int>(layout.dims.size()));
+  const dropout::MaskedDims dims =
+      dropout::make_masked_dims(layout.dims.data(), static_cast<int>(layout.dims.size()));
   const int64_t scales = scale.size(0);
   with_type(input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const DropoutOperands<T> tensors = {data_of<T>(input), nullptr, mutable_data_of<T>(out),
-                                        input.numel()};
+    const dropout::Operands<T> tensors = {data_of<T>(input), nullptr, mutable_data_of<T>(out),
+                                          input.numel()};
     const auto launch = [&](const auto& maps) {
-      check_launch(
-          launch_masked_dropout<T>(data_of<uint32_t>(bits), dims, maps, tensors, current_stream()));
+      check_launch(dropout::launch_masked<T>(data_of<uint32_t>(bits), dims, maps, tensors,
+                                             current_stream()));
     };
     if (scales == 0) {
-      launch(OneMap<Sum<T>>{{1, 0, 0}});
+      launch(dropout::OneMap<Real<T>>{{1, 0, 0}});
     } else {
-      launch(ScaleOfRun<Sum<T>>{data_of<double>(scale), make_divisor(input.numel() / scales)});
+      launch(dropout::ScaleOfRun<Real<T>>{data_of<double>(scale),
+                                          make_divisor(input.numel() / scales)});
     }
   });
 }

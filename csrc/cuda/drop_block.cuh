@@ -14,9 +14,12 @@
 #pragma once
 
 #include "../common/drop_block.h"
-#include "dropout.cuh"
+#include "divisor.cuh"
+#include "elements.cuh"
+#include "mask.cuh"
+#include "packed_bits.cuh"
 
-namespace fused_dropout {
+namespace fused_dropout::drop_block {
 
 // How many elements are kept in each of `runs` stretches of the mask. `kept` has one number more,
 // of blocks that have finished; all start at 0. Without runs nothing is counted.
@@ -224,24 +227,24 @@ inline cudaError_t launch_dilate(const uint32_t* seeds, const FlatMaps& maps,
                                       words, out);
 }
 
-// Words of scratch that launch_block_mask needs: the bits after the first of its two passes.
-inline int64_t block_mask_scratch(const BlockMaps& maps) {
+// Words of scratch that launch_mask needs: the bits after the first of its two passes.
+inline int64_t mask_scratch(const BlockMaps& maps) {
   if (maps.block[0] == 1) return 0;
   return ceil_div(maps.count * seeds_along(maps, 0) * maps.size[1] * maps.size[2], 32);
 }
 
 // The keep bits of all elements, out of those of all seeds; the bits of the `words` words past the
 // elements become 0. There is at least one element.
-inline cudaError_t launch_block_mask(const BlockMaps& maps, const uint32_t* seeds,
-                                     const RunCounts& counts, uint32_t* scratch, int64_t words,
-                                     uint32_t* out, cudaStream_t stream,
-                                     int64_t max_blocks = kMaxBlocks) {
+inline cudaError_t launch_mask(const BlockMaps& maps, const uint32_t* seeds,
+                               const RunCounts& counts, uint32_t* scratch, int64_t words,
+                               uint32_t* out, cudaStream_t stream,
+                               int64_t max_blocks = kMaxBlocks) {
   const int64_t slices = maps.count * seeds_along(maps, 0);
   const FlatMaps flat =
       make_flat_maps(slices, maps.size[1], maps.size[2], maps.block[1], maps.block[2]);
   if (maps.block[0] == 1) return launch_dilate(seeds, flat, counts, words, out, stream, max_blocks);
-  const cudaError_t error = launch_dilate(seeds, flat, no_counts(), block_mask_scratch(maps),
-                                          scratch, stream, max_blocks);
+  const cudaError_t error =
+      launch_dilate(seeds, flat, no_counts(), mask_scratch(maps), scratch, stream, max_blocks);
   if (error != cudaSuccess) return error;
   const FlatMaps deep =
       make_flat_maps(maps.count, maps.size[0], maps.size[1] * maps.size[2], maps.block[0], 1);
@@ -249,4 +252,4 @@ inline cudaError_t launch_block_mask(const BlockMaps& maps, const uint32_t* seed
 }
 
 }  // namespace
-}  // namespace fused_dropout
+}  // namespace fused_dropout::drop_block

@@ -59,7 +59,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
     using T = std::remove_pointer_t<decltype(type)>;
     Tensor workspace = sums_workspace(forward_slices(problem), output);
     check_launch(launch_forward<T>(problem, rng, view_of(input), view_of(weight), bias_view,
-                                   mutable_data_of<Sum<T>>(workspace), mutable_data_of<T>(output),
+                                   mutable_data_of<Real<T>>(workspace), mutable_data_of<T>(output),
                                    current_stream()));
   });
   return output;
@@ -82,7 +82,7 @@ Tensor outer(const Tensor& grad_output, const Tensor& panel, const Tensor& rng_s
     using T = std::remove_pointer_t<decltype(type)>;
     Tensor workspace = sums_workspace(outer_slices<kOutsAreResults>(problem), result);
     check_launch(launch_outer<T, kOutsAreResults>(
-        problem, rng, view_of(panel), view_of(grad_output), mutable_data_of<Sum<T>>(workspace),
+        problem, rng, view_of(panel), view_of(grad_output), mutable_data_of<Real<T>>(workspace),
         mutable_data_of<T>(result), current_stream()));
   });
   return result;

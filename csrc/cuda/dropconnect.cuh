@@ -19,7 +19,7 @@
 #include "dropconnect_forward.cuh"
 #include "dropconnect_outer.cuh"
 
-namespace fused_dropout {
+namespace fused_dropout::dropconnect {
 namespace {
 
 // The bias of a layer for finish_kernel; `data` is null without one.
@@ -39,20 +39,20 @@ FUSED_DROPOUT_DEVICE bool bias_kept(const uint32_t* bits, int64_t mask, int64_t 
 // result = scale * (partial sums + kept bias), for results [rows, cols].
 template <class T>
 __global__ void __launch_bounds__(kMaskThreads)
-    finish_kernel(const Sum<T>* partial, int64_t slices, int64_t rows, int64_t cols, BiasView bias,
+    finish_kernel(const Real<T>* partial, int64_t slices, int64_t rows, int64_t cols, BiasView bias,
                   double scale, T* result) {
   const int64_t count = rows * cols;
   for (int64_t k = thread_in_grid(); k < count; k += threads_in_grid()) {
-    Sum<T> sum = 0;
+    Real<T> sum = 0;
     for (int64_t slice = 0; slice < slices; ++slice) sum += partial[slice * count + k];
     if (bias.data != nullptr) {
       const int64_t row = quotient(k, cols);
       const int64_t out = k - row * cols;
       if (bias_kept(bias.bits, quotient(row, bias.rows_per_mask), out, cols)) {
-        sum += to_sum(static_cast<const T*>(bias.data)[out * bias.stride]);
+        sum += widen(static_cast<const T*>(bias.data)[out * bias.stride]);
       }
     }
-    from_sum(sum * static_cast<Sum<T>>(scale), &result[k]);
+    narrow(sum * static_cast<Real<T>>(scale), &result[k]);
   }
 }
 
@@ -65,11 +65,11 @@ template <class T>
 __global__ void __launch_bounds__(kBiasThreads)
     bias_grad_kernel(MatrixView grad, int64_t rows, int64_t out_features, int64_t rows_per_mask,
                      const uint32_t* bits, double scale, T* d_bias) {
-  FUSED_DROPOUT_SHARED(Sum<T>, partial, [kBiasWarps][kWarpLanes]);
+  FUSED_DROPOUT_SHARED(Real<T>, partial, [kBiasWarps][kWarpLanes]);
   const int lane = threadIdx.x % kWarpLanes;
   const int warp = threadIdx.x / kWarpLanes;
   const int64_t out = int64_t{blockIdx.x} * kWarpLanes + lane;
-  Sum<T> sum = 0;
+  Real<T> sum = 0;
   for (int64_t row = warp; row < rows; row += kBiasWarps) {
     if (bias_kept(bits, quotient(row, rows_per_mask), out, out_features)) {
       sum += element<T>(grad, row, out, rows, out_features);
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kBiasThreads)
   __syncthreads();
   if (warp != 0 || out >= out_features) return;
   for (int other = 1; other < kBiasWarps; ++other) sum += partial[other][lane];
-  from_sum(sum * static_cast<Sum<T>>(scale), &d_bias[out]);
+  narrow(sum * static_cast<Real<T>>(scale), &d_bias[out]);
 }
 
 // Stored masks, [groups][masks][outs rounded up][4 words], as mask_group reads them.
@@ -136,7 +136,7 @@ inline cudaError_t launch_store_masks(const DropConnectProblem& problem, const R
 }
 
 template <class T>
-cudaError_t launch_finish(const Sum<T>* partial, int64_t slices, int64_t rows, int64_t cols,
+cudaError_t launch_finish(const Real<T>* partial, int64_t slices, int64_t rows, int64_t cols,
                           const BiasView& bias, double scale, T* result, cudaStream_t stream) {
   return launch_kernel<finish_kernel<T>>(mask_blocks(rows * cols, kMaxBlocks), dim3(kMaskThreads),
                                          0, stream, partial, slices, rows, cols, bias, scale,
@@ -147,14 +147,14 @@ cudaError_t launch_finish(const Sum<T>* partial, int64_t slices, int64_t rows, i
 template <class T>
 cudaError_t launch_forward(const DropConnectProblem& problem, const RngSource& rng,
                            const MatrixView& input, const MatrixView& weight, const BiasView& bias,
-                           Sum<T>* workspace, T* output, cudaStream_t stream,
+                           Real<T>* workspace, T* output, cudaStream_t stream,
                            int64_t target_blocks = kTargetBlocks) {
   if (problem.rows * problem.out_features == 0) return cudaSuccess;
   const int64_t slices = forward_slices(problem, target_blocks);
   const int64_t blocks =
       ceil_div(problem.rows, kForwardRows) * ceil_div(problem.out_features, kForwardOuts) * slices;
   const cudaError_t error = launch_kernel<forward_kernel<T>>(
-      dim3(static_cast<unsigned>(blocks)), dim3(kBlockThreads), sizeof(ForwardShared<Sum<T>>),
+      dim3(static_cast<unsigned>(blocks)), dim3(kBlockThreads), sizeof(ForwardShared<Real<T>>),
       stream, problem, rng, input, weight, slices, workspace);
   if (error != cudaSuccess) return error;
   return launch_finish<T>(workspace, slices, problem.rows, problem.out_features, bias,
@@ -165,15 +165,15 @@ cudaError_t launch_forward(const DropConnectProblem& problem, const RngSource& r
 // outer_slices<kOutsAreResults>(problem) times the result.
 template <class T, bool kOutsAreResults>
 cudaError_t launch_outer(const DropConnectProblem& problem, const RngSource& rng,
-                         const MatrixView& panel, const MatrixView& grad, Sum<T>* workspace,
+                         const MatrixView& panel, const MatrixView& grad, Real<T>* workspace,
                          T* result, cudaStream_t stream, int64_t target_blocks = kTargetBlocks) {
   const int64_t results = kOutsAreResults ? problem.out_features : problem.rows;
   if (results * problem.in_features == 0) return cudaSuccess;
   const int64_t slices = outer_slices<kOutsAreResults>(problem, target_blocks);
   const int64_t blocks = ceil_div(results, kResultRows) * group_count(problem.in_features) * slices;
   const cudaError_t error = launch_kernel<outer_kernel<T, kOutsAreResults>>(
-      dim3(static_cast<unsigned>(blocks)), dim3(kBlockThreads), sizeof(OuterShared<Sum<T>>), stream,
-      problem, rng, panel, grad, slices, workspace);
+      dim3(static_cast<unsigned>(blocks)), dim3(kBlockThreads), sizeof(OuterShared<Real<T>>),
+      stream, problem, rng, panel, grad, slices, workspace);
   if (error != cudaSuccess) return error;
   return launch_finish<T>(workspace, slices, results, problem.in_features, BiasView{},
                           problem.scale, result, stream);
@@ -190,4 +190,4 @@ cudaError_t launch_bias_grad(const MatrixView& grad, int64_t rows, int64_t out_f
 }
 
 }  // namespace
-}  // namespace fused_dropout
+}  // namespace fused_dropout::dropconnect

@@ -3,7 +3,7 @@
 
 #include "dropconnect_operands.cuh"
 
-namespace fused_dropout {
+namespace fused_dropout::dropconnect {
 namespace {
 
 constexpr int kForwardRows = 32;  // rows of a block's tile
@@ -36,12 +36,12 @@ struct ForwardPlace {
 
 // The values of kValueColumns columns from `first_col` on.
 template <class T>
-FUSED_DROPOUT_DEVICE void fill_values(ForwardShared<Sum<T>>& tile,
+FUSED_DROPOUT_DEVICE void fill_values(ForwardShared<Real<T>>& tile,
                                       const DropConnectProblem& problem, const MatrixView& input,
                                       const MatrixView& weight, ForwardPlace at,
                                       int64_t first_col) {
   // Each thread fills one column of every kStep-th row, neighbours read neighbours.
-  constexpr int kColumns = kValueColumns<Sum<T>>;
+  constexpr int kColumns = kValueColumns<Real<T>>;
   constexpr int kStep = kBlockThreads / kColumns;
   static_assert(kStep * kColumns == kBlockThreads && kForwardRows % kStep == 0, "whole rows");
   const int col = kStep == 1 ? threadIdx.x : threadIdx.x % kColumns;
@@ -128,8 +128,8 @@ FUSED_DROPOUT_DEVICE void add_tile(const ForwardShared<R>& tile, int first_word,
 template <class T>
 __global__ void __launch_bounds__(kBlockThreads)
     forward_kernel(DropConnectProblem problem, RngSource rng, MatrixView input, MatrixView weight,
-                   int64_t slices, Sum<T>* partial) {
-  using R = Sum<T>;
+                   int64_t slices, Real<T>* partial) {
+  using R = Real<T>;
   static_assert(sizeof(ForwardShared<R>) <= kSharedBytes, "more than some GPUs have");
   FUSED_DROPOUT_DYNAMIC_SHARED(ForwardShared<R>, tile);
   problem.rule = seeded(problem.rule, rng);
@@ -164,4 +164,4 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 }  // namespace
-}  // namespace fused_dropout
+}  // namespace fused_dropout::dropconnect

@@ -4,7 +4,7 @@
 #include "elements.cuh"
 #include "mask.cuh"
 
-namespace fused_dropout {
+namespace fused_dropout::dropconnect {
 namespace {
 
 constexpr int kBlockThreads = 128;
@@ -24,11 +24,11 @@ FUSED_DROPOUT_DEVICE void load4(const double* from, double* to) {
 
 // Element (row, col) of a matrix of any strides, 0 outside [rows, cols).
 template <class T>
-FUSED_DROPOUT_DEVICE Sum<T> element(const MatrixView& matrix, int64_t row, int64_t col,
-                                    int64_t rows, int64_t cols) {
+FUSED_DROPOUT_DEVICE Real<T> element(const MatrixView& matrix, int64_t row, int64_t col,
+                                     int64_t rows, int64_t cols) {
   if (row >= rows || col >= cols) return 0;
   const T* data = static_cast<const T*>(matrix.data);
-  return to_sum(data[row * matrix.row_stride + col * matrix.col_stride]);
+  return widen(data[row * matrix.row_stride + col * matrix.col_stride]);
 }
 
 // The 128 mask bits of (row, out, group), drawn or read from stored masks
@@ -58,4 +58,4 @@ FUSED_DROPOUT_INLINE Steps steps_of(int64_t total, int64_t slice, int64_t slices
 }
 
 }  // namespace
-}  // namespace fused_dropout
+}  // namespace fused_dropout::dropconnect

@@ -6,7 +6,7 @@
 
 #include "dropconnect_operands.cuh"
 
-namespace fused_dropout {
+namespace fused_dropout::dropconnect {
 namespace {
 
 constexpr int kResultRows = 32;  // a's of a block's tile
@@ -41,7 +41,7 @@ struct OuterPlace {
 };
 
 template <class T, bool kOutsAreResults>
-FUSED_DROPOUT_DEVICE void fill_outer(OuterShared<Sum<T>>& tile, const DropConnectProblem& problem,
+FUSED_DROPOUT_DEVICE void fill_outer(OuterShared<Real<T>>& tile, const DropConnectProblem& problem,
                                      const MatrixView& panel, const MatrixView& grad, OuterPlace at,
                                      int64_t first_source) {
   const int col = threadIdx.x;
@@ -114,8 +114,8 @@ FUSED_DROPOUT_DEVICE void join_splits(OuterShared<R>& tile, int split, int colum
 template <class T, bool kOutsAreResults>
 __global__ void __launch_bounds__(kBlockThreads)
     outer_kernel(DropConnectProblem problem, RngSource rng, MatrixView panel, MatrixView grad,
-                 int64_t slices, Sum<T>* partial) {
-  using R = Sum<T>;
+                 int64_t slices, Real<T>* partial) {
+  using R = Real<T>;
   static_assert(sizeof(OuterShared<R>) <= kSharedBytes, "more than some GPUs have");
   FUSED_DROPOUT_DYNAMIC_SHARED(OuterShared<R>, tile);
   problem.rule = seeded(problem.rule, rng);
@@ -156,4 +156,4 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 }  // namespace
-}  // namespace fused_dropout
+}  // namespace fused_dropout::dropconnect

@@ -37,16 +37,15 @@ void apply_into(const Tensor& out, const Tensor& input, const std::optional<Tens
   if (residual.has_value()) addend = like_in_memory(*residual, input);
   with_type(input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const DropoutOperands<T> tensors = {data_of<T>(input), data_or_null<T>(addend),
-                                        mutable_data_of<T>(out), input.numel()};
+    const Operands<T> tensors = {data_of<T>(input), data_or_null<T>(addend),
+                                 mutable_data_of<T>(out), input.numel()};
     if (layout.is_linear()) {
-      check_launch(launch_linear_dropout<T>(rule, rng, map, tensors, current_stream()));
+      check_launch(launch_linear<T>(rule, rng, map, tensors, current_stream()));
       return;
     }
     const Tensor bits = draw_all_bits(rule, rng, layout.mask_numel, input);
-    check_launch(launch_masked_dropout<T>(data_of<uint32_t>(bits), dims_of(layout),
-                                          OneMap<Sum<T>>{sums_of<T>(map)}, tensors,
-                                          current_stream()));
+    check_launch(launch_masked<T>(data_of<uint32_t>(bits), dims_of(layout),
+                                  OneMap<Real<T>>{reals_of<T>(map)}, tensors, current_stream()));
   });
 }
 

@@ -16,8 +16,9 @@
 #include "divisor.cuh"
 #include "elements.cuh"
 #include "mask.cuh"
+#include "packed_bits.cuh"
 
-namespace fused_dropout {
+namespace fused_dropout::dropout {
 
 constexpr int kMaxMaskedDims = 16;
 
@@ -40,7 +41,7 @@ inline MaskedDims make_masked_dims(const MaskedDim* dims, int count) {
 
 // `residual` may be null; `out` may be `in`.
 template <class T>
-struct DropoutOperands {
+struct Operands {
   const T* in;
   const T* residual;
   T* out;
@@ -49,27 +50,26 @@ struct DropoutOperands {
 
 namespace {
 
-constexpr int kDropoutThreads = 256;
 // Of a multiprocessor, at least: without a number ptxas aims at 6, and spills.
-constexpr int kDropoutBlocks = 4;
+constexpr int kBlocks = 4;
 constexpr int kTileRows = 32;  // rows that a thread of transposed_kernel walks over
 
 template <class S>
-struct AffineSums {
+struct AffineReals {
   S scale, shift, fill;
 };
 
 template <class T>
-AffineSums<Sum<T>> sums_of(const AffineMap& map) {
-  return {static_cast<Sum<T>>(map.scale), static_cast<Sum<T>>(map.shift),
-          static_cast<Sum<T>>(map.fill)};
+AffineReals<Real<T>> reals_of(const AffineMap& map) {
+  return {static_cast<Real<T>>(map.scale), static_cast<Real<T>>(map.shift),
+          static_cast<Real<T>>(map.fill)};
 }
 
 // One map for all elements.
 template <class S>
 struct OneMap {
-  AffineSums<S> map;
-  FUSED_DROPOUT_DEVICE AffineSums<S> of_element(int64_t) const { return map; }
+  AffineReals<S> map;
+  FUSED_DROPOUT_DEVICE AffineReals<S> of_element(int64_t) const { return map; }
   bool allows_vectors_of(int) const { return true; }
 };
 
@@ -78,7 +78,7 @@ template <class S>
 struct ScaleOfRun {
   const double* scale;
   Divisor run;
-  FUSED_DROPOUT_DEVICE AffineSums<S> of_element(int64_t k) const {
+  FUSED_DROPOUT_DEVICE AffineReals<S> of_element(int64_t k) const {
     return {static_cast<S>(scale[quotient(k, run)]), 0, 0};
   }
   bool allows_vectors_of(int count) const { return run.value % count == 0; }
@@ -87,22 +87,22 @@ struct ScaleOfRun {
 // Whatever stands in x, a NaN too, does not reach the result of a dropped element. Adding a shift
 // of 0 would turn -0 into 0.
 template <class S>
-FUSED_DROPOUT_DEVICE S mapped(const AffineSums<S>& map, S x, bool kept) {
+FUSED_DROPOUT_DEVICE S mapped(const AffineReals<S>& map, S x, bool kept) {
   const S y = map.shift != 0 ? fma(map.scale, x, map.shift) : map.scale * x;
   return kept ? y : map.fill;
 }
 
 // Elements k .. k + kCount - 1, whose keep bits are the lowest ones of `bits`.
 template <class T, int kCount>
-FUSED_DROPOUT_DEVICE void apply_neighbours(const DropoutOperands<T>& tensors,
-                                           const AffineSums<Sum<T>>& map, int64_t k,
+FUSED_DROPOUT_DEVICE void apply_neighbours(const Operands<T>& tensors,
+                                           const AffineReals<Real<T>>& map, int64_t k,
                                            uint32_t bits) {
-  Sum<T> x[kCount];
+  Real<T> x[kCount];
   load_neighbours<T, kCount>(tensors.in + k, x);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) x[i] = mapped(map, x[i], bits >> i & 1);
   if (tensors.residual != nullptr) {
-    Sum<T> r[kCount];
+    Real<T> r[kCount];
     load_neighbours<T, kCount>(tensors.residual + k, r);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) x[i] += r[i];
@@ -132,11 +132,11 @@ FUSED_DROPOUT_DEVICE void draw_by_digits(const MaskRule& rule, int64_t first_gro
 // Elements in the order of their mask bits; a warp takes `warp_groups` <= 32 groups at a time.
 // kByDigits is no argument: registers would have to be saved around the shuffles of a branch.
 template <class T, int kCount, bool kByDigits>
-__global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
-    linear_dropout_kernel(MaskRule rule, RngSource rng, AffineSums<Sum<T>> map,
-                          DropoutOperands<T> tensors, int warp_groups) {
+__global__ void __launch_bounds__(kElementThreads, kBlocks)
+    linear_kernel(MaskRule rule, RngSource rng, AffineReals<Real<T>> map, Operands<T> tensors,
+                  int warp_groups) {
   constexpr int kPerGroup = kGroupColumns / kCount;  // accesses
-  FUSED_DROPOUT_SHARED(GroupBits, drawn, [kDropoutThreads]);
+  FUSED_DROPOUT_SHARED(GroupBits, drawn, [kElementThreads]);
   const int lane = threadIdx.x % kWarpLanes;
   GroupBits* const bits = &drawn[threadIdx.x - lane];
   rule = seeded(rule, rng);
@@ -166,18 +166,6 @@ __global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
     }
     __syncwarp();
   }
-}
-
-FUSED_DROPOUT_DEVICE uint32_t bit_at(const uint32_t* bits, int64_t k) {
-  return bits[k / 32] >> (k % 32) & 1;
-}
-
-// The 32 bits from bit `first` on; of those past `count` nothing is read.
-FUSED_DROPOUT_DEVICE uint32_t bits_from(const uint32_t* bits, int64_t first, int64_t count) {
-  const uint32_t low = bits[first / 32];
-  const bool crosses = first % 32 + count > 32;
-  const uint32_t high = crosses ? bits[first / 32 + 1] : 0;
-  return __funnelshift_r(low, high, static_cast<uint32_t>(first % 32));
 }
 
 // The mask bit of an element, and how far the last dimension goes on from there.
@@ -212,9 +200,8 @@ FUSED_DROPOUT_DEVICE uint32_t bits_of_row(const uint32_t* bits, int64_t first, i
 // Elements in any order of their mask bits, which have been drawn. A thread takes kCount
 // neighbours.
 template <class T, int kCount, class Maps>
-__global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
-    masked_dropout_kernel(const uint32_t* bits, MaskedDims dims, Maps maps,
-                          DropoutOperands<T> tensors) {
+__global__ void __launch_bounds__(kElementThreads, kBlocks)
+    masked_kernel(const uint32_t* bits, MaskedDims dims, Maps maps, Operands<T> tensors) {
   const int64_t stride = dims.mask_stride[dims.count - 1];
   for (int64_t first = thread_in_grid() * kCount; first < tensors.count;
        first += threads_in_grid() * kCount) {
@@ -227,7 +214,7 @@ __global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
       word |= bits_of_row(bits, place.bit, stride, n) << i;
       i += n;
     }
-    const AffineSums<Sum<T>> map = maps.of_element(first);
+    const AffineReals<Real<T>> map = maps.of_element(first);
     if (count == kCount) {
       apply_neighbours<T, kCount>(tensors, map, first, word);
     } else {
@@ -241,9 +228,9 @@ __global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
 // channels_last. A thread stays in its column: it reads the bits of kTileRows rows at once, and a
 // warp reads 32 neighbours of each row.
 template <class T, class Maps>
-__global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
-    transposed_dropout_kernel(const uint32_t* bits, MaskedDims dims, Divisor tiles, int64_t columns,
-                              Maps maps, DropoutOperands<T> tensors) {
+__global__ void __launch_bounds__(kElementThreads, kBlocks)
+    transposed_kernel(const uint32_t* bits, MaskedDims dims, Divisor tiles, int64_t columns,
+                      Maps maps, Operands<T> tensors) {
   const int64_t rows = dims.size[dims.count - 2].value;
   const int64_t cols = dims.size[dims.count - 1].value;
   for (int64_t k = thread_in_grid(); k < columns; k += threads_in_grid()) {
@@ -255,7 +242,7 @@ __global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
     const int count = left < kTileRows ? static_cast<int>(left) : kTileRows;
     const int64_t element = (plane * rows + first_row) * cols + col;
     const uint32_t word = bits_from(bits, place_of_element(dims, element).bit, count);
-    const AffineSums<Sum<T>> map = maps.of_element(element);
+    const AffineReals<Real<T>> map = maps.of_element(element);
     for (int r = 0; r < count; ++r) {
       apply_neighbours<T, 1>(tensors, map, element + r * cols, word >> r);
     }
@@ -264,76 +251,61 @@ __global__ void __launch_bounds__(kDropoutThreads, kDropoutBlocks)
 
 // ---- launches ---------------------------------------------------------------------------------
 
-constexpr int64_t kWantedWarps = 132 * 16;  // 16 for each of an H200's multiprocessors
-
-// Groups that a warp draws at a time: 32 where there are enough for all warps.
-inline int groups_per_warp(int64_t groups) {
-  int count = kWarpLanes;
-  while (count > 1 && groups < kWantedWarps * count) count /= 2;
-  return count;
-}
-
-inline dim3 dropout_blocks(int64_t threads) {
-  const int64_t blocks = ceil_div(threads, kDropoutThreads);
-  return dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks));
-}
-
 template <class T>
-bool vectors_fit(const DropoutOperands<T>& tensors) {
+bool vectors_fit(const Operands<T>& tensors) {
   return is_aligned(tensors.in, 16) && is_aligned(tensors.residual, 16) &&
          is_aligned(tensors.out, 16);
 }
 
 template <class T, bool kByDigits>
-cudaError_t launch_linear_dropout_as(const MaskRule& rule, const RngSource& rng,
-                                     const AffineMap& map, const DropoutOperands<T>& tensors,
-                                     int warp_groups, bool vectors, dim3 blocks,
-                                     cudaStream_t stream) {
+cudaError_t launch_linear_as(const MaskRule& rule, const RngSource& rng, const AffineMap& map,
+                             const Operands<T>& tensors, int warp_groups, bool vectors, dim3 blocks,
+                             cudaStream_t stream) {
   if (vectors) {
-    return launch_kernel<linear_dropout_kernel<T, kVector<T>, kByDigits>>(
-        blocks, dim3(kDropoutThreads), 0, stream, rule, rng, sums_of<T>(map), tensors, warp_groups);
+    return launch_kernel<linear_kernel<T, kVector<T>, kByDigits>>(
+        blocks, dim3(kElementThreads), 0, stream, rule, rng, reals_of<T>(map), tensors,
+        warp_groups);
   }
-  return launch_kernel<linear_dropout_kernel<T, 1, kByDigits>>(
-      blocks, dim3(kDropoutThreads), 0, stream, rule, rng, sums_of<T>(map), tensors, warp_groups);
+  return launch_kernel<linear_kernel<T, 1, kByDigits>>(
+      blocks, dim3(kElementThreads), 0, stream, rule, rng, reals_of<T>(map), tensors, warp_groups);
 }
 
 // Elements in the order of their mask bits.
 template <class T>
-cudaError_t launch_linear_dropout(const MaskRule& rule, const RngSource& rng, const AffineMap& map,
-                                  const DropoutOperands<T>& tensors, cudaStream_t stream) {
+cudaError_t launch_linear(const MaskRule& rule, const RngSource& rng, const AffineMap& map,
+                          const Operands<T>& tensors, cudaStream_t stream) {
   if (tensors.count == 0) return cudaSuccess;
   const int64_t groups = group_count(tensors.count);
   const int warp_groups = groups_per_warp(groups);
   const bool by_digits =
       warp_groups <= 2 && rule.digits > 1 && rule.digits <= static_cast<uint32_t>(kDigitLanes);
-  const dim3 blocks = dropout_blocks(ceil_div(groups, warp_groups) * kWarpLanes);
-  const auto launch =
-      by_digits ? launch_linear_dropout_as<T, true> : launch_linear_dropout_as<T, false>;
+  const dim3 blocks = element_blocks(ceil_div(groups, warp_groups) * kWarpLanes);
+  const auto launch = by_digits ? launch_linear_as<T, true> : launch_linear_as<T, false>;
   return launch(rule, rng, map, tensors, warp_groups, vectors_fit(tensors), blocks, stream);
 }
 
 // Elements in any order of their mask bits, which `bits` holds.
 template <class T, class Maps>
-cudaError_t launch_masked_dropout(const uint32_t* bits, const MaskedDims& dims, const Maps& maps,
-                                  const DropoutOperands<T>& tensors, cudaStream_t stream) {
+cudaError_t launch_masked(const uint32_t* bits, const MaskedDims& dims, const Maps& maps,
+                          const Operands<T>& tensors, cudaStream_t stream) {
   if (tensors.count == 0) return cudaSuccess;
   const int last = dims.count - 1;
   if (dims.mask_stride[last] > 1 && last > 0 && dims.mask_stride[last - 1] == 1) {
     const int64_t rows = dims.size[last - 1].value;
     const int64_t tiles = ceil_div(rows, kTileRows);
     const int64_t columns = tensors.count / rows * tiles;
-    return launch_kernel<transposed_dropout_kernel<T, Maps>>(
-        dropout_blocks(columns), dim3(kDropoutThreads), 0, stream, bits, dims, make_divisor(tiles),
-        columns, maps, tensors);
+    return launch_kernel<transposed_kernel<T, Maps>>(element_blocks(columns), dim3(kElementThreads),
+                                                     0, stream, bits, dims, make_divisor(tiles),
+                                                     columns, maps, tensors);
   }
   if (vectors_fit(tensors) && maps.allows_vectors_of(kVector<T>)) {
-    return launch_kernel<masked_dropout_kernel<T, kVector<T>, Maps>>(
-        dropout_blocks(ceil_div(tensors.count, kVector<T>)), dim3(kDropoutThreads), 0, stream, bits,
+    return launch_kernel<masked_kernel<T, kVector<T>, Maps>>(
+        element_blocks(ceil_div(tensors.count, kVector<T>)), dim3(kElementThreads), 0, stream, bits,
         dims, maps, tensors);
   }
-  return launch_kernel<masked_dropout_kernel<T, 1, Maps>>(
-      dropout_blocks(tensors.count), dim3(kDropoutThreads), 0, stream, bits, dims, maps, tensors);
+  return launch_kernel<masked_kernel<T, 1, Maps>>(
+      element_blocks(tensors.count), dim3(kElementThreads), 0, stream, bits, dims, maps, tensors);
 }
 
 }  // namespace
-}  // namespace fused_dropout
+}  // namespace fused_dropout::dropout

@@ -1,31 +1,32 @@
-// Element types: every kernel computes in Sum<T>, float for the short types and double for double.
+// Element types, and how elements are cut over warps. Every kernel computes in Real<T>: float, or
+// double for double.
 #pragma once
 
-#include "compat.h"
+#include "mask.cuh"
 
 namespace fused_dropout {
 namespace {
 
 template <class T>
-struct SumType {
+struct RealOf {
   using type = float;
 };
 template <>
-struct SumType<double> {
+struct RealOf<double> {
   using type = double;
 };
 template <class T>
-using Sum = typename SumType<T>::type;
+using Real = typename RealOf<T>::type;
 
-FUSED_DROPOUT_DEVICE float to_sum(float x) { return x; }
-FUSED_DROPOUT_DEVICE double to_sum(double x) { return x; }
-FUSED_DROPOUT_DEVICE float to_sum(__nv_bfloat16 x) { return __bfloat162float(x); }
-FUSED_DROPOUT_DEVICE float to_sum(__half x) { return __half2float(x); }
+FUSED_DROPOUT_DEVICE float widen(float x) { return x; }
+FUSED_DROPOUT_DEVICE double widen(double x) { return x; }
+FUSED_DROPOUT_DEVICE float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+FUSED_DROPOUT_DEVICE float widen(__half x) { return __half2float(x); }
 
-FUSED_DROPOUT_DEVICE void from_sum(float x, float* out) { *out = x; }
-FUSED_DROPOUT_DEVICE void from_sum(double x, double* out) { *out = x; }
-FUSED_DROPOUT_DEVICE void from_sum(float x, __nv_bfloat16* out) { *out = __float2bfloat16(x); }
-FUSED_DROPOUT_DEVICE void from_sum(float x, __half* out) { *out = __float2half(x); }
+FUSED_DROPOUT_DEVICE void narrow(float x, float* out) { *out = x; }
+FUSED_DROPOUT_DEVICE void narrow(double x, double* out) { *out = x; }
+FUSED_DROPOUT_DEVICE void narrow(float x, __nv_bfloat16* out) { *out = __float2bfloat16(x); }
+FUSED_DROPOUT_DEVICE void narrow(float x, __half* out) { *out = __float2half(x); }
 
 // `kCount` neighbours in one access of their whole size, to which `from` or `to` is aligned.
 template <class T, int kCount>
@@ -38,22 +39,39 @@ template <class T>
 constexpr int kVector = 16 / static_cast<int>(sizeof(T));
 
 template <class T, int kCount>
-FUSED_DROPOUT_DEVICE void load_neighbours(const T* from, Sum<T>* to) {
+FUSED_DROPOUT_DEVICE void load_neighbours(const T* from, Real<T>* to) {
   const auto v = *reinterpret_cast<const Neighbours<T, kCount>*>(from);
 #pragma unroll
-  for (int k = 0; k < kCount; ++k) to[k] = to_sum(v.element[k]);
+  for (int k = 0; k < kCount; ++k) to[k] = widen(v.element[k]);
 }
 
 template <class T, int kCount>
-FUSED_DROPOUT_DEVICE void store_neighbours(const Sum<T>* from, T* to) {
+FUSED_DROPOUT_DEVICE void store_neighbours(const Real<T>* from, T* to) {
   Neighbours<T, kCount> v;
 #pragma unroll
-  for (int k = 0; k < kCount; ++k) from_sum(from[k], &v.element[k]);
+  for (int k = 0; k < kCount; ++k) narrow(from[k], &v.element[k]);
   *reinterpret_cast<Neighbours<T, kCount>*>(to) = v;
 }
 
 inline bool is_aligned(const void* pointer, size_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+// ---- launches ---------------------------------------------------------------------------------
+
+constexpr int kElementThreads = 256;
+constexpr int64_t kWantedWarps = 132 * 16;  // 16 for each of an H200's multiprocessors
+
+// Groups that a warp draws at a time: 32 where there are enough for all warps.
+inline int groups_per_warp(int64_t groups) {
+  int count = kWarpLanes;
+  while (count > 1 && groups < kWantedWarps * count) count /= 2;
+  return count;
+}
+
+inline dim3 element_blocks(int64_t threads) {
+  const int64_t blocks = ceil_div(threads, kElementThreads);
+  return dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks));
 }
 
 }  // namespace

@@ -12,8 +12,8 @@ namespace {
 void apply_into(const Tensor& out, const Tensor& in, const RngSource& rng, double sigma) {
   with_type(in, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    check_launch(launch_gaussian_dropout<T>(unseeded_noise_rule(), rng, sigma, data_of<T>(in),
-                                            mutable_data_of<T>(out), in.numel(), current_stream()));
+    check_launch(launch<T>(unseeded_noise_rule(), rng, sigma, data_of<T>(in),
+                           mutable_data_of<T>(out), in.numel(), current_stream()));
   });
 }
 

@@ -16,10 +16,8 @@ Tensor run(const Tensor& other, const Tensor& variance, const RngSource& rng, do
   const Tensor out = new_like(a);
   with_type(a, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const GaussianNoiseOperands<T> tensors = {data_of<T>(a), data_of<T>(b), mutable_data_of<T>(out),
-                                              a.numel()};
-    check_launch(launch_gaussian_noise<T, kGradient>(unseeded_noise_rule(), rng, eps, tensors,
-                                                     current_stream()));
+    const Operands<T> tensors = {data_of<T>(a), data_of<T>(b), mutable_data_of<T>(out), a.numel()};
+    check_launch(launch<T, kGradient>(unseeded_noise_rule(), rng, eps, tensors, current_stream()));
   });
   return laid_out_like(other, out);
 }

@@ -5,12 +5,12 @@
 
 #include "noise.cuh"
 
-namespace fused_dropout {
+namespace fused_dropout::gaussian_noise {
 namespace {
 
 // `other` is the mean, or for the gradient what flows back.
 template <class T>
-struct GaussianNoiseOperands {
+struct Operands {
   const T* other;
   const T* variance;
   T* out;
@@ -19,9 +19,8 @@ struct GaussianNoiseOperands {
 
 template <class T, int kAccess, bool kGradient>
 __global__ void __launch_bounds__(kNoiseThreads)
-    gaussian_noise_kernel(MaskRule rule, RngSource rng, Sum<T> eps,
-                          GaussianNoiseOperands<T> tensors) {
-  using S = Sum<T>;
+    apply_kernel(MaskRule rule, RngSource rng, Real<T> eps, Operands<T> tensors) {
+  using S = Real<T>;
   constexpr int kChunk = kNoiseChunk<T>;
   for_each_chunk<T>(seeded(rule, rng), tensors.count,
                     [&](const uint32_t (&words)[kChunk], int64_t first) {
@@ -44,19 +43,19 @@ __global__ void __launch_bounds__(kNoiseThreads)
 }
 
 template <class T, bool kGradient>
-cudaError_t launch_gaussian_noise(const MaskRule& rule, const RngSource& rng, double eps,
-                                  const GaussianNoiseOperands<T>& tensors, cudaStream_t stream) {
+cudaError_t launch(const MaskRule& rule, const RngSource& rng, double eps,
+                   const Operands<T>& tensors, cudaStream_t stream) {
   if (tensors.count == 0) return cudaSuccess;
   const dim3 blocks = noise_blocks<T>(tensors.count);
-  const Sum<T> added = static_cast<Sum<T>>(eps);
+  const Real<T> added = static_cast<Real<T>>(eps);
   if (is_aligned(tensors.other, 16) && is_aligned(tensors.variance, 16) &&
       is_aligned(tensors.out, 16)) {
-    return launch_kernel<gaussian_noise_kernel<T, kVector<T>, kGradient>>(
-        blocks, dim3(kNoiseThreads), 0, stream, rule, rng, added, tensors);
+    return launch_kernel<apply_kernel<T, kVector<T>, kGradient>>(blocks, dim3(kNoiseThreads), 0,
+                                                                 stream, rule, rng, added, tensors);
   }
-  return launch_kernel<gaussian_noise_kernel<T, 1, kGradient>>(blocks, dim3(kNoiseThreads), 0,
-                                                               stream, rule, rng, added, tensors);
+  return launch_kernel<apply_kernel<T, 1, kGradient>>(blocks, dim3(kNoiseThreads), 0, stream, rule,
+                                                      rng, added, tensors);
 }
 
 }  // namespace
-}  // namespace fused_dropout
+}  // namespace fused_dropout::gaussian_noise

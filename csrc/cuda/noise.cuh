@@ -71,25 +71,25 @@ struct NormalNoise {
 // `kCount` neighbours in accesses of `kAccess` each. Of the last chunk only `left` elements exist;
 // the others read as 0.
 template <class T, int kAccess, int kCount>
-FUSED_DROPOUT_DEVICE void load_chunk(const T* from, int64_t left, Sum<T> (&to)[kCount]) {
+FUSED_DROPOUT_DEVICE void load_chunk(const T* from, int64_t left, Real<T> (&to)[kCount]) {
   if (left >= kCount) {
 #pragma unroll
     for (int k = 0; k < kCount; k += kAccess) load_neighbours<T, kAccess>(from + k, to + k);
   } else {
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) to[k] = k < left ? to_sum(from[k]) : Sum<T>(0);
+    for (int k = 0; k < kCount; ++k) to[k] = k < left ? widen(from[k]) : Real<T>(0);
   }
 }
 
 template <class T, int kAccess, int kCount>
-FUSED_DROPOUT_DEVICE void store_chunk(const Sum<T> (&from)[kCount], int64_t left, T* to) {
+FUSED_DROPOUT_DEVICE void store_chunk(const Real<T> (&from)[kCount], int64_t left, T* to) {
   if (left >= kCount) {
 #pragma unroll
     for (int k = 0; k < kCount; k += kAccess) store_neighbours<T, kAccess>(from + k, to + k);
   } else {
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
-      if (k < left) from_sum(from[k], to + k);
+      if (k < left) narrow(from[k], to + k);
     }
   }
 }
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kNoiseThreads)
     noise_kernel(MaskRule rule, RngSource rng, T* out, int64_t count) {
   constexpr int kChunk = kNoiseChunk<T>;
   for_each_chunk<T>(seeded(rule, rng), count, [&](const uint32_t (&words)[kChunk], int64_t first) {
-    Sum<T> noise[kChunk];
+    Real<T> noise[kChunk];
     Noise::of_words(words, noise);
     store_chunk<T, kAccess>(noise, count - first, out + first);
   });

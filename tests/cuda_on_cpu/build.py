@@ -117,7 +117,7 @@ def sources() -> list[Path]:
     files = [path for path in HERE.iterdir() if path.suffix in (".h", ".cpp", ".cu", ".cuh")]
     files += (ROOT / "csrc" / "common").glob("*.h")
     files += (path for path in (ROOT / "csrc" / "cuda").iterdir() if path.suffix in (".h", ".cuh"))
-    return sorted([*files, ROOT / "csrc" / "cpu" / "simd" / "scalar_types.h"])
+    return sorted(files)
 
 
 def run(command: list[str]) -> str:

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/drop_block.cuh"
+#include "../../csrc/cuda/dropout.cuh"
 #include "device_memory.h"
 #include "entries.h"
 
@@ -45,9 +46,9 @@ int block_mask(const int64_t* rng_state, const BlockMaps* geometry, double gamma
   const BlockMaps maps = on_host(geometry, 1)[0];
   const int64_t groups = group_count(maps.count * seeds_of_map(maps));
   const Memory seeds(groups * kGroupBytes, kPoison);
-  const Memory scratch(block_mask_scratch(maps) * 4, kPoison);
+  const Memory scratch(drop_block::mask_scratch(maps) * 4, kPoison);
   const Memory kept((scales + 1) * 8, 0);
-  RunCounts counts = no_counts();
+  drop_block::RunCounts counts = drop_block::no_counts();
   if (scales > 0) {
     counts = {scales, make_divisor(maps.count * elements_of_map(maps) / scales), eps,
               kept.as<unsigned long long>(), scale};
@@ -56,26 +57,27 @@ int block_mask(const int64_t* rng_state, const BlockMaps* geometry, double gamma
   const cudaError_t error = launch_draw_groups(rule, rng_from_state(rng_state), 0, 1, groups,
                                                seeds.as<uint32_t>(), nullptr);
   if (error != cudaSuccess) return error;
-  return launch_block_mask(maps, seeds.as<uint32_t>(), counts, scratch.as<uint32_t>(), words, bits,
-                           nullptr, max_blocks);
+  return drop_block::launch_mask(maps, seeds.as<uint32_t>(), counts, scratch.as<uint32_t>(), words,
+                                 bits, nullptr, max_blocks);
 }
 
 CUDA_ON_CPU_ENTRY(block_mask);
 
-// Elements in memory as `layout`, an array of MaskedDims, says. Without scales they are kept as
-// they are.
+// Elements in memory as `layout`, an array of dropout::MaskedDims, says. Without scales they are
+// kept as they are.
 template <class T>
 int drop_block(const MaskedDim* layout, int64_t dims, int64_t count, const uint32_t* bits,
                const double* scale, int64_t scales, const T* in, T* out) {
   const std::vector<MaskedDim> host_dims = on_host(layout, static_cast<size_t>(dims));
-  const MaskedDims masked = make_masked_dims(host_dims.data(), static_cast<int>(dims));
-  const DropoutOperands<T> tensors = {in, nullptr, out, count};
+  const dropout::MaskedDims masked =
+      dropout::make_masked_dims(host_dims.data(), static_cast<int>(dims));
+  const dropout::Operands<T> tensors = {in, nullptr, out, count};
   if (scales == 0) {
-    const OneMap<Sum<T>> map = {{1, 0, 0}};
-    return launch_masked_dropout<T>(bits, masked, map, tensors, nullptr);
+    const dropout::OneMap<Real<T>> map = {{1, 0, 0}};
+    return dropout::launch_masked<T>(bits, masked, map, tensors, nullptr);
   }
-  const ScaleOfRun<Sum<T>> maps = {scale, make_divisor(count / scales)};
-  return launch_masked_dropout<T>(bits, masked, maps, tensors, nullptr);
+  const dropout::ScaleOfRun<Real<T>> maps = {scale, make_divisor(count / scales)};
+  return dropout::launch_masked<T>(bits, masked, maps, tensors, nullptr);
 }
 
 const worker::Registration float32_entry("drop_block_float32", drop_block<float>);

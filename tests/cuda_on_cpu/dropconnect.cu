@@ -6,7 +6,7 @@
 #include "device_memory.h"
 #include "entries.h"
 
-namespace fused_dropout {
+namespace fused_dropout::dropconnect {
 namespace {
 
 struct Layer {
@@ -68,8 +68,8 @@ int forward(const int64_t* rng_state, const Layer* sizes, double p, double scale
             const uint32_t* bias_bits, T* output) {
   const Layer layer = on_host(sizes);
   const DropConnectProblem problem = problem_of(layer, p, scale, stored_masks(mask_bits));
-  const Workspace<Sum<T>> workspace(forward_slices(problem, layer.blocks) * problem.rows *
-                                    problem.out_features);
+  const Workspace<Real<T>> workspace(forward_slices(problem, layer.blocks) * problem.rows *
+                                     problem.out_features);
   return launch_forward<T>(problem, rng_from_state(rng_state),
                            operand(layer, input, problem.in_features),
                            operand(layer, weight, problem.in_features),
@@ -83,8 +83,8 @@ int outer(const int64_t* rng_state, const Layer* sizes, double p, double scale,
   const Layer layer = on_host(sizes);
   const DropConnectProblem problem = problem_of(layer, p, scale, stored_masks(mask_bits));
   const int64_t results = kOutsAreResults ? problem.out_features : problem.rows;
-  const Workspace<Sum<T>> workspace(outer_slices<kOutsAreResults>(problem, layer.blocks) * results *
-                                    problem.in_features);
+  const Workspace<Real<T>> workspace(outer_slices<kOutsAreResults>(problem, layer.blocks) *
+                                     results * problem.in_features);
   return launch_outer<T, kOutsAreResults>(
       problem, rng_from_state(rng_state), operand(layer, panel, problem.in_features),
       operand(layer, grad, problem.out_features), workspace.data(), result, nullptr, layer.blocks);
@@ -137,4 +137,4 @@ const Entries<__half> float16_entries("float16");
 const Entries<double> float64_entries("float64");
 
 }  // namespace
-}  // namespace fused_dropout
+}  // namespace fused_dropout::dropconnect

@@ -12,7 +12,7 @@ namespace {
 enum Flags { kWithResidual = 1, kInPlace = 2 };
 
 template <class T>
-DropoutOperands<T> operands_of(const T* in, const T* residual, T* out, int64_t count, int flags) {
+dropout::Operands<T> operands_of(const T* in, const T* residual, T* out, int64_t count, int flags) {
   return {flags & kInPlace ? out : in, flags & kWithResidual ? residual : nullptr, out, count};
 }
 
@@ -21,8 +21,8 @@ template <class T>
 int linear(const int64_t* rng_state, double p, double scale, double shift, double fill, const T* in,
            const T* residual, T* out, int64_t count, int flags) {
   const MaskRule rule = make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits);
-  return launch_linear_dropout<T>(rule, rng_from_state(rng_state), {scale, shift, fill},
-                                  operands_of(in, residual, out, count, flags), nullptr);
+  return dropout::launch_linear<T>(rule, rng_from_state(rng_state), {scale, shift, fill},
+                                   operands_of(in, residual, out, count, flags), nullptr);
 }
 
 // With `warp_groups` and the way of drawing as a large tensor, or a small one, has them.
@@ -32,45 +32,45 @@ int linear_as(uint64_t seed, uint64_t offset, double p, const T* in, T* out, int
   const MaskRule rule = make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits);
   const RngSource rng = {nullptr, seed, offset};
   const auto launch =
-      by_digits ? launch_linear_dropout_as<T, true> : launch_linear_dropout_as<T, false>;
+      by_digits ? dropout::launch_linear_as<T, true> : dropout::launch_linear_as<T, false>;
   return launch(rule, rng, {2, 0, 0}, operands_of<T>(in, nullptr, out, count, flags), warp_groups,
                 vectors != 0, dim3(static_cast<unsigned>(blocks)), nullptr);
 }
 
 // `dims` are (size, mask_stride) pairs, outermost in memory first.
-MaskedDims dims_of(const int64_t* dims, int count) {
+dropout::MaskedDims dims_of(const int64_t* dims, int count) {
   std::vector<MaskedDim> on_host(static_cast<size_t>(count));
   copy_to_host(on_host.data(), dims, on_host.size() * sizeof on_host[0]);
-  return make_masked_dims(on_host.data(), count);
+  return dropout::make_masked_dims(on_host.data(), count);
 }
 
 // As the operator launches it.
 template <class T>
 int masked(const uint32_t* bits, const int64_t* dims, int dim_count, double scale, double shift,
            double fill, const T* in, const T* residual, T* out, int64_t count, int flags) {
-  const OneMap<Sum<T>> map = {sums_of<T>({scale, shift, fill})};
-  return launch_masked_dropout<T>(bits, dims_of(dims, dim_count), map,
-                                  operands_of(in, residual, out, count, flags), nullptr);
+  const dropout::OneMap<Real<T>> map = {dropout::reals_of<T>({scale, shift, fill})};
+  return dropout::launch_masked<T>(bits, dims_of(dims, dim_count), map,
+                                   operands_of(in, residual, out, count, flags), nullptr);
 }
 
 // More elements than threads: as `masked`, in `blocks` blocks.
 template <class T>
 int masked_in_blocks(const uint32_t* bits, const int64_t* dims, int dim_count, const T* in, T* out,
                      int64_t count, int flags, int transposed, int blocks) {
-  const MaskedDims all = dims_of(dims, dim_count);
-  using Maps = OneMap<Sum<T>>;
-  const Maps maps = {sums_of<T>({2, 0, 0})};
-  const DropoutOperands<T> tensors = operands_of<T>(in, nullptr, out, count, flags);
+  const dropout::MaskedDims all = dims_of(dims, dim_count);
+  using Maps = dropout::OneMap<Real<T>>;
+  const Maps maps = {dropout::reals_of<T>({2, 0, 0})};
+  const dropout::Operands<T> tensors = operands_of<T>(in, nullptr, out, count, flags);
   const dim3 grid(static_cast<unsigned>(blocks));
   if (transposed) {
     const int64_t rows = all.size[dim_count - 2].value;
-    const int64_t tiles = ceil_div(rows, kTileRows);
-    return launch_kernel<transposed_dropout_kernel<T, Maps>>(
-        grid, dim3(kDropoutThreads), 0, nullptr, bits, all, make_divisor(tiles),
+    const int64_t tiles = ceil_div(rows, dropout::kTileRows);
+    return launch_kernel<dropout::transposed_kernel<T, Maps>>(
+        grid, dim3(kElementThreads), 0, nullptr, bits, all, make_divisor(tiles),
         count / rows * tiles, maps, tensors);
   }
-  return launch_kernel<masked_dropout_kernel<T, kVector<T>, Maps>>(
-      grid, dim3(kDropoutThreads), 0, nullptr, bits, all, maps, tensors);
+  return launch_kernel<dropout::masked_kernel<T, kVector<T>, Maps>>(
+      grid, dim3(kElementThreads), 0, nullptr, bits, all, maps, tensors);
 }
 
 template <class T>

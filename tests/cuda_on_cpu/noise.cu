@@ -21,39 +21,40 @@ int noise(const int64_t* rng_state, T* out, int64_t count, int64_t max_blocks) {
 
 template <class T>
 int gaussian_dropout(const int64_t* rng_state, double sigma, const T* in, T* out, int64_t count) {
-  return launch_gaussian_dropout(kRule, rng_from_state(rng_state), sigma, in, out, count, nullptr);
+  return gaussian_dropout::launch(kRule, rng_from_state(rng_state), sigma, in, out, count, nullptr);
 }
 
 template <class T>
 int gaussian_dropout_in_place(const int64_t* rng_state, double sigma, T* out, int64_t count) {
-  return launch_gaussian_dropout<T>(kRule, rng_from_state(rng_state), sigma, out, out, count,
-                                    nullptr);
+  return gaussian_dropout::launch<T>(kRule, rng_from_state(rng_state), sigma, out, out, count,
+                                     nullptr);
 }
 
 template <class T, bool kGradient>
 int gaussian_noise(const int64_t* rng_state, double eps, const T* other, const T* variance, T* out,
                    int64_t count) {
-  const GaussianNoiseOperands<T> tensors = {other, variance, out, count};
-  return launch_gaussian_noise<T, kGradient>(kRule, rng_from_state(rng_state), eps, tensors,
-                                             nullptr);
+  const gaussian_noise::Operands<T> tensors = {other, variance, out, count};
+  return gaussian_noise::launch<T, kGradient>(kRule, rng_from_state(rng_state), eps, tensors,
+                                              nullptr);
 }
 
 template <class T>
-int concrete_dropout(const int64_t* rng_state, const Sum<T>* logit_p, double temperature,
+int concrete_dropout(const int64_t* rng_state, const Real<T>* logit_p, double temperature,
                      const T* in, T* out, int64_t count) {
-  const ConcreteSource<Sum<T>> source = {logit_p, static_cast<Sum<T>>(1 / temperature)};
-  return launch_concrete_dropout(kRule, rng_from_state(rng_state), source, in, out, count, nullptr);
+  const concrete_dropout::Source<Real<T>> source = {logit_p, static_cast<Real<T>>(1 / temperature)};
+  return concrete_dropout::launch_forward(kRule, rng_from_state(rng_state), source, in, out, count,
+                                          nullptr);
 }
 
 // `partial` has exactly as many elements as the kernels have blocks.
 template <class T>
-int concrete_dropout_backward(const int64_t* rng_state, const Sum<T>* logit_p, double temperature,
-                              const T* grad, const T* in, T* d_in, Sum<T>* partial, Sum<T>* d_logit,
-                              int64_t count, int64_t max_blocks) {
-  const ConcreteSource<Sum<T>> source = {logit_p, static_cast<Sum<T>>(1 / temperature)};
-  const ConcreteGradients<T> tensors = {grad, in, d_in, partial, count};
-  return launch_concrete_dropout_backward(kRule, rng_from_state(rng_state), source, tensors,
-                                          d_logit, nullptr, max_blocks);
+int concrete_dropout_backward(const int64_t* rng_state, const Real<T>* logit_p, double temperature,
+                              const T* grad, const T* in, T* d_in, Real<T>* partial,
+                              Real<T>* d_logit, int64_t count, int64_t max_blocks) {
+  const concrete_dropout::Source<Real<T>> source = {logit_p, static_cast<Real<T>>(1 / temperature)};
+  const concrete_dropout::Gradients<T> tensors = {grad, in, d_in, partial, count};
+  return concrete_dropout::launch_backward(kRule, rng_from_state(rng_state), source, tensors,
+                                           d_logit, nullptr, max_blocks);
 }
 
 const char* name(const std::string& op, const char* dtype) {

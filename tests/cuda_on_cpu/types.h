@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../../csrc/cpu/simd/scalar_types.h"
+#include "../../csrc/common/float_formats.h"
 
 #define EMULATOR_VECTOR2(T, name, alignment) \
   struct alignas(alignment) name {           \
@@ -55,9 +55,7 @@ constexpr uint16_t kNaN16 = 0x7FFF;  // what a GPU makes of any NaN
 }
 
 inline float __half2float(__half x) { return fused_dropout::half_to_float(x.bits); }
-inline float __bfloat162float(__nv_bfloat16 x) {
-  return fused_dropout::widen(fused_dropout::BFloat16{x.bits});
-}
+inline float __bfloat162float(__nv_bfloat16 x) { return fused_dropout::bfloat_to_float(x.bits); }
 inline __half __float2half(float x) {
   return {x != x ? emulator::kNaN16 : fused_dropout::float_to_half(x)};
 }

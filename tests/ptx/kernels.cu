@@ -40,17 +40,18 @@ MatrixView dense(const void* data, int64_t cols) { return {data, cols, 1}; }
 template <class T>
 int forward(const int64_t* rng_state, const Layer& layer, double p, double scale,
             const uint32_t* mask_bits, const T* input, const T* weight, const T* bias,
-            const uint32_t* bias_bits, Sum<T>* workspace, T* output) {
-  const BiasView bias_view = {bias, 1, bias_bits, layer.rows_per_mask};
-  return launch_forward<T>(problem_of(layer, p, scale, mask_bits), rng_from_state(rng_state),
-                           dense(input, layer.in_features), dense(weight, layer.in_features),
-                           bias_view, workspace, output, nullptr);
+            const uint32_t* bias_bits, Real<T>* workspace, T* output) {
+  const dropconnect::BiasView bias_view = {bias, 1, bias_bits, layer.rows_per_mask};
+  return dropconnect::launch_forward<T>(problem_of(layer, p, scale, mask_bits),
+                                        rng_from_state(rng_state), dense(input, layer.in_features),
+                                        dense(weight, layer.in_features), bias_view, workspace,
+                                        output, nullptr);
 }
 
 template <class T, bool kOutsAreResults>
 int outer(const int64_t* rng_state, const Layer& layer, double p, double scale,
-          const uint32_t* mask_bits, const T* panel, const T* grad, Sum<T>* workspace, T* result) {
-  return launch_outer<T, kOutsAreResults>(
+          const uint32_t* mask_bits, const T* panel, const T* grad, Real<T>* workspace, T* result) {
+  return dropconnect::launch_outer<T, kOutsAreResults>(
       problem_of(layer, p, scale, mask_bits), rng_from_state(rng_state),
       dense(panel, layer.in_features), dense(grad, layer.out_features), workspace, result, nullptr);
 }
@@ -58,19 +59,20 @@ int outer(const int64_t* rng_state, const Layer& layer, double p, double scale,
 template <class T>
 int bias_grad(const Layer& layer, double scale, const uint32_t* bias_bits, const T* grad,
               T* result) {
-  return launch_bias_grad<T>(dense(grad, layer.out_features), layer.rows, layer.out_features,
-                             layer.rows_per_mask, bias_bits, scale, result, nullptr);
+  return dropconnect::launch_bias_grad<T>(dense(grad, layer.out_features), layer.rows,
+                                          layer.out_features, layer.rows_per_mask, bias_bits, scale,
+                                          result, nullptr);
 }
 
 // With the groups of bits that a warp of a large tensor draws at a time; 0 as launched for `count`.
 template <class T>
 int linear_dropout(const int64_t* rng_state, double p, const AffineMap& map,
-                   const DropoutOperands<T>& tensors, int64_t warp_groups) {
+                   const dropout::Operands<T>& tensors, int64_t warp_groups) {
   const MaskRule rule = rule_of(p, kStreamMask, kDefaultDigits);
   const RngSource rng = rng_from_state(rng_state);
-  if (warp_groups == 0) return launch_linear_dropout<T>(rule, rng, map, tensors, nullptr);
-  return launch_linear_dropout_as<T, false>(rule, rng, map, tensors, static_cast<int>(warp_groups),
-                                            true, dim3(1), nullptr);
+  if (warp_groups == 0) return dropout::launch_linear<T>(rule, rng, map, tensors, nullptr);
+  return dropout::launch_linear_as<T, false>(rule, rng, map, tensors, static_cast<int>(warp_groups),
+                                             true, dim3(1), nullptr);
 }
 
 // Each of 32 threads copies 2 x `Bytes`, in two groups, the second with `valid` bytes. The first
@@ -125,47 +127,49 @@ int draw_bytes(const int64_t* rng_state, int64_t stream, double p, int64_t digit
 }
 
 int store_masks(const int64_t* rng_state, Layer layer, double p, uint32_t* bits) {
-  return launch_store_masks(problem_of(layer, p, 1, nullptr), rng_from_state(rng_state), bits,
-                            nullptr);
+  return dropconnect::launch_store_masks(problem_of(layer, p, 1, nullptr),
+                                         rng_from_state(rng_state), bits, nullptr);
 }
 
 // Sums that the workspace of each product holds.
 
 int64_t forward_workspace(Layer layer) {
-  return forward_slices(problem_of(layer, 0, 0, nullptr)) * layer.rows * layer.out_features;
+  return dropconnect::forward_slices(problem_of(layer, 0, 0, nullptr)) * layer.rows *
+         layer.out_features;
 }
 
 int64_t d_input_workspace(Layer layer) {
-  return outer_slices<false>(problem_of(layer, 0, 0, nullptr)) * layer.rows * layer.in_features;
+  return dropconnect::outer_slices<false>(problem_of(layer, 0, 0, nullptr)) * layer.rows *
+         layer.in_features;
 }
 
 int64_t d_weight_workspace(Layer layer) {
-  return outer_slices<true>(problem_of(layer, 0, 0, nullptr)) * layer.out_features *
+  return dropconnect::outer_slices<true>(problem_of(layer, 0, 0, nullptr)) * layer.out_features *
          layer.in_features;
 }
 
 // The four products of one dtype.
-#define DROPCONNECT_ENTRIES(name, T)                                                               \
-  int forward_##name(const int64_t* rng_state, Layer layer, double p, double scale,                \
-                     const uint32_t* mask_bits, const T* input, const T* weight, const T* bias,    \
-                     const uint32_t* bias_bits, Sum<T>* workspace, T* output) {                    \
-    return forward<T>(rng_state, layer, p, scale, mask_bits, input, weight, bias, bias_bits,       \
-                      workspace, output);                                                          \
-  }                                                                                                \
-  int d_input_##name(const int64_t* rng_state, Layer layer, double p, double scale,                \
-                     const uint32_t* mask_bits, const T* weight, const T* grad, Sum<T>* workspace, \
-                     T* result) {                                                                  \
-    return outer<T, false>(rng_state, layer, p, scale, mask_bits, weight, grad, workspace,         \
-                           result);                                                                \
-  }                                                                                                \
-  int d_weight_##name(const int64_t* rng_state, Layer layer, double p, double scale,               \
-                      const uint32_t* mask_bits, const T* input, const T* grad, Sum<T>* workspace, \
-                      T* result) {                                                                 \
-    return outer<T, true>(rng_state, layer, p, scale, mask_bits, input, grad, workspace, result);  \
-  }                                                                                                \
-  int d_bias_##name(Layer layer, double scale, const uint32_t* bias_bits, const T* grad,           \
-                    T* result) {                                                                   \
-    return bias_grad<T>(layer, scale, bias_bits, grad, result);                                    \
+#define DROPCONNECT_ENTRIES(name, T)                                                              \
+  int forward_##name(const int64_t* rng_state, Layer layer, double p, double scale,               \
+                     const uint32_t* mask_bits, const T* input, const T* weight, const T* bias,   \
+                     const uint32_t* bias_bits, Real<T>* workspace, T* output) {                  \
+    return forward<T>(rng_state, layer, p, scale, mask_bits, input, weight, bias, bias_bits,      \
+                      workspace, output);                                                         \
+  }                                                                                               \
+  int d_input_##name(const int64_t* rng_state, Layer layer, double p, double scale,               \
+                     const uint32_t* mask_bits, const T* weight, const T* grad,                   \
+                     Real<T>* workspace, T* result) {                                             \
+    return outer<T, false>(rng_state, layer, p, scale, mask_bits, weight, grad, workspace,        \
+                           result);                                                               \
+  }                                                                                               \
+  int d_weight_##name(const int64_t* rng_state, Layer layer, double p, double scale,              \
+                      const uint32_t* mask_bits, const T* input, const T* grad,                   \
+                      Real<T>* workspace, T* result) {                                            \
+    return outer<T, true>(rng_state, layer, p, scale, mask_bits, input, grad, workspace, result); \
+  }                                                                                               \
+  int d_bias_##name(Layer layer, double scale, const uint32_t* bias_bits, const T* grad,          \
+                    T* result) {                                                                  \
+    return bias_grad<T>(layer, scale, bias_bits, grad, result);                                   \
   }
 
 DROPCONNECT_ENTRIES(float32, float)
@@ -183,9 +187,10 @@ DROPCONNECT_ENTRIES(float64, double)
   }                                                                                               \
   int dropout_masked_##name(const uint32_t* bits, Layout layout, double scale, double shift,      \
                             double fill, const T* in, const T* residual, T* out, int64_t count) { \
-    const MaskedDims dims = make_masked_dims(layout.dims, static_cast<int>(layout.count));        \
-    const OneMap<Sum<T>> map = {sums_of<T>({scale, shift, fill})};                                \
-    return launch_masked_dropout<T>(bits, dims, map, {in, residual, out, count}, nullptr);        \
+    const dropout::MaskedDims dims =                                                              \
+        dropout::make_masked_dims(layout.dims, static_cast<int>(layout.count));                   \
+    const dropout::OneMap<Real<T>> map = {dropout::reals_of<T>({scale, shift, fill})};            \
+    return dropout::launch_masked<T>(bits, dims, map, {in, residual, out, count}, nullptr);       \
   }
 
 DROPOUT_ENTRIES(float32, float)
