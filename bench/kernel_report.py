@@ -28,7 +28,14 @@ from rich.table import Table
 
 MIN_FFMA_SHARE = 0.60
 # One of each must be in the extension.
-GOAL_KERNELS = ("forward_kernel<float>", "outer_kernel<float, true>", "outer_kernel<float, false>")
+GOAL_KERNELS = tuple(
+    f"dropconnect::{kernel}"
+    for kernel in (
+        "forward_kernel<float>",
+        "outer_kernel<float, true>",
+        "outer_kernel<float, false>",
+    )
+)
 COMPILED_FOR = ("80", "90")  # where a .cu file is named
 MULTIPLY_ADDS = ("FFMA", "DFMA")
 SHOWN_INSTRUCTIONS = 5
@@ -212,7 +219,7 @@ def main_loop(function: Sequence[Instruction]) -> list[Instruction]:
 
 @dataclass(frozen=True)
 class Kernel:
-    name: str  # "forward_kernel<float>"
+    name: str  # "dropconnect::forward_kernel<float>"
     architecture: str
     resources: Resources
     local_stores: int  # instructions
@@ -237,9 +244,9 @@ class Kernel:
 
 
 def short_name(demangled: str) -> str:
-    """'forward_kernel<float>' of 'void space::(anonymous namespace)::forward_kernel<float>(...)'"""
-    text = demangled.replace("(anonymous namespace)::", "")
-    match = re.match(r"(?:void )?(?:\w+::)*(\w+(?:<[^()]*>)?)(?:\(|$)", text)
+    """'op::kernel<float>' of 'void fused_dropout::op::(anonymous namespace)::kernel<float>(...)'"""
+    text = demangled.replace("(anonymous namespace)::", "").replace("fused_dropout::", "")
+    match = re.match(r"(?:void )?((?:\w+::)*\w+(?:<[^()]*>)?)(?:\(|$)", text)
     return match[1].replace("__nv_bfloat16", "bf16").replace("__half", "fp16") if match else text
 
 

@@ -99,6 +99,6 @@ def test_a_corrupted_kernel_is_noticed(build: Build, corruption: str) -> None:
         found = run(device, "dropout_linear", input, *arguments, last=(32,))
         return torch.equal(found, mapped(input, kept_by_reference(1029, 0.5), 1.75, -0.5))
 
-    kernel = "linear_dropout_kernelIfLi4ELb0"
+    kernel = "linear_kernelIfLi4ELb0"
     assert is_right(corrupted(build, kernel, "add", "add"))
     assert not is_right(corrupted(build, kernel, *CORRUPTIONS[corruption]))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.bench_scripts import script
 
-FORWARD = "_ZN13fused_dropout12_GLOBAL__N_114forward_kernelIfEEvNS_9RngSourceE"
+FORWARD = "_ZN13fused_dropout11dropconnect12_GLOBAL__N_114forward_kernelIfEEvNS_9RngSourceE"
 REGISTERS_ONLY = "REG:130 STACK:0 SHARED:1024 LOCAL:0"
 
 
@@ -149,12 +149,12 @@ def loop_kernel(ffma: int, others: int, *before: str, **options: Any) -> Any:
 
 def test_goals() -> None:
     good = loop_kernel(60, 40)
-    assert (good.name, good.architecture) == ("forward_kernel<float>", "sm_90")
+    assert (good.name, good.architecture) == ("dropconnect::forward_kernel<float>", "sm_90")
     assert good.share("FFMA") == 0.6
     assert good.loop["R2P"] == 39
     assert good.problems() == []
     assert loop_kernel(59, 41).problems() == [
-        "forward_kernel<float> for sm_90: main loop is 59.0% FFMA, the goal is 60%"
+        "dropconnect::forward_kernel<float> for sm_90: main loop is 59.0% FFMA, the goal is 60%"
     ]
     double = FORWARD.replace("IfE", "IdE")
     assert loop_kernel(1, 99, name=double).problems() == []
@@ -170,7 +170,7 @@ def test_goals() -> None:
 def test_local_memory_is_a_problem(before: list[str], used: str, said: str) -> None:
     double = FORWARD.replace("IfE", "IdE")
     (problem,) = loop_kernel(9, 1, *before, used=used, name=double).problems()
-    assert problem.startswith("forward_kernel<double> for sm_90: uses local memory")
+    assert problem.startswith("dropconnect::forward_kernel<double> for sm_90: uses local memory")
     assert said in problem
 
 
@@ -178,13 +178,19 @@ def test_local_memory_is_a_problem(before: list[str], used: str, said: str) -> N
     ("demangled", "name"),
     [
         (
-            "void fused_dropout::(anonymous namespace)::forward_kernel<float>(fused_dropout::"
-            "RngSource, fused_dropout::(anonymous namespace)::SumType<float>::type*)",
-            "forward_kernel<float>",
+            "void fused_dropout::dropconnect::(anonymous namespace)::forward_kernel<float>("
+            "fused_dropout::RngSource, fused_dropout::(anonymous namespace)::SumType<float>::type*)",
+            "dropconnect::forward_kernel<float>",
         ),
-        ("void a::outer_kernel<__nv_bfloat16, true>(a::View, long)", "outer_kernel<bf16, true>"),
-        ("void a::outer_kernel<__half, false>(long)", "outer_kernel<fp16, false>"),
-        ("a::(anonymous namespace)::draw_groups_kernel(a::MaskRule)", "draw_groups_kernel"),
+        (
+            "void fused_dropout::outer_kernel<__nv_bfloat16, true>(a::View, long)",
+            "outer_kernel<bf16, true>",
+        ),
+        ("void fused_dropout::outer_kernel<__half, false>(long)", "outer_kernel<fp16, false>"),
+        (
+            "fused_dropout::(anonymous namespace)::draw_groups_kernel(a::MaskRule)",
+            "draw_groups_kernel",
+        ),
         ("_Z6kernelv", "_Z6kernelv"),
     ],
 )
@@ -201,7 +207,7 @@ def test_exit_status(
     assert report.main(["some.cubin"]) == 0
     assert "1 kernels: no local memory, goals met" in capsys.readouterr().out
     assert report.main([]) == 1  # the extension must have all goal kernels
-    assert "outer_kernel<float, true>: not in the extension" in capsys.readouterr().out
+    assert "dropconnect::outer_kernel<float, true>: not in the extension" in capsys.readouterr().out
     kernel = loop_kernel(50, 50)
     assert report.main(["some.cubin"]) == 1
     assert "50.0% FFMA" in capsys.readouterr().out
