@@ -23,7 +23,8 @@ from torch import Tensor
 from torch._functorch import config as functorch_config
 from torch.nn import functional as F
 
-from fused_dropout.benchmark import (
+from fused_dropout._tools.bench.devices import Device
+from fused_dropout._tools.bench.harness import (
     OURS,
     Measured,
     Spread,
@@ -33,8 +34,7 @@ from fused_dropout.benchmark import (
     ratio,
     spread,
 )
-from fused_dropout.benchmark_devices import Device
-from fused_dropout.benchmark_report import Goal, Script, Setup, run_script
+from fused_dropout._tools.bench.report import Goal, Script, Setup, run_script
 from fused_dropout.functional import bias_act_dropout_add
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,7 +67,7 @@ def measure(
     device: Device,
     progress: Callable[[str], object],
 ) -> dict[str, Any]:
-    """One shape and dtype; a result as `benchmark_report` wants it."""
+    """One shape and dtype; a result as `run_script` wants it."""
     layers: dict[str, Layer] = {OURS: fused, EAGER: eager}
     if compiled:
         torch.compiler.reset()

@@ -25,8 +25,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fused_dropout
-from fused_dropout import _ext
-from fused_dropout.benchmark import (
+from fused_dropout._core import extension
+from fused_dropout._tools.bench.devices import Device
+from fused_dropout._tools.bench.harness import (
     OURS,
     Measured,
     Subject,
@@ -34,9 +35,8 @@ from fused_dropout.benchmark import (
     measure_interleaved,
     row_label,
 )
-from fused_dropout.benchmark_devices import Device
-from fused_dropout.benchmark_report import Goal, Script, Setup, run_script
-from fused_dropout.verify import thread_count
+from fused_dropout._tools.bench.report import Goal, Script, Setup, run_script
+from fused_dropout._tools.common import thread_count
 
 RESULTS = Path(__file__).parent / "results"
 CALLS = 100  # in a block
@@ -51,7 +51,7 @@ Layer = Callable[[Tensor], Tensor]
 def dropouts(device: str) -> dict[str, Layer]:
     """The functions, and the operator behind ours."""
     state = fused_dropout.make_rng_state(0, device="cpu")  # a kernel gets it by value
-    operator = _ext.operators().dropout
+    operator = extension.operators().dropout
     return {
         OURS: partial(fused_dropout.functional.dropout, p=P),
         PEER: partial(nn.functional.dropout, p=P),

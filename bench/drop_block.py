@@ -22,8 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fused_dropout import _ext, make_rng_state
-from fused_dropout.benchmark import (
+from fused_dropout import make_rng_state
+from fused_dropout._core import extension
+from fused_dropout._core.drop_block_gamma import exact_gamma, paper_gamma
+from fused_dropout._tools.bench.devices import Device
+from fused_dropout._tools.bench.harness import (
     OURS,
     Measured,
     Spread,
@@ -33,9 +36,7 @@ from fused_dropout.benchmark import (
     ratio,
     spread,
 )
-from fused_dropout.benchmark_devices import Device
-from fused_dropout.benchmark_report import Goal, Script, Setup, run_script
-from fused_dropout.drop_block_gamma import exact_gamma, paper_gamma
+from fused_dropout._tools.bench.report import Goal, Script, Setup, run_script
 from fused_dropout.functional import drop_block2d
 
 RESULTS = Path(__file__).parent / "results"
@@ -204,7 +205,7 @@ def _dropped_share(solve: Callable[..., float], elements: int, size: int, device
     maps = torch.empty((), device=device).expand(elements // size**2, 1, size, size)
     block = (BLOCK, BLOCK)
     gamma = solve(P, (size, size), block)
-    draw = _ext.operators().drop_block_mask
+    draw = extension.operators().drop_block_mask
     # The scale is the number of elements by that of the kept ones.
     _, scale = draw(maps, make_rng_state(0, device=device), block, gamma, False, 1, 0.0)
     return 1 - 1 / float(scale)

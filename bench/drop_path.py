@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fused_dropout.benchmark import (
+from fused_dropout._tools.bench.devices import Device
+from fused_dropout._tools.bench.harness import (
     OURS,
     Measured,
     Spread,
@@ -31,8 +32,7 @@ from fused_dropout.benchmark import (
     row_label,
     spread,
 )
-from fused_dropout.benchmark_devices import Device
-from fused_dropout.benchmark_report import Goal, Script, Setup, run_script
+from fused_dropout._tools.bench.report import Goal, Script, Setup, run_script
 from fused_dropout.functional import drop_path, drop_path_add
 
 RESULTS = Path(__file__).parent / "results"

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from fused_dropout.benchmark_dropconnect import Problem, measure
-from fused_dropout.benchmark_dropconnect_table import print_result, result_title, shape_text
-from fused_dropout.benchmark_report import Goal, Script, Setup, run_script
+from fused_dropout._tools.bench.dropconnect import Problem, measure
+from fused_dropout._tools.bench.dropconnect_table import print_result, result_title, shape_text
+from fused_dropout._tools.bench.report import Goal, Script, Setup, run_script
 
 RESULTS = Path(__file__).parent / "results"
 TABLE_1 = Problem(128, 1024, 1024, ps=(0.5, 0.1))

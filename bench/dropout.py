@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from fused_dropout import functional
-from fused_dropout.benchmark import (
+from fused_dropout._tools.bench.devices import Device
+from fused_dropout._tools.bench.harness import (
     OURS,
     Measured,
     Spread,
@@ -34,9 +35,8 @@ from fused_dropout.benchmark import (
     row_label,
     spread,
 )
-from fused_dropout.benchmark_devices import Device
-from fused_dropout.benchmark_report import Goal, Script, Setup, run_script
-from fused_dropout.memory import kept_for_backward
+from fused_dropout._tools.bench.report import Goal, Script, Setup, run_script
+from fused_dropout._tools.memory import kept_for_backward
 
 RESULTS = Path(__file__).parent / "results"
 IN_PLACE, TOTAL, CHANNELS = PHASES = ("in place", "total", "dropout2d")  # total: with backward

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fused_dropout.benchmark import (
+from fused_dropout._tools.bench.devices import Device
+from fused_dropout._tools.bench.harness import (
     OURS,
     Measured,
     Spread,
@@ -29,8 +30,7 @@ from fused_dropout.benchmark import (
     ratio,
     spread,
 )
-from fused_dropout.benchmark_devices import Device
-from fused_dropout.benchmark_report import Goal, Script, Setup, run_script
+from fused_dropout._tools.bench.report import Goal, Script, Setup, run_script
 from fused_dropout.functional import concrete_dropout, gaussian_dropout, gaussian_noise
 
 RESULTS = Path(__file__).parent / "results"

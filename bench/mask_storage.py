@@ -14,7 +14,10 @@ from functools import partial
 
 from rich.table import Table
 
-from fused_dropout.benchmark import (
+from fused_dropout._tools.bench.devices import DEVICES, Device
+from fused_dropout._tools.bench.dropconnect import Call, Calls, Problem
+from fused_dropout._tools.bench.find_device import find_device
+from fused_dropout._tools.bench.harness import (
     Measurements,
     Subject,
     load_warning,
@@ -22,11 +25,8 @@ from fused_dropout.benchmark import (
     ratio,
     spread,
 )
-from fused_dropout.benchmark_devices import DEVICES, Device, find_device
-from fused_dropout.benchmark_dropconnect import Call, Calls, Problem
-from fused_dropout.cli import ArgumentError, positive_int, report_console
+from fused_dropout._tools.common import ArgumentError, positive_int, report_console, thread_count
 from fused_dropout.functional import dropconnect_linear
-from fused_dropout.verify import thread_count
 
 PS = (0.5, 0.25, 0.1, 0.3)
 SHAPES = (  # B, O, I

@@ -7,13 +7,12 @@ that is installed, the first operator used raises an ImportError with the reason
 from __future__ import annotations
 
 from fused_dropout import functional, nn, reference, schedules
+from fused_dropout._core.rng import make_rng_state
+from fused_dropout._masks import mask, normal_noise, packed_mask, uniform_noise
+from fused_dropout._models.convert import to_dropconnect, to_linear
+from fused_dropout._models.max_norm import max_norm_
+from fused_dropout._models.monte_carlo import MCPrediction, mc_dropout, mc_predict
 from fused_dropout._version import __version__
-from fused_dropout.convert import to_dropconnect, to_linear
-from fused_dropout.masks import mask, packed_mask
-from fused_dropout.max_norm import max_norm_
-from fused_dropout.monte_carlo import MCPrediction, mc_dropout, mc_predict
-from fused_dropout.noise import normal_noise, uniform_noise
-from fused_dropout.rng import make_rng_state
 
 __all__ = [
     "MCPrediction",

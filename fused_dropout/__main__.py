@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fused_dropout.cli import main
+from fused_dropout._tools.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from fused_dropout import _checks
-from fused_dropout.dropout_layers import drop_rates
+from fused_dropout._core import checks
+from fused_dropout._models.dropout_layers import drop_rates
+
+__all__ = ["LinearSchedule"]
 
 
 class LinearSchedule:
@@ -58,12 +60,12 @@ class LinearSchedule:
     ) -> None:
         self._rates = _rates_of(modules)
         self.optimizer = optimizer
-        self.start = _checks.check_probability(start, "start")
+        self.start = checks.check_probability(start, "start")
         if stop is None:
             self.stops = [getattr(module, name) for module, name in self._rates]
         else:
-            self.stops = [_checks.check_probability(stop, "stop")] * len(self._rates)
-        self.total_steps = _checks.as_int(total_steps, "total_steps")
+            self.stops = [checks.check_probability(stop, "stop")] * len(self._rates)
+        self.total_steps = checks.as_int(total_steps, "total_steps")
         if self.total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, got {self.total_steps}")
         self.last_step = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fused_dropout._core import extension
 from fused_dropout._ops import (
     bias_act_dropout_add,
     concrete_dropout,
@@ -56,17 +57,22 @@ CONSTANT: dict[str, Callable[..., Any]] = {
     "dropconnect_mask_bits": dropconnect.fake_mask_bits,
 }
 
-_library: torch.library.Library | None = None
 
+def register_operators() -> torch.library.Library:
+    """Registers all of it once, after the extension has defined the operators.
 
-def register_operators() -> None:
-    """Registers all of it once, after the extension has defined the operators."""
-    global _library
-    _library = torch.library.Library(NAMESPACE, "IMPL")  # what is registered lives as long as this
+    What is registered lives as long as the result.
+    """
+    library = torch.library.Library(NAMESPACE, "IMPL")
     for op in DIFFERENTIABLE:
-        register(op, _library)
+        register(op, library)
     for changing in IN_PLACE:
-        register_in_place(changing, _library)
+        register_in_place(changing, library)
     for name, fake in CONSTANT.items():
-        register_constant(name, fake, _library)
+        register_constant(name, fake, library)
     register_flops_when_counted()
+    return library
+
+
+# With the package, not at the first use: torch.compile must find plain operators.
+_library = register_operators() if extension.is_loaded() else None

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from fused_dropout._core.private_torch import tensor_arguments
 from fused_dropout._ops._differentiable import NAMESPACE, item_by_item
-from fused_dropout._private_torch import tensor_arguments
 
 
 def register_constant(name: str, fake: Callable[..., Any], library: torch.library.Library) -> None:

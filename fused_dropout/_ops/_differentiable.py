@@ -27,7 +27,7 @@ from torch import Tensor, is_grad_enabled
 from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_compiling
 
-from fused_dropout._private_torch import (
+from fused_dropout._core.private_torch import (
     below_autograd,
     call_of,
     forward_levels,

@@ -14,6 +14,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from fused_dropout._core.private_torch import (
+    below_autograd,
+    call_of,
+    in_dual_level,
+    is_plain_view,
+    transforms_active,
+)
 from fused_dropout._ops._differentiable import (
     NAMESPACE,
     TRANSFORMS,
@@ -24,13 +31,6 @@ from fused_dropout._ops._differentiable import (
     gradients,
     has_tangent,
     run_below_autograd,
-)
-from fused_dropout._private_torch import (
-    below_autograd,
-    call_of,
-    in_dual_level,
-    is_plain_view,
-    transforms_active,
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, is_grad_enabled
 
+from fused_dropout._core.private_torch import in_dual_level, transforms_active, version_of
 from fused_dropout._ops._differentiable import (
     Dims,
     OwnDerivative,
@@ -17,7 +18,6 @@ from fused_dropout._ops._differentiable import (
     without_autograd_kernels,
 )
 from fused_dropout._ops._in_place import InPlace
-from fused_dropout._private_torch import in_dual_level, transforms_active, version_of
 
 LINEAR_PART = 3  # settings: all but shift and fill, which no derivative has
 

@@ -1,16 +1,16 @@
 """Functional forms of the layers."""
 
-from fused_dropout.functional.bias_act_dropout_add import bias_act_dropout_add
-from fused_dropout.functional.concrete_dropout import concrete_dropout
-from fused_dropout.functional.drop_block import drop_block1d, drop_block2d, drop_block3d
-from fused_dropout.functional.drop_path import (
+from fused_dropout.functional._bias_act_dropout_add import bias_act_dropout_add
+from fused_dropout.functional._concrete_dropout import concrete_dropout
+from fused_dropout.functional._drop_block import drop_block1d, drop_block2d, drop_block3d
+from fused_dropout.functional._drop_path import (
     drop_path,
     drop_path_add,
     linear_drop_rates,
     stochastic_depth,
 )
-from fused_dropout.functional.dropconnect import dropconnect_linear
-from fused_dropout.functional.dropout import (
+from fused_dropout.functional._dropconnect import dropconnect_linear
+from fused_dropout.functional._dropout import (
     alpha_dropout,
     dropout,
     dropout1d,
@@ -19,8 +19,8 @@ from fused_dropout.functional.dropout import (
     feature_alpha_dropout,
     locked_dropout,
 )
-from fused_dropout.functional.gaussian_dropout import gaussian_dropout
-from fused_dropout.functional.gaussian_noise import gaussian_noise
+from fused_dropout.functional._gaussian_dropout import gaussian_dropout
+from fused_dropout.functional._gaussian_noise import gaussian_noise
 
 __all__ = [
     "alpha_dropout",

@@ -1,11 +1,11 @@
 """Modules with the parameters, defaults and errors of their torch.nn counterparts."""
 
-from fused_dropout.nn.bias_act_dropout_add import BiasActDropoutAdd
-from fused_dropout.nn.concrete_dropout import ConcreteDropout, ConcreteRegularisation
-from fused_dropout.nn.drop_block import DropBlock1d, DropBlock2d, DropBlock3d
-from fused_dropout.nn.drop_path import DropPath, DropPathAdd, StochasticDepth
-from fused_dropout.nn.dropconnect import DropConnectLinear
-from fused_dropout.nn.dropout import (
+from fused_dropout.nn._bias_act_dropout_add import BiasActDropoutAdd
+from fused_dropout.nn._concrete_dropout import ConcreteDropout, ConcreteRegularisation
+from fused_dropout.nn._drop_block import DropBlock1d, DropBlock2d, DropBlock3d
+from fused_dropout.nn._drop_path import DropPath, DropPathAdd, StochasticDepth
+from fused_dropout.nn._dropconnect import DropConnectLinear
+from fused_dropout.nn._dropout import (
     AlphaDropout,
     Dropout,
     Dropout1d,
@@ -14,8 +14,8 @@ from fused_dropout.nn.dropout import (
     FeatureAlphaDropout,
     LockedDropout,
 )
-from fused_dropout.nn.gaussian_dropout import GaussianDropout
-from fused_dropout.nn.variational_dropout import VariationalDropoutLinear
+from fused_dropout.nn._gaussian_dropout import GaussianDropout
+from fused_dropout.nn._variational_dropout import VariationalDropoutLinear
 
 __all__ = [
     "AlphaDropout",

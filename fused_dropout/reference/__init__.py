@@ -3,10 +3,10 @@
 Nothing here is fast, and nothing here calls the compiled extension.
 """
 
-from fused_dropout.reference.bias_act_dropout_add import ACTIVATIONS, bias_act_dropout_add
-from fused_dropout.reference.drop_block import block_mask, drop_block
-from fused_dropout.reference.dropconnect import dropconnect_linear, rows_per_mask
-from fused_dropout.reference.dropout import (
+from fused_dropout.reference._bias_act_dropout_add import ACTIVATIONS, bias_act_dropout_add
+from fused_dropout.reference._drop_block import block_mask, drop_block
+from fused_dropout.reference._dropconnect import dropconnect_linear, rows_per_mask
+from fused_dropout.reference._dropout import (
     alpha_dropout,
     dropout,
     dropout1d,
@@ -15,7 +15,7 @@ from fused_dropout.reference.dropout import (
     feature_alpha_dropout,
     locked_dropout,
 )
-from fused_dropout.reference.masks import (
+from fused_dropout.reference._masks import (
     fraction_digit,
     keep_rate,
     mask,
@@ -23,7 +23,7 @@ from fused_dropout.reference.masks import (
     philox4x32_10,
     threshold,
 )
-from fused_dropout.reference.noise import (
+from fused_dropout.reference._noise import (
     concrete_dropout,
     gaussian_dropout,
     gaussian_noise,

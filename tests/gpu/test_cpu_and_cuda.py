@@ -14,7 +14,8 @@ from support.tensors import DTYPES, relative_error, with_gradients
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout import _ext, reference
+from fused_dropout import reference
+from fused_dropout._core import extension
 from fused_dropout.functional import dropconnect_linear
 
 NAMES = ("output", "d_input", "d_weight", "d_bias")
@@ -58,7 +59,7 @@ def test_masks_of_any_state(
 @pytest.mark.parametrize("p", PS)
 @pytest.mark.parametrize("sizes", [(0, 4, 9), (1, 1, 1), (5, 65, 260), (300, 17, 1100)], ids=str)
 def test_stored_masks(cuda: torch.device, sizes: tuple[int, int, int], p: float) -> None:
-    draw = _ext.operators().dropconnect_mask_bits
+    draw = extension.operators().dropconnect_mask_bits
     masks, weight, state = sizes[0], torch.empty(sizes[1:]), fused_dropout.make_rng_state(11, 5)
     here = draw(weight, state, masks, p)
     for place in (cuda, "cpu"):

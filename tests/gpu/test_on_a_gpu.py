@@ -13,10 +13,11 @@ from support.devices import generator_state
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout import _ext, reference
+from fused_dropout import reference
+from fused_dropout._core import extension
+from fused_dropout._core.rng import make_rng_state
 from fused_dropout.functional import dropconnect_linear
 from fused_dropout.nn import DropConnectLinear
-from fused_dropout.rng import make_rng_state
 
 ROWS, OUTS, INS = 64, 48, 256
 GIB = 2**30
@@ -268,7 +269,7 @@ def test_raw_operators_on_two_devices(cuda: torch.device, name: str) -> None:
     operator = getattr(torch.ops.fused_dropout, name)
     input, weight, bias = (tensor.detach() for tensor in leaves(cuda))
     state, grad = make_rng_state(0, device=cuda), ones(ROWS, OUTS, device=cuda)
-    bits = _ext.operators().dropconnect_mask_bits(weight, state, ROWS, 0.5)
+    bits = extension.operators().dropconnect_mask_bits(weight, state, ROWS, 0.5)
     tensors = {
         "input": input, "weight": weight, "bias": bias,
         "grad_output": grad, "rng_state": state, "mask_bits": bits,

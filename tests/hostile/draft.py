@@ -80,7 +80,7 @@ class Draft:
         if random.random() < 0.2:
             self.contexts.append(random.choice(("torch.no_grad()", "torch.inference_mode()")))
         if random.random() < 0.3:
-            self.contexts.append(f"fused_dropout._ext.use_isa({random.choice(isas)!r})")
+            self.contexts.append(f"fused_dropout._core.extension.use_isa({random.choice(isas)!r})")
         if random.random() < 0.03 and not self.seeding:
             self.contexts.append("torch.device('meta')")
 

@@ -9,7 +9,8 @@ from random import Random
 import torch
 from torch import Tensor
 
-from fused_dropout import _ext, functional, reference
+from fused_dropout import functional, reference
+from fused_dropout._core import extension
 
 from . import arguments as pools
 from .call import Call, Oracle, Tensors
@@ -31,7 +32,7 @@ def draw_function(random: Random) -> Call:
         draft.expect = wanted if draft.drawn and draft.expect == "value" else "either"
         draft.oracle, draft.twin = None, False
     if draft.operands:
-        draft.add_contexts(random, _ext.available_isas())
+        draft.add_contexts(random, extension.available_isas())
     if random.random() < 0.25:
         draft.spoil(random)
     elif draft.can_be_on_meta() and random.random() < 0.03:

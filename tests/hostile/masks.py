@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib import import_module
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fused_dropout.reference import masks, threshold
+from fused_dropout.reference import _drop_block, _masks, threshold
 
 _GROUP = 128
 
@@ -17,7 +16,7 @@ _GROUP = 128
 def mask_matrix(
     rows: int, cols: int, p: float, seed: int, offset: int, stream: int, digits: int
 ) -> NDArray[np.bool_]:
-    """What :func:`fused_dropout.reference.masks.mask_matrix` gives."""
+    """What :func:`fused_dropout.reference._masks.mask_matrix` gives."""
     per_row = -(-cols // _GROUP)
     seed, offset = seed % 2**64, offset % 2**64
     groups = np.arange(rows * per_row, dtype=np.uint64)
@@ -27,7 +26,7 @@ def mask_matrix(
     counter[..., 1] = slots[:, None] | groups >> np.uint64(32)
     counter[..., 2] = offset % 2**32
     counter[..., 3] = offset >> 32
-    words = masks.philox4x32_10(counter, (seed % 2**32, seed >> 32))
+    words = _masks.philox4x32_10(counter, (seed % 2**32, seed >> 32))
     octets = words.astype("<u4").view(np.uint8)
     fraction = np.zeros((len(groups), _GROUP), dtype=np.uint32)
     for digit in octets:  # one by one: some masks are large
@@ -38,6 +37,5 @@ def mask_matrix(
 
 def install() -> None:
     """Has the reference use it."""
-    # The package has a function of the second module's name.
-    for module in (masks, import_module("fused_dropout.reference.drop_block")):
+    for module in (_masks, _drop_block):
         module.mask_matrix = mask_matrix  # type: ignore[attr-defined]

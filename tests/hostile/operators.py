@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import fused_dropout._ext  # noqa: F401, registers the operators
-from fused_dropout import _ext
+import fused_dropout._core.extension  # noqa: F401, registers the operators
+from fused_dropout._core import extension
 
 from . import arguments as pools
 from .call import Call, Oracle, Tensors
@@ -71,7 +71,7 @@ def draw_operator(random: Random) -> Call:
         _spoil(random, call, schema, code)
     if random.random() < 0.3:
         call.contexts.append(
-            f"fused_dropout._ext.use_isa({random.choice(_ext.available_isas())!r})"
+            f"fused_dropout._core.extension.use_isa({random.choice(extension.available_isas())!r})"
         )
     if random.random() < 0.2:
         call.contexts.append(random.choice(("torch.no_grad()", "torch.inference_mode()")))

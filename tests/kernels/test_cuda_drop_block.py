@@ -14,7 +14,8 @@ from support.tensors import DTYPES
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout import _ext, reference
+from fused_dropout import reference
+from fused_dropout._core import extension
 
 SEED = 99
 EPS = 0.5
@@ -186,10 +187,10 @@ def test_dropout_with_the_mask(
         count = {"none": 0, "batch": 1, "sample": shape[0]}[scales]
         state = fused_dropout.make_rng_state(SEED)
         block = [min(3, size) for size in shape[2:]]
-        bits, scale = _ext.operators().drop_block_mask(
+        bits, scale = extension.operators().drop_block_mask(
             input, state, block, 0.08, shared, count, EPS
         )
-        expected = _ext.operators().drop_block(input, bits, scale, shared)
+        expected = extension.operators().drop_block(input, bits, scale, shared)
         in_memory = memory(input.as_strided((input.numel(),), (1,)))
         out, result = poisoned(device, input.numel(), dtype=dtype)
         dims = np.array(layout_of(shape, name), np.int64)

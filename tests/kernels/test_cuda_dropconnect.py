@@ -15,7 +15,8 @@ from support.tensors import relative_error, with_gradients
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout import _ext, reference
+from fused_dropout import reference
+from fused_dropout._core import extension
 
 SEED = -77
 NO_MASK_BITS = np.array([0xFFFFFFFF], np.uint32)
@@ -74,7 +75,7 @@ def spread(tensor: Tensor, step: int) -> np.ndarray:
 def stored_masks(layer: Layer, state: Tensor) -> np.ndarray:
     """The masks as the CPU stores them, which the CUDA kernels read too."""
     weight = torch.empty(layer.out_features, layer.in_features)
-    bits = _ext.operators().dropconnect_mask_bits(weight, state, layer.masks, layer.p)
+    bits = extension.operators().dropconnect_mask_bits(weight, state, layer.masks, layer.p)
     return bits.numpy().view(np.uint32)
 
 

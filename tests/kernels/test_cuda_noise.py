@@ -17,7 +17,7 @@ from support.noise_checks import EXTREME_RATES, assert_concrete_extremes, assert
 from support.tensors import DTYPES, random_tensor
 from torch import Tensor
 
-from fused_dropout.reference import noise as reference
+from fused_dropout.reference import _noise as reference
 
 SEED, OFFSET = -77, 2**40 + 3
 MANY_BLOCKS = 1 << 14

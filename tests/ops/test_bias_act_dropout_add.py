@@ -16,8 +16,8 @@ from torch import Tensor
 
 import fused_dropout
 from fused_dropout import reference
+from fused_dropout._tools.memory import kept_for_backward
 from fused_dropout.functional import bias_act_dropout_add
-from fused_dropout.memory import kept_for_backward
 from fused_dropout.nn import BiasActDropoutAdd
 
 ACTIVATIONS = tuple(reference.ACTIVATIONS)

@@ -13,7 +13,8 @@ from support.bias_act_dropout_add import random_operands
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout import _ext, reference
+from fused_dropout import reference
+from fused_dropout._core import extension
 from fused_dropout.functional import bias_act_dropout_add
 from fused_dropout.nn import BiasActDropoutAdd
 
@@ -78,7 +79,7 @@ def test_bad_arguments(changes: dict, error: type[Exception], message: str) -> N
 
 def test_bad_operator_calls(place: torch.device) -> None:
     """A direct call never crashes the process."""
-    ops = _ext.operators()
+    ops = extension.operators()
     state = fused_dropout.make_rng_state(1)
     input = torch.ones(4, 6)
     for arguments, message in (

@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
 import fused_dropout
-from fused_dropout import _ext
+from fused_dropout._core import extension
+from fused_dropout._tools.memory import kept_for_backward
 from fused_dropout.functional import concrete_dropout
-from fused_dropout.memory import kept_for_backward
 from fused_dropout.nn import ConcreteDropout
-from fused_dropout.reference import noise as reference
+from fused_dropout.reference import _noise as reference
 
 LARGE = 1 << 18
 LARGEST_LOGIT = 17  # of a uniform number, log(2^24)
@@ -208,7 +208,7 @@ def test_bad_input(change: dict, error: type[Exception], text: str) -> None:
 
 
 def test_raw_operators_never_crash(place: torch.device) -> None:
-    ops = _ext.operators()
+    ops = extension.operators()
     state = fused_dropout.make_rng_state(1)
     three, zero = torch.ones(3), torch.tensor(0.0)
     with pytest.raises(ValueError, match="temperature must be above 0"):

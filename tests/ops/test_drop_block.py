@@ -15,9 +15,9 @@ from torch import Tensor
 
 import fused_dropout
 from fused_dropout import reference
-from fused_dropout.drop_block_gamma import exact_gamma, paper_gamma
+from fused_dropout._core.drop_block_gamma import exact_gamma, paper_gamma
+from fused_dropout._tools.memory import kept_for_backward
 from fused_dropout.functional import drop_block2d
-from fused_dropout.memory import kept_for_backward
 from fused_dropout.nn import DropBlock2d
 
 SEED = 1234567

@@ -13,7 +13,7 @@ from support.drop_block import FUNCTIONS
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout import _ext
+from fused_dropout._core import extension
 from fused_dropout.functional import drop_block2d
 from fused_dropout.nn import DropBlock1d, DropBlock2d, DropBlock3d
 
@@ -73,7 +73,7 @@ def test_bad_inputs(place: torch.device) -> None:
 
 
 def test_direct_calls_of_the_operators_are_checked(place: torch.device) -> None:
-    ops = _ext.operators()
+    ops = extension.operators()
     input = torch.randn(2, 3, 8, 8)
     state = fused_dropout.make_rng_state(1)
     good = {"block": [3, 3], "gamma": 0.1, "share_channels": False, "scales": 1, "eps": 1e-6}

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import fused_dropout
-from fused_dropout import _ext
-from fused_dropout.drop_block_gamma import exact_gamma, expected_drop_rate, paper_gamma
+from fused_dropout._core import extension
+from fused_dropout._core.drop_block_gamma import exact_gamma, expected_drop_rate, paper_gamma
 
 
 def counted_rate(gamma: float, sizes: tuple[int, ...], block: tuple[int, ...]) -> float:
@@ -73,7 +73,7 @@ def test_realised_rate_within_one_percent(size: int) -> None:
     rates = []
     for gamma in (exact_gamma(p, sizes, block), paper_gamma(p, sizes, block)):
         state = fused_dropout.make_rng_state(12)
-        draw = _ext.operators().drop_block_mask
+        draw = extension.operators().drop_block_mask
         _, scale = draw(input, state, block, gamma, False, 1, 0.0)
         rates.append(1 - 1 / scale.item())
     assert rates[0] == pytest.approx(p, rel=0.01)

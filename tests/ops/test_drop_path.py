@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from fused_dropout import reference
+from fused_dropout._tools.memory import kept_for_backward
 from fused_dropout.functional import (
     drop_path,
     drop_path_add,
     linear_drop_rates,
     stochastic_depth,
 )
-from fused_dropout.memory import kept_for_backward
 from fused_dropout.nn import DropPath, DropPathAdd, StochasticDepth
 
 SHAPES = [(1,), (129,), (1, 1), (5, 127), (130, 3), (3, 129, 5), (33, 2, 4, 9), (2, 40_000)]

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import fused_dropout
 from fused_dropout import reference
+from fused_dropout._tools.memory import kept_for_backward
 from fused_dropout.functional import dropconnect_linear
-from fused_dropout.memory import kept_for_backward
 
 # (input shape, out_features): edges of lanes, groups, tiles and panels.
 SHAPES = (

@@ -11,7 +11,6 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from importlib import import_module
 
 import pytest
 import torch
@@ -29,10 +28,10 @@ from support.tensors import (
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout import _ext, functional, memory, reference
-
-# The package's attribute of this name is the function.
-written_out = import_module("fused_dropout.reference.dropout")
+from fused_dropout import functional, reference
+from fused_dropout._core import extension
+from fused_dropout._tools import memory
+from fused_dropout.reference import _dropout as written_out
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -143,9 +142,9 @@ def test_residual_is_added_after_the_mask(dtype: torch.dtype, backend: torch.dev
             scaled = torch.where(kept, input.to(wide) * (1 / q), -0.5)
             expected = (scaled + residual.to(wide)).to(dtype)
             arguments = (residual, state, 0.3, 1 / q, dims, 0.0, -0.5)
-            output = _ext.operators().dropout(input, *arguments)
+            output = extension.operators().dropout(input, *arguments)
             assert_same_bits(output, expected, name)
-            _ext.operators().dropout_(input, *arguments)
+            extension.operators().dropout_(input, *arguments)
             assert_same_bits(input, expected, name)
 
 

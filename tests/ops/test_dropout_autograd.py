@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fused_dropout
 from fused_dropout import functional
-from fused_dropout.memory import kept_for_backward
+from fused_dropout._tools.memory import kept_for_backward
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "dropout": functional.dropout,

@@ -22,11 +22,11 @@ from support.tensors import DTYPES, random_tensor
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout import _ext
+from fused_dropout._core import extension
+from fused_dropout._tools.memory import kept_for_backward
 from fused_dropout.functional import gaussian_dropout
-from fused_dropout.memory import kept_for_backward
 from fused_dropout.nn import GaussianDropout
-from fused_dropout.reference import noise as reference
+from fused_dropout.reference import _noise as reference
 
 LARGE = 1 << 18
 
@@ -177,7 +177,7 @@ def test_bad_input(change: dict, error: type[Exception], text: str) -> None:
 
 
 def test_raw_operator_never_crashes(place: torch.device) -> None:
-    op = _ext.operators().gaussian_dropout
+    op = extension.operators().gaussian_dropout
     state = fused_dropout.make_rng_state(1)
     with pytest.raises(ValueError, match="sigma must be at least 0 and finite, got inf"):
         op(torch.ones(3), state, math.inf)

@@ -11,9 +11,9 @@ from support.tensors import DTYPES, random_tensor
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout import _ext
+from fused_dropout._core import extension
 from fused_dropout.functional import gaussian_noise
-from fused_dropout.reference import noise as reference
+from fused_dropout.reference import _noise as reference
 
 EPS = 1e-8
 LARGE = 1 << 18
@@ -129,7 +129,7 @@ def test_bad_input(change: dict, error: type[Exception], text: str) -> None:
 
 
 def test_raw_operators_never_crash(place: torch.device) -> None:
-    ops = _ext.operators()
+    ops = extension.operators()
     state = fused_dropout.make_rng_state(1)
     three = torch.ones(3)
     for op in (ops.gaussian_noise, ops.gaussian_noise_d_variance):

@@ -15,7 +15,8 @@ from support.devices import threads
 from support.golden import GoldenMask, golden_masks, philox_known_answers
 
 import fused_dropout
-from fused_dropout import _ext, reference
+from fused_dropout import reference
+from fused_dropout._core import extension
 
 EDGE_COLS = (0, 1, 15, 16, 17, 31, 32, 33, 127, 128, 129, 4095, 4096, 4097)
 
@@ -240,7 +241,7 @@ def test_masks_and_noise_take_the_same_shapes(shape: Any, expected: tuple[int, .
     assert fused_dropout.normal_noise(shape, seed=0).shape == expected
 
 
-@pytest.mark.skipif(bool(_ext.build_info()["cuda"]), reason="this build has CUDA kernels")
+@pytest.mark.skipif(bool(extension.build_info()["cuda"]), reason="this build has CUDA kernels")
 def test_cuda_on_a_build_without_it() -> None:
     for draw in (fused_dropout.mask, fused_dropout.packed_mask):
         with pytest.raises(RuntimeError, match="without CUDA kernels"):

@@ -21,8 +21,8 @@ from support.noise_checks import (
 from support.paths import ROOT
 
 import fused_dropout
-from fused_dropout import _ext
-from fused_dropout.reference import noise as reference
+from fused_dropout._core import extension
+from fused_dropout.reference import _noise as reference
 
 STATES = ((0, 0), (2**32 + 1, 2**40 + 3), (-1, 2**64 - 1))
 LARGE = 1 << 19
@@ -112,7 +112,7 @@ def test_bad_input(change: dict, error: type[Exception], text: str) -> None:
 
 
 def test_raw_operators_never_crash(place: torch.device) -> None:
-    ops = _ext.operators()
+    ops = extension.operators()
     state = fused_dropout.make_rng_state(1)
     with pytest.raises(TypeError, match="float32 or float64"):
         ops.uniform_noise(state, [4], torch.bfloat16)
@@ -191,7 +191,7 @@ def library(
     """csrc/cpu/elementary.h, its multiply-adds rounded twice or once as the compiler chooses."""
     flags = ["-ffp-contract=off"]
     if request.param == "fused":
-        if "avx2" not in _ext.available_isas():
+        if "avx2" not in extension.available_isas():
             pytest.skip("this processor has no fused multiply-add")
         flags = ["-ffp-contract=fast", "-mavx2", "-mfma"]
     folder = tmp_path_factory.mktemp("elementary")

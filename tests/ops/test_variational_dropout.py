@@ -13,7 +13,7 @@ from support.noise_checks import check_mean
 from support.tensors import random_tensor
 
 from fused_dropout.nn import VariationalDropoutLinear
-from fused_dropout.reference import noise as reference
+from fused_dropout.reference import _noise as reference
 
 
 def noisy_layer(**kwargs) -> VariationalDropoutLinear:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 ROOT = Path(__file__).parent.parent.parent
-MODULE = "fused_dropout._private_torch"
+MODULE = "fused_dropout._core.private_torch"
 
 Tensors = list[Tensor]
 
@@ -53,7 +53,7 @@ def without_pytree() -> Iterator[None]:
 def private_torch() -> Any:
     """The module, ahead of the package that will find it."""
     if MODULE not in sys.modules:
-        path = ROOT / "fused_dropout" / "_private_torch.py"
+        path = ROOT / "fused_dropout" / "_core" / "private_torch.py"
         spec = importlib.util.spec_from_file_location(MODULE, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)

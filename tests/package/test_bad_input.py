@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout import _ext, nn
 from fused_dropout import functional as F
+from fused_dropout import nn
+from fused_dropout._core import extension
 from fused_dropout.functional import dropconnect_linear
 from fused_dropout.nn import DropConnectLinear
 
@@ -159,7 +160,7 @@ def test_a_last_smaller_group_of_rows_is_fine(place: torch.device) -> None:
     for rows in (10**12, 2**62, 2**63 - 1, 2**70):
         everything = dropconnect_linear(**good(), mask=rows, seed=1)
         assert torch.equal(everything, dropconnect_linear(**good(), mask="batch", seed=1))
-    operator = _ext.operators().dropconnect_linear
+    operator = extension.operators().dropconnect_linear
     state = torch.zeros(2, dtype=torch.int64)
     output = operator(*good().values(), state, None, 0.5, 2**63 - 1, True)
     assert output.shape == (3, 4)
@@ -193,7 +194,7 @@ def test_autocast_does_not_hide_mistakes(place: torch.device) -> None:
 def test_raw_operator_never_crashes(
     change: dict, error: type[Exception], text: str, place: torch.device
 ) -> None:
-    operator = _ext.operators().dropconnect_linear
+    operator = extension.operators().dropconnect_linear
     arguments = {**good(), "rng_state": torch.zeros(2, dtype=torch.int64), "mask_bits": None}
     arguments.update({"p": 0.5, "rows_per_mask": 1, "rescale": True})
     with pytest.raises(error, match=text):
@@ -203,7 +204,7 @@ def test_raw_operator_never_crashes(
 @pytest.mark.parametrize("operator", ["forward", "d_input", "d_weight", "d_both"])
 def test_unaligned_mask_bits_of_the_raw_operators(operator: str, place: torch.device) -> None:
     """Groups of four words are read whole, so a view may not start within one."""
-    operators, state = _ext.operators(), torch.zeros(2, dtype=torch.int64)
+    operators, state = extension.operators(), torch.zeros(2, dtype=torch.int64)
     input, weight, bias = good().values()
     grad = torch.ones(3, 4)
     call, operands = {
@@ -234,16 +235,16 @@ def test_integer_operands_of_the_raw_operator(place: torch.device) -> None:
         )
 
 
-@pytest.mark.skipif(bool(_ext.build_info()["cuda"]), reason="this build has CUDA kernels")
+@pytest.mark.skipif(bool(extension.build_info()["cuda"]), reason="this build has CUDA kernels")
 def test_cuda_tensor_on_a_build_without_cuda() -> None:
     with pytest.raises(RuntimeError, match="built without CUDA kernels") as caught:
-        _ext.require_backend(torch.device("cuda:0"))
+        extension.require_backend(torch.device("cuda:0"))
     assert "FUSED_DROPOUT_CUDA=1 pip install" in str(caught.value)
 
 
 def test_device_of_another_kind() -> None:
     with pytest.raises(RuntimeError, match="kernels for cpu and cuda"):
-        _ext.require_backend(torch.device("xpu"))
+        extension.require_backend(torch.device("xpu"))
 
 
 def test_a_nested_input_is_named(place: torch.device) -> None:
@@ -257,4 +258,4 @@ def test_no_tensor_to_write_to(place: torch.device) -> None:
     """A schema lets None through where a tensor is changed."""
     residual, state = torch.ones(3, requires_grad=True), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(TypeError, match="input must be a Tensor, got None"):
-        _ext.operators().dropout_(None, residual, state, 0.5, 2.0)
+        extension.operators().dropout_(None, residual, state, 0.5, 2.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fused_dropout.convert import to_dropconnect, to_linear
+from fused_dropout._models.convert import to_dropconnect, to_linear
 from fused_dropout.nn import DropConnectLinear
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fused_dropout
-from fused_dropout import _ext
+from fused_dropout._core import extension
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -29,23 +29,23 @@ def test_the_import_adds_little_to_that_of_torch() -> None:
         "import fused_dropout; print(*sorted(set(sys.modules) - before))"
     )
     added = run_python(code).stdout.split()
-    assert "fused_dropout.drop_block_gamma" in added
+    assert "fused_dropout._core.drop_block_gamma" in added
     heavy = ("torch._dynamo", "torch._inductor", "torch._numpy", "torch.onnx", "torch.distributed")
     heavy += ("sympy", "mpmath", "rich", "matplotlib", "sklearn")
     assert [name for name in added if name.startswith(heavy)] == []
 
 
 def test_build_info() -> None:
-    info = _ext.build_info()
+    info = extension.build_info()
     assert info["version"] == fused_dropout.__version__
     assert info["torch"].split(".")[:2] == torch.__version__.split(".")[:2]
-    assert set(_ext.available_isas()) <= set(info["isas"])
-    assert _ext.available_isas()[-1] == "plain"
+    assert set(extension.available_isas()) <= set(info["isas"])
+    assert extension.available_isas()[-1] == "plain"
 
 
-@pytest.mark.parametrize("isa", _ext.available_isas())
+@pytest.mark.parametrize("isa", extension.available_isas())
 def test_environment_forces_an_isa(isa: str) -> None:
-    code = "from fused_dropout import _ext; print(_ext.current_isa())"
+    code = "from fused_dropout._core import extension; print(extension.current_isa())"
     assert run_python(code, FUSED_DROPOUT_ISA=isa).stdout.strip() == isa
 
 
@@ -57,12 +57,12 @@ def test_unknown_isa_says_what_there_is() -> None:
 
 
 def test_use_isa_restores() -> None:
-    before = _ext.current_isa()
-    with pytest.raises(KeyError), _ext.use_isa("plain"):
-        assert _ext.current_isa() == "plain"
+    before = extension.current_isa()
+    with pytest.raises(KeyError), extension.use_isa("plain"):
+        assert extension.current_isa() == "plain"
         raise KeyError
-    assert _ext.current_isa() == before
-    with pytest.raises(ValueError, match="got 'sse'"), _ext.use_isa("sse"):
+    assert extension.current_isa() == before
+    with pytest.raises(ValueError, match="got 'sse'"), extension.use_isa("sse"):
         pass
 
 
@@ -88,9 +88,9 @@ def test_unloadable_extension_explains(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise ImportError("undefined symbol: _ZN3c105ErrorE")
 
-    monkeypatch.setattr(_ext.importlib, "import_module", fail)
+    monkeypatch.setattr(extension.importlib, "import_module", fail)
     with pytest.raises(ImportError, match=r"built for another one.*undefined symbol"):
-        _ext._import_extension()
+        extension._import_extension()
 
 
 def test_extension_of_another_torch_explains(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +99,6 @@ def test_extension_of_another_torch_explains(monkeypatch: pytest.MonkeyPatch) ->
         def build_facts() -> dict[str, str]:
             return {"torch": "2.1.0"}
 
-    monkeypatch.setattr(_ext, "_import_extension", Other)
+    monkeypatch.setattr(extension, "_import_extension", Other)
     with pytest.raises(ImportError, match=r"built for torch 2\.1\.0, but torch"):
-        _ext._load()
+        extension._load()

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 import fused_dropout
-from fused_dropout import _private_torch, drop_block_gamma, dropout_layers
+from fused_dropout._core import drop_block_gamma, private_torch
+from fused_dropout._models import dropout_layers
 
 PACKAGE = Path(fused_dropout.__file__).parent
 SCRIPT = Path(__file__).parent / "private_torch_results.py"
@@ -71,7 +72,7 @@ def test_results_do_not_depend_on_private_names(
 
 def fresh_private_torch() -> ModuleType:
     """The module as it is after an import now."""
-    spec = importlib.util.spec_from_file_location("another", PACKAGE / "_private_torch.py")
+    spec = importlib.util.spec_from_file_location("another", PACKAGE / "_core" / "private_torch.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -84,9 +85,9 @@ def test_number_of_tensors_without_a_schema() -> None:
     names = {name.partition(".")[0] for name in dir(operators) if not name.startswith("_")}
     overloads = [getattr(operators, name).default for name in names - {"name"}]
     assert len(overloads) > 20
-    counts = [_private_torch.tensor_arguments(overload) for overload in overloads]
-    assert counts == [_private_torch._tensor_parameters(overload) for overload in overloads]
-    assert _private_torch._tensor_parameters(operators.dropconnect_linear.default) == 5
+    counts = [private_torch.tensor_arguments(overload) for overload in overloads]
+    assert counts == [private_torch._tensor_parameters(overload) for overload in overloads]
+    assert private_torch._tensor_parameters(operators.dropconnect_linear.default) == 5
 
 
 def test_without_the_base_of_dropout_layers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,12 +107,12 @@ def test_without_donated_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._functorch import config
 
     before = config.donated_buffer
-    with _private_torch.without_donated_buffers():
+    with private_torch.without_donated_buffers():
         assert config.donated_buffer is False
     assert config.donated_buffer == before
     monkeypatch.delattr(torch._functorch, "config")
     monkeypatch.setitem(sys.modules, "torch._functorch.config", None)
-    with _private_torch.without_donated_buffers():
+    with private_torch.without_donated_buffers():
         assert config.donated_buffer == before
 
 
@@ -120,7 +121,7 @@ def test_the_mark_of_constant_functions_is_torchs() -> None:
 
     def torchs() -> None: ...
 
-    assert _private_torch.assume_constant_result(ours) is ours
+    assert private_torch.assume_constant_result(ours) is ours
     torch.compiler.assume_constant_result(torchs)
     assert vars(ours) == vars(torchs) != {}
     assert vars(drop_block_gamma.exact_gamma) == vars(ours)
@@ -132,7 +133,7 @@ def test_the_mark_of_constant_functions_is_torchs() -> None:
 # that the package overrides count as its own.
 ALLOWED = {
     "_ops/_in_place.py": {"_base", "_is_view"},  # torch's own check of leaves, ahead of torch's
-    "convert.py": {"_modules", "_parameters"},  # named_children leaves repetitions out
+    "_models/convert.py": {"_modules", "_parameters"},  # named_children leaves repetitions out
 }
 
 
@@ -187,7 +188,7 @@ def uses_of_private_names(folder: Path) -> dict[str, set[str]]:
 
 def test_private_names_are_used_in_one_file() -> None:
     found = uses_of_private_names(PACKAGE)
-    in_one_file = found.pop("_private_torch.py")
+    in_one_file = found.pop("_core/private_torch.py")
     assert in_one_file > {"_C", "_op", "_schema", "_current_level", "_DropoutNd"}
     assert found == ALLOWED
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import fused_dropout
-from fused_dropout import functional, rng
+from fused_dropout import functional
+from fused_dropout._core import rng
+from fused_dropout._core.rng import draw_rng_state
 from fused_dropout.functional import dropconnect_linear
-from fused_dropout.rng import draw_rng_state
 
 
 def draw(p: float = 0.5, training: bool = True, **kwargs) -> torch.Tensor:

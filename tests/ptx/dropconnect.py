@@ -8,7 +8,8 @@ from support.kernel_memory import NUMPY_DTYPES, memory
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout import _ext, reference
+from fused_dropout import reference
+from fused_dropout._core import extension
 
 from .device import Device, Layer
 from .memory import Numbers
@@ -30,7 +31,7 @@ def stored_masks(sizes: tuple[int, int, int, int], p: float) -> Numbers:
     masks = -(-rows // rows_per_mask)
     rng_state = fused_dropout.make_rng_state(SEED, OFFSET)
     weight = torch.empty(out_features, in_features)
-    bits = _ext.operators().dropconnect_mask_bits(weight, rng_state, masks, p)
+    bits = extension.operators().dropconnect_mask_bits(weight, rng_state, masks, p)
     return bits.numpy().view(np.uint32).reshape(-(-in_features // 128), masks, -1, 4)
 
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from fused_dropout import _ext
-from fused_dropout.verify import cuda_obstacle
+from fused_dropout._core import extension
+from fused_dropout._core.extension import cuda_obstacle
 
 ISAS = ("avx512", "avx2", "plain")
 
@@ -45,9 +45,9 @@ def default_device(name: str) -> Iterator[torch.device]:
 @contextmanager
 def forced_isa(name: str) -> Iterator[None]:
     """The CPU kernels use this instruction set; one that this machine lacks skips the test."""
-    if name not in _ext.available_isas():
+    if name not in extension.available_isas():
         pytest.skip(f"this processor cannot run {name}")
-    with _ext.use_isa(name):
+    with extension.use_isa(name):
         yield
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fused_dropout.reference import noise as reference
+from fused_dropout.reference import _noise as reference
 from support.tensors import permuted, with_gaps
 
 # Edges of a Philox call (4 elements), an access (8), a block (128) and a task (8192).

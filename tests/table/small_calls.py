@@ -1,4 +1,4 @@
-"""How the tests in this folder call the rows of fused_dropout/op_table.py."""
+"""How the tests in this folder call the rows of fused_dropout/_tools/table/."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_dropout.op_table import Layer, Op, layers, ops_with
-from fused_dropout.operator_table import Operator, operators
+from fused_dropout._tools.table import Layer, Op, layers, ops_with
+from fused_dropout._tools.table.operators import Operator, operators
 
 SEED = 3
 

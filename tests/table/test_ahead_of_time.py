@@ -17,7 +17,7 @@ from small_calls import (
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fused_dropout.op_table import Op, ops_with
+from fused_dropout._tools.table import Op, ops_with
 
 pytestmark = pytest.mark.slow
 OPS = ops_with("AOTInductor")

@@ -23,8 +23,8 @@ from small_calls import (
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fused_dropout.op_table import Case, Op, op_named
-from fused_dropout.operator_table import Operator
+from fused_dropout._tools.table import Case, Op, op_named
+from fused_dropout._tools.table.operators import Operator
 
 ITEMS = 3
 DRAWS = 20  # enough that equal masks for all of them are no chance

@@ -32,9 +32,9 @@ from small_calls import (
 from torch import Tensor
 
 from fused_dropout import make_rng_state
+from fused_dropout._tools.table import Layer, Op, op_named
+from fused_dropout._tools.table.operators import Operator
 from fused_dropout.nn import DropConnectLinear
-from fused_dropout.op_table import Layer, Op, op_named
-from fused_dropout.operator_table import Operator
 
 pytestmark = pytest.mark.filterwarnings("error:.*autograd kernel was not registered")
 

@@ -10,7 +10,7 @@ import two_processes
 from small_calls import each_op
 from torch import Tensor
 
-from fused_dropout.op_table import Op
+from fused_dropout._tools.table import Op
 
 
 @pytest.fixture(scope="module")

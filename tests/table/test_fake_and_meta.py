@@ -18,8 +18,8 @@ from small_calls import (
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fused_dropout.op_table import DTYPES, Layer, Op
-from fused_dropout.operator_table import Operator
+from fused_dropout._tools.table import DTYPES, Layer, Op
+from fused_dropout._tools.table.operators import Operator
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "dense": lambda tensor: tensor,

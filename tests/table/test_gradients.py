@@ -21,7 +21,7 @@ from small_calls import (
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp
 
-from fused_dropout.op_table import Op
+from fused_dropout._tools.table import Op
 
 
 @each_op("gradient")

@@ -18,8 +18,8 @@ from small_calls import (
 )
 from torch import Tensor
 
-from fused_dropout.op_table import DTYPES, Op
-from fused_dropout.verify_errors import error_bound, error_ratio
+from fused_dropout._tools.table import DTYPES, Op
+from fused_dropout._tools.verify.errors import error_bound, error_ratio
 
 # The largest error, in units in the last place of the largest value, that sums may add to torch's.
 FLOOR_ULPS = 8

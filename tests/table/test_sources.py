@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fused_dropout import make_rng_state
-from fused_dropout.op_table import DTYPES, Layer, Op
-from fused_dropout.verify import thread_count
-from fused_dropout.verify_errors import error_bound, error_ratio
+from fused_dropout._tools.common import thread_count
+from fused_dropout._tools.table import DTYPES, Layer, Op
+from fused_dropout._tools.verify.errors import error_bound, error_ratio
 
 
 @each_op("random sources")

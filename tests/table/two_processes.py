@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from fused_dropout.op_table import Layer, layers
+from fused_dropout._tools.table import Layer, layers
 
 PROCESSES = 2
 STEPS = 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fused_dropout.baselines import (
+from fused_dropout._tools.baselines import (
     NaiveDropConnectLinear,
     masked_linear,
     naive_dropconnect_linear,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from support.bench_scripts import script
 
-from fused_dropout.benchmark import Measured
-from fused_dropout.benchmark_devices import CPU
+from fused_dropout._tools.bench.devices import CPU
+from fused_dropout._tools.bench.harness import Measured
 
 bench = script("call_overhead")
 CASES = pytest.mark.parametrize("case", bench.CASES, ids=bench.Case.text)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.bench_scripts import script
 
-from fused_dropout.drop_block_gamma import expected_drop_rate
+from fused_dropout._core.drop_block_gamma import expected_drop_rate
 
 bench = script("drop_block")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from support.bench_scripts import script
 
-from fused_dropout.benchmark_devices import CPU
+from fused_dropout._tools.bench.devices import CPU
 
 bench = script("dropout")
 SHAPE = (2, 3, 4, 5)

@@ -17,18 +17,19 @@ import torch
 from support.bench_scripts import script
 from support.benchmarks import row
 
-from fused_dropout import benchmark, benchmark_devices, benchmark_dropconnect, memory
-from fused_dropout.benchmark import Subject, measure_interleaved, ratio, spread
-from fused_dropout.benchmark_devices import CpuDevice
-from fused_dropout.benchmark_dropconnect import COMPILED, DENSE, NAIVE, OURS, PHASES, Problem
-from fused_dropout.cli import main
+from fused_dropout._tools import memory
+from fused_dropout._tools.bench import command, devices, dropconnect, harness
+from fused_dropout._tools.bench.devices import CpuDevice
+from fused_dropout._tools.bench.dropconnect import COMPILED, DENSE, NAIVE, OURS, PHASES, Problem
+from fused_dropout._tools.bench.harness import Subject, measure_interleaved, ratio, spread
+from fused_dropout._tools.cli import main
 
 TINY = ["bench", "--shape", "4,6,10", "--repeats", "2"]
 
 
 @pytest.fixture(autouse=True)
 def short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark_devices, "_BLOCK_SECONDS", 0.001)
+    monkeypatch.setattr(devices, "_BLOCK_SECONDS", 0.001)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "fp64"])
@@ -45,7 +46,7 @@ def test_json_has_the_documented_keys(
 
     (result,) = document["results"]
     assert [result[key] for key in ("batch", "out_features", "in_features")] == [4, 6, 10]
-    assert result["dtype"] == benchmark.DTYPES[dtype]
+    assert result["dtype"] == command.DTYPES[dtype]
     assert result["mask"] == 2
     assert result["device"] == "cpu" and result["multiply_add_rate"] is None
     assert result["dense_multiply_adds_per_second"] > 0
@@ -74,7 +75,7 @@ def test_naive_is_skipped_where_memory_is_short(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 2**20)
-    result = benchmark_dropconnect.measure(Problem(128, 64, 64, ps=(0.5,)), rounds=1)
+    result = dropconnect.measure(Problem(128, 64, 64, ps=(0.5,)), rounds=1)
     assert "would need about 0.0 GiB" in row(result, NAIVE, 0.5)["note"]
     assert COMPILED not in [r["name"] for r in result["rows"]]
     assert main(["bench", "--shape", "128,64,64", "--repeats", "1"]) == 0
@@ -88,9 +89,9 @@ def test_memory_is_checked_for_every_shape_before_the_first_is_measured(
     needed = 2 * 2 * (128 * 32 + 64 * 32 + 64 + 128 * 64)
     assert problem.operand_bytes() == needed
     monkeypatch.setattr(memory, "available_bytes", lambda: needed)
-    benchmark_dropconnect.check_memory(problem)
+    dropconnect.check_memory(problem)
     monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
-    monkeypatch.setattr(benchmark_dropconnect, "measure", None)
+    monkeypatch.setattr(command, "measure", None)
     path = tmp_path / "figures.json"
     arguments = ["--shape", "128,64,32", "--dtype", "fp16", "--json", str(path)]
     assert main([*TINY, *arguments]) == 2
@@ -99,7 +100,7 @@ def test_memory_is_checked_for_every_shape_before_the_first_is_measured(
     assert "bench: error: --shape 128,64,32: operands and gradients need about" in captured.err
     assert not path.exists()
     monkeypatch.setattr(memory, "available_bytes", lambda: None)
-    benchmark_dropconnect.check_memory(Problem(1, 10**9, 10**9))
+    dropconnect.check_memory(Problem(1, 10**9, 10**9))
 
 
 def test_a_failing_compiler_becomes_a_note(
@@ -169,7 +170,7 @@ def test_an_unexpected_exception_is_raised() -> None:
 
 
 def test_phases_time_what_they_say() -> None:
-    calls = benchmark_dropconnect.Calls(Problem(3, 4, 5))
+    calls = dropconnect.Calls(Problem(3, 4, 5))
 
     def shapes(phase: str) -> list[tuple[int, ...]]:
         result: Any = calls(torch.nn.functional.linear, phase)()
@@ -182,7 +183,7 @@ def test_phases_time_what_they_say() -> None:
 
 
 def test_a_backward_phase_can_be_repeated() -> None:
-    calls = benchmark_dropconnect.Calls(Problem(3, 4, 5))
+    calls = dropconnect.Calls(Problem(3, 4, 5))
     backward: Any = calls(torch.nn.functional.linear, "d_input")
     assert torch.equal(backward()[0], backward()[0])
 
@@ -191,23 +192,23 @@ def test_other_load_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     # The machine worked 9 s, this process 6 s of them; 2 s passed.
     cpu_seconds = iter([(100.0, 10.0), (109.0, 16.0)])
     clock = iter([50.0, 52.0])
-    monkeypatch.setattr(benchmark, "_machine_and_own_cpu_seconds", lambda: next(cpu_seconds))
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
-    load = benchmark._OtherLoad()
+    monkeypatch.setattr(harness, "_machine_and_own_cpu_seconds", lambda: next(cpu_seconds))
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock))
+    load = harness._OtherLoad()
     with load:
         pass
     assert load.busy_cores() == 1.5
-    assert "1.5 cores" in benchmark.load_warning(load.busy_cores())
-    assert benchmark.load_warning(0.1) == ""
+    assert "1.5 cores" in harness.load_warning(load.busy_cores())
+    assert harness.load_warning(0.1) == ""
 
 
 def test_own_work_is_no_other_load() -> None:
-    load = benchmark._OtherLoad()
+    load = harness._OtherLoad()
     with load:
         deadline = time.process_time() + 0.3
         while time.process_time() < deadline:
             pass
-    machine, own = benchmark._machine_and_own_cpu_seconds()
+    machine, own = harness._machine_and_own_cpu_seconds()
     assert machine >= own > 0
     assert load.busy_cores() < (os.cpu_count() or 1)
 

@@ -20,11 +20,11 @@ from rich.console import Console
 from support.benchmarks import row
 from torch.nn import functional as F
 
-from fused_dropout import benchmark_cuda, benchmark_dropconnect
-from fused_dropout.benchmark import Subject, environment, measure_interleaved, print_replays
-from fused_dropout.benchmark_cuda import CudaDevice, Gpu
-from fused_dropout.benchmark_devices import CpuDevice, MultiplyAddRate, find_device
-from fused_dropout.benchmark_dropconnect import (
+from fused_dropout._core.extension import cuda_obstacle
+from fused_dropout._tools.bench import cuda, dropconnect
+from fused_dropout._tools.bench.cuda import CudaDevice, Gpu
+from fused_dropout._tools.bench.devices import CpuDevice, MultiplyAddRate
+from fused_dropout._tools.bench.dropconnect import (
     COMPILED,
     DENSE,
     LOWER_BOUND,
@@ -35,10 +35,17 @@ from fused_dropout.benchmark_dropconnect import (
     Problem,
     measure,
 )
-from fused_dropout.benchmark_dropconnect_table import print_result
-from fused_dropout.benchmark_lower_bound import DenseReadingMasks
-from fused_dropout.cli import ArgumentError, main
-from fused_dropout.verify import cuda_obstacle
+from fused_dropout._tools.bench.dropconnect_table import print_result
+from fused_dropout._tools.bench.find_device import find_device
+from fused_dropout._tools.bench.harness import (
+    Subject,
+    environment,
+    measure_interleaved,
+    print_replays,
+)
+from fused_dropout._tools.bench.lower_bound import DenseReadingMasks
+from fused_dropout._tools.cli import main
+from fused_dropout._tools.common import ArgumentError
 
 H200 = Gpu("NVIDIA H200", (9, 0), 132, 150 * 10**9, "580.1", 1.98e9, "device property")
 PROPERTIES = {
@@ -90,7 +97,7 @@ def fake_machine(
     found = SimpleNamespace(**PROPERTIES, **properties)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
-    monkeypatch.setattr(benchmark_cuda.subprocess, "run", run)
+    monkeypatch.setattr(cuda.subprocess, "run", run)
     return commands
 
 
@@ -295,7 +302,7 @@ class FakeGpu(CpuDevice):
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark_dropconnect, "Calls", lambda problem, device: Calls(problem))
+    monkeypatch.setattr(dropconnect, "Calls", lambda problem, device: Calls(problem))
 
 
 @pytest.mark.usefixtures("on_cpu")

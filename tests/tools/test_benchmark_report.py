@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from support.bench_scripts import script
 
-from fused_dropout import benchmark_devices
-from fused_dropout.benchmark_devices import CPU, CpuDevice
-from fused_dropout.benchmark_dropconnect import PHASES
-from fused_dropout.benchmark_dropconnect_table import result_title, shape_text
-from fused_dropout.benchmark_report import OURS, Goal, Script, Setup, goal_table, run_script
-from fused_dropout.cli import main
-from fused_dropout.verify import cuda_obstacle
+from fused_dropout._core.extension import cuda_obstacle
+from fused_dropout._tools.bench import devices
+from fused_dropout._tools.bench.devices import CPU, CpuDevice
+from fused_dropout._tools.bench.dropconnect import PHASES
+from fused_dropout._tools.bench.dropconnect_table import result_title, shape_text
+from fused_dropout._tools.bench.report import OURS, Goal, Script, Setup, goal_table, run_script
+from fused_dropout._tools.cli import main
 
 
 def figures(p: float, **changed: float) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def test_dropconnect_script_measures_its_shapes(
         for real in cpu.measurements
     ]  # fmt: skip
     monkeypatch.setitem(bench.SETUPS, "cpu", replace(cpu, measurements=small))
-    monkeypatch.setattr(benchmark_devices, "_BLOCK_SECONDS", 0.001)
+    monkeypatch.setattr(devices, "_BLOCK_SECONDS", 0.001)
     assert bench.main(["--save", "--repeats", "2"]) == 1
     (saved,) = tmp_path.glob("dropconnect-*.json")
     assert [found["batch"] for found in json.loads(saved.read_text())["results"]] == [2, 2]

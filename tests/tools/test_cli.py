@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import fused_dropout
-from fused_dropout import _ext
-from fused_dropout.cli import ArgumentError, main, mask_mode, output_file, positive_int
+from fused_dropout._core import extension
+from fused_dropout._tools.cli import main
+from fused_dropout._tools.common import ArgumentError, mask_mode, output_file, positive_int
 
 
 def exit_status(argv: list[str]) -> int:
@@ -29,10 +30,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_names_every_subcommand_and_imports_none_of_them() -> None:
     code = (
-        "import sys, fused_dropout.cli as c\n"
+        "import sys, fused_dropout._tools.cli as c\n"
         "try: c.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'rich', 'matplotlib', 'sklearn', 'fused_dropout.verify'}\n"
+        "heavy = {'rich', 'matplotlib', 'sklearn', 'fused_dropout._tools.verify'}\n"
         "print('imported:', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -45,7 +46,7 @@ def test_help_names_every_subcommand_and_imports_none_of_them() -> None:
 @pytest.mark.parametrize("command", ["verify", "bench", "demo"])
 def test_help_of_a_subcommand_loads_no_compiler_tools(command: str) -> None:
     code = (
-        "import sys, fused_dropout.cli as c\n"
+        "import sys, fused_dropout._tools.cli as c\n"
         f"try: c.main(['{command}', '--help'])\n"
         "except SystemExit: pass\n"
         "heavy = ('torch.utils.cpp_extension', 'torch.utils.benchmark', 'torch._dynamo')\n"
@@ -157,8 +158,8 @@ def test_bad_forced_isa_is_a_bad_argument() -> None:
 def test_info_shows_build_and_run_time_facts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
-    build = _ext.build_info()
-    facts = (fused_dropout.__version__, build["torch"], build["compiler"], _ext.current_isa())
+    build = extension.build_info()
+    facts = (fused_dropout.__version__, build["torch"], build["compiler"], extension.current_isa())
     for fact in facts:
         assert fact in shown
     for name in ("torch now", "CUDA at build", "ISAs in the binary", "threads", "commit"):
@@ -166,8 +167,8 @@ def test_info_shows_build_and_run_time_facts(capsys: pytest.CaptureFixture[str])
 
 
 def test_info_shows_the_isa_in_use(capsys: pytest.CaptureFixture[str]) -> None:
-    lowest = _ext.available_isas()[-1]
-    with _ext.use_isa(lowest):
+    lowest = extension.available_isas()[-1]
+    with extension.use_isa(lowest):
         assert main(["info"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "ISA in use" in line)
     assert lowest in line
@@ -178,13 +179,13 @@ def test_missing_extension_names_the_remedy(command: str) -> None:
     code = (
         "import sys\n"
         "sys.modules['fused_dropout._C'] = None\n"  # as if it had never been built
-        "from fused_dropout.cli import main\n"
+        "from fused_dropout._tools.cli import main\n"
         f"sys.exit(main(['{command}']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "compiled extension is not built" in done.stderr
-    assert _ext.REBUILD in done.stderr
+    assert extension.REBUILD in done.stderr
     assert "Traceback" not in done.stderr
     if command == "info":
         assert fused_dropout.__version__ in done.stdout

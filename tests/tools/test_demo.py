@@ -12,12 +12,12 @@ import torch
 from rich.console import Console
 from support.idx_files import write_idx_folder
 
-from fused_dropout import demo_training as training
-from fused_dropout.baselines import NaiveDropConnectLinear
-from fused_dropout.cli import main
-from fused_dropout.datasets import Dataset, load_digits
-from fused_dropout.demo_progress import train_with_progress
-from fused_dropout.demo_training import SameMaskNaiveLinear, Settings
+from fused_dropout._tools.baselines import NaiveDropConnectLinear
+from fused_dropout._tools.cli import main
+from fused_dropout._tools.demo import training as training
+from fused_dropout._tools.demo.datasets import Dataset, load_digits
+from fused_dropout._tools.demo.progress import train_with_progress
+from fused_dropout._tools.demo.training import SameMaskNaiveLinear, Settings
 from fused_dropout.nn import DropConnectLinear
 
 pytest.importorskip("matplotlib")
@@ -202,7 +202,7 @@ def test_a_failed_training_leaves_no_picture(
         assert out.exists()
         raise RuntimeError("training failed")
 
-    monkeypatch.setattr("fused_dropout.demo._measure_and_train", fail)
+    monkeypatch.setattr("fused_dropout._tools.demo.command._measure_and_train", fail)
     with pytest.raises(RuntimeError, match="training failed"):
         demo("--hidden", "8", "--out", out)
     assert not out.exists()
@@ -211,8 +211,8 @@ def test_a_failed_training_leaves_no_picture(
 def test_missing_matplotlib_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "fused_dropout.demo_plots", raising=False)
-    monkeypatch.delattr("fused_dropout.demo_plots", raising=False)
+    monkeypatch.delitem(sys.modules, "fused_dropout._tools.demo.plots", raising=False)
+    monkeypatch.delattr("fused_dropout._tools.demo.plots", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert demo("--hidden", "8") == 1
     assert "pip install 'fused_dropout[demo]'" in capsys.readouterr().err

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fused_dropout import memory
-from fused_dropout.memory import available_bytes, kept_for_backward, peak_extra_bytes
+from fused_dropout._tools import memory
+from fused_dropout._tools.memory import available_bytes, kept_for_backward, peak_extra_bytes
 
 MIB = 2**20
 SLACK = 4 * MIB

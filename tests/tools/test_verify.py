@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout import _ext, verify, verify_dropconnect, verify_mask
-from fused_dropout.cli import main
-from fused_dropout.verify import Check, Outcome, Row, Settings, Target, run_check
+from fused_dropout._core import extension
+from fused_dropout._tools.cli import main
+from fused_dropout._tools.verify import command, dropconnect, mask
+from fused_dropout._tools.verify.checks import Check, Outcome, Row, Settings, Target, run_check
 
 ChecksOf = Callable[[Settings], Iterator[Check]]
 
 REAL_MASK = fused_dropout.mask
-REAL_OP = verify_dropconnect.dropconnect_linear
+REAL_OP = dropconnect.dropconnect_linear
 
 
-FASTEST = Target(_ext.available_isas()[0], "cpu")
+FASTEST = Target(extension.available_isas()[0], "cpu")
 # A device of another name, so that it gets the checks of a GPU.
 LIKE_A_GPU = Target("cuda", "cpu:0")
 
@@ -42,7 +43,7 @@ def rows(
 
 
 def dropconnect_row(what: str, dtype: str | None = None) -> Row:
-    return rows(verify_dropconnect.dropconnect_checks, what, dtype)[0]
+    return rows(dropconnect.dropconnect_checks, what, dtype)[0]
 
 
 def test_the_installed_package_passes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +51,7 @@ def test_the_installed_package_passes(capsys: pytest.CaptureFixture[str]) -> Non
     shown = capsys.readouterr().out
     assert "verify ok" in shown
     assert "FAILED" not in shown
-    for isa in _ext.available_isas():
+    for isa in extension.available_isas():
         assert isa in shown
     if not torch.cuda.is_available():
         assert "not checked" in shown
@@ -60,15 +61,15 @@ def test_the_cuda_kernels_pass(cuda: torch.device, capsys: pytest.CaptureFixture
     assert main(["verify", "--quick", "--device", "cuda"]) == 0
     shown = capsys.readouterr().out
     assert "verify ok" in shown and "bits = CPU's" in shown
-    assert not any(isa in shown for isa in _ext.available_isas())
+    assert not any(isa in shown for isa in extension.available_isas())
 
 
 def test_device_chooses_what_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "cuda_obstacle", lambda: None)
-    cpu, _ = verify.find_targets("cpu")
-    assert [target.name for target in cpu] == list(_ext.available_isas())
-    assert verify.find_targets("cuda") == ((Target("cuda", "cuda"),), [])
-    assert verify.find_targets() == ((*cpu, Target("cuda", "cuda")), [])
+    monkeypatch.setattr(extension, "cuda_obstacle", lambda: None)
+    cpu, _ = command.find_targets("cpu")
+    assert [target.name for target in cpu] == list(extension.available_isas())
+    assert command.find_targets("cuda") == ((Target("cuda", "cuda"),), [])
+    assert command.find_targets() == ((*cpu, Target("cuda", "cuda")), [])
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_device_chooses_what_is_checked(monkeypatch: pytest.MonkeyPatch) -> None
 def test_cuda_that_cannot_be_checked_is_a_bad_argument(
     built_with: str, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_ext, "build_info", lambda: {"cuda": built_with})
+    monkeypatch.setattr(extension, "build_info", lambda: {"cuda": built_with})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["verify", "--device", "cuda"]) == 2
     captured = capsys.readouterr()
@@ -89,9 +90,9 @@ def test_cuda_that_cannot_be_checked_is_a_bad_argument(
 @pytest.mark.parametrize(
     ("checks_of", "what"),
     [
-        (verify_mask.mask_checks, "bits = CPU's, large"),
-        (verify_dropconnect.dropconnect_checks, "masks = CPU's"),
-        (verify_dropconnect.dropconnect_checks, "again = the same"),
+        (mask.mask_checks, "bits = CPU's, large"),
+        (dropconnect.dropconnect_checks, "masks = CPU's"),
+        (dropconnect.dropconnect_checks, "again = the same"),
     ],
 )
 def test_a_gpu_s_checks_pass_on_the_cpu_kernels(checks_of: ChecksOf, what: str) -> None:
@@ -105,7 +106,7 @@ def test_another_mask_on_a_gpu_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         return draw(shape, p, **keywords)
 
     monkeypatch.setattr(fused_dropout, "mask", other_there)
-    (row,) = rows(verify_mask.mask_checks, "bits = CPU's, large", target=LIKE_A_GPU)
+    (row,) = rows(mask.mask_checks, "bits = CPU's, large", target=LIKE_A_GPU)
     assert row.ok is False and "shape=" in row.note
 
 
@@ -119,8 +120,8 @@ def test_other_stored_masks_on_a_gpu_fail(monkeypatch: pytest.MonkeyPatch) -> No
             bits.view(-1)[0] ^= next(calls) % 2  # here, there, here, ...
             return bits
 
-    monkeypatch.setattr(_ext, "operators", Operators)
-    (row,) = rows(verify_dropconnect.dropconnect_checks, "masks = CPU's", target=LIKE_A_GPU)
+    monkeypatch.setattr(extension, "operators", Operators)
+    (row,) = rows(dropconnect.dropconnect_checks, "masks = CPU's", target=LIKE_A_GPU)
     assert row.ok is False and "sizes=" in row.note
 
 
@@ -130,8 +131,8 @@ def test_a_layer_that_differs_from_run_to_run_fails(monkeypatch: pytest.MonkeyPa
     def drifts(*arguments: Any, **keywords: Any) -> Tensor:
         return REAL_OP(*arguments, **keywords) * (1 + next(calls))
 
-    monkeypatch.setattr(verify_dropconnect, "dropconnect_linear", drifts)
-    (row,) = rows(verify_dropconnect.dropconnect_checks, "again = the same", target=LIKE_A_GPU)
+    monkeypatch.setattr(dropconnect, "dropconnect_linear", drifts)
+    (row,) = rows(dropconnect.dropconnect_checks, "again = the same", target=LIKE_A_GPU)
     assert row.ok is False and row.note
 
 
@@ -144,7 +145,7 @@ def flip_one_bit(shape: tuple[int, ...], p: float, **keywords: Any) -> Tensor:
 
 def test_one_flipped_bit_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_dropout, "mask", flip_one_bit)
-    (row,) = rows(verify_mask.mask_checks, "bits = reference")
+    (row,) = rows(mask.mask_checks, "bits = reference")
     assert row.ok is False
     assert row.worst == math.inf
     assert "shape=" in row.note
@@ -158,7 +159,7 @@ def test_wrong_packed_tail_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         return (words | -(2**31)).view(torch.uint32)
 
     monkeypatch.setattr(fused_dropout, "packed_mask", tail_not_cleared)
-    (row,) = rows(verify_mask.mask_checks, "words = reference")
+    (row,) = rows(mask.mask_checks, "words = reference")
     assert row.ok is False
 
 
@@ -180,7 +181,7 @@ def test_statistics_notice(
     what: str, broken: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fused_dropout, "mask", broken)
-    (row,) = rows(verify_mask.mask_checks, what)
+    (row,) = rows(mask.mask_checks, what)
     assert row.ok is False
     assert "standard deviations" in row.note
 
@@ -277,7 +278,7 @@ def not_rescaled(*arguments: Any, **keywords: Any) -> Tensor:
 def test_a_broken_layer_fails(
     what: str, dtype: str | None, broken: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_dropconnect, "dropconnect_linear", broken)
+    monkeypatch.setattr(dropconnect, "dropconnect_linear", broken)
     row = dropconnect_row(what, dtype)
     assert row.ok is False
     assert row.worst > 1
@@ -291,7 +292,7 @@ def test_an_exception_is_a_failure_and_is_shown(
         raise RuntimeError("kernel [0] exploded")
 
     check = Check("op", "what", "isa", "float32", explode)
-    monkeypatch.setattr(verify, "_all_checks", lambda settings: [check])
+    monkeypatch.setattr(command, "_all_checks", lambda settings: [check])
     assert main(["verify"]) == 1
     shown = capsys.readouterr().out
     assert "RuntimeError: kernel [0] exploded" in shown
@@ -308,7 +309,7 @@ def test_what_cannot_be_checked_is_no_pass(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(verify, "_all_checks", lambda settings: [])
+    monkeypatch.setattr(command, "_all_checks", lambda settings: [])
     assert main(["verify"]) == 0
     shown = capsys.readouterr().out
     assert "0 checks passed, 0 failed; cuda not checked (no" in shown
@@ -316,7 +317,7 @@ def test_what_cannot_be_checked_is_no_pass(
 
 def test_thread_count_is_restored() -> None:
     before = torch.get_num_threads()
-    with verify.thread_count(before + 1):
+    with command.thread_count(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
 
@@ -324,6 +325,6 @@ def test_thread_count_is_restored() -> None:
 def test_no_false_alarm_for_other_seeds() -> None:
     for seed in range(1, 6):
         settings = Settings(quick=True, seed=seed, targets=(FASTEST,))
-        for check in verify_mask.mask_checks(settings):
+        for check in mask.mask_checks(settings):
             if "reference" not in check.what:
                 assert run_check(check).ok is True

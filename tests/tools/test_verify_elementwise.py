@@ -9,27 +9,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_dropout import _ext, functional, op_table
-from fused_dropout.op_table import Op, case, op_named
-from fused_dropout.verify import Row, Settings, Target, run_check
-from fused_dropout.verify_elementwise import elementwise_checks, ops
+from fused_dropout import functional
+from fused_dropout._core import extension
+from fused_dropout._tools import table
+from fused_dropout._tools.table import Op, case, op_named
+from fused_dropout._tools.verify.checks import Row, Settings, Target, run_check
+from fused_dropout._tools.verify.elementwise import elementwise_checks, ops
 
-TARGET = Target(_ext.available_isas()[0], "cpu")
+TARGET = Target(extension.available_isas()[0], "cpu")
 SETTINGS = Settings(quick=True, seed=3, targets=(TARGET,))
 
 
 def rows_of(op: Op, monkeypatch: pytest.MonkeyPatch) -> tuple[Row, Row]:
     """The rows of one op's two checks."""
-    monkeypatch.setattr("fused_dropout.verify_elementwise.ops", lambda: (op,))
+    monkeypatch.setattr("fused_dropout._tools.verify.elementwise.ops", lambda: (op,))
     values, strides = (run_check(check) for check in elementwise_checks(SETTINGS))
     return values, strides
 
 
 def test_every_row_with_operands_is_checked_here_or_elsewhere() -> None:
     checked = {op.name for op in ops()}
-    assert {op.name for op in op_table.ops() if op.operand_names} - checked == {
-        "dropconnect_linear"
-    }
+    assert {op.name for op in table.ops() if op.operand_names} - checked == {"dropconnect_linear"}
 
 
 def test_a_right_op_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""What every operator stands on: argument checks, rates, random states, the compiled extension."""

@@ -1,0 +1,1 @@
+"""What works on whole models: conversion, max norm, Monte Carlo dropout."""

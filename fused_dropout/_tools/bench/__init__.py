@@ -1,0 +1,1 @@
+"""`fused-dropout bench`, and what the scripts of bench/ share."""

@@ -1,0 +1,152 @@
+"""The console script `fused-dropout`: info, verify, bench, demo.
+
+Exit status: 0 done, 1 something is wrong (a failed check, a missing extension), 2 bad arguments.
+Each subcommand but `info` lives in a module of its own, with `add_arguments(parser)` and
+`run(args) -> exit status`, which may raise `ArgumentError`; it is imported only when asked for, so
+that `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+import torch
+
+import fused_dropout
+from fused_dropout._core import extension
+from fused_dropout._tools.common import ArgumentError, report_console
+
+# name: (module, one-line help)
+_COMMANDS = {
+    "info": ("fused_dropout._tools.cli", "what this installation was built from and runs on"),
+    "verify": (
+        "fused_dropout._tools.verify.command",
+        "check every op on this machine against the reference",
+    ),
+    "bench": (
+        "fused_dropout._tools.bench.command",
+        "measure the DropConnect layer against plain PyTorch",
+    ),
+    "demo": (
+        "fused_dropout._tools.demo.command",
+        "train a small network twice: naive DropConnect and ours",
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a bad argument in one line instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; `argv` defaults to the command line. Returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser = _build_parser(arguments)
+        args = parser.parse_args(arguments)
+        _check_environment(parser)
+        return _run_subcommand(args)
+    except ImportError as error:  # carries what is missing and the command that mends it
+        print(f"fused-dropout: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fused-dropout: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run_subcommand(args: argparse.Namespace) -> int:
+    try:
+        return int(args.run(args))
+    except ArgumentError as error:
+        print(f"fused-dropout {args.command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    description = "Fused DropConnect and dropout masks for PyTorch."
+    parser = _Parser(prog="fused-dropout", description=description)
+    version = f"fused-dropout {fused_dropout.__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module_name, help_line) in _COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=help_line, description=help_line)
+        if name in arguments:
+            module = importlib.import_module(module_name)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def _check_environment(parser: argparse.ArgumentParser) -> None:
+    """A bad FUSED_DROPOUT_ISA is a bad argument; a missing extension is up to the subcommand."""
+    try:
+        extension.load()
+    except ValueError as error:
+        parser.error(str(error))
+    except ImportError:
+        pass
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`info` takes no arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """`info`: print build and run-time facts; 1 if the compiled extension does not load."""
+    from rich.table import Table
+
+    try:
+        facts = {**_build_facts(extension.build_info()), **_isa_facts()}
+        problem = None
+    except ImportError as error:
+        facts = {}
+        problem = str(error)
+
+    table = Table("fact", "value", title="fused_dropout")
+    for name, value in {**_run_time_facts(), **facts}.items():
+        table.add_row(name, value)
+    report_console().print(table)
+    if problem is None:
+        return 0
+    print(f"fused-dropout: error: {problem}", file=sys.stderr)
+    return 1
+
+
+def _run_time_facts() -> dict[str, str]:
+    return {
+        "fused_dropout": fused_dropout.__version__,
+        "python": platform.python_version(),
+        "torch now": torch.__version__,
+        "CUDA device now": torch.cuda.get_device_name() if torch.cuda.is_available() else "no",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _build_facts(build: Mapping[str, str | list[str]]) -> dict[str, str]:
+    cuda, archs = _text(build.get("cuda")), _text(build.get("cuda_architectures"))
+    facts = {
+        "torch at build": _text(build.get("torch")),
+        "CUDA at build": cuda if "no" in (cuda, archs) else f"{cuda} for {archs}",
+        "ISAs in the binary": _text(build.get("isas")),
+    }
+    shown = {"torch", "cuda", "cuda_architectures", "isas", "version"}
+    return {**facts, **{name: _text(build[name]) for name in build if name not in shown}}
+
+
+def _isa_facts() -> dict[str, str]:
+    return {
+        "ISAs on this machine": ", ".join(extension.available_isas()),
+        "ISA in use": extension.current_isa(),
+    }
+
+
+def _text(value: str | Sequence[str] | None) -> str:
+    return (value if isinstance(value, str) else ", ".join(value or ())) or "no"

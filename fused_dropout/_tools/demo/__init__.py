@@ -1,0 +1,1 @@
+"""`fused-dropout demo`: a small network trained with naive DropConnect and with ours."""

@@ -1,0 +1,89 @@
+"""Concrete dropout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from fused_dropout._core import checks, extension
+from fused_dropout._core.rng import check_single_source, resolve_rng_state
+from fused_dropout._ops.concrete_dropout import ConcreteDropout
+
+
+def concrete_dropout(
+    input: Tensor,
+    logit_p: Tensor,
+    temperature: float = 0.1,
+    training: bool = True,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    r"""Dropout by a relaxed mask, differentiable in the drop probability.
+
+    .. math::
+        out = input \cdot (1 - z) / (1 - p), \quad
+        z = \mathrm{sigmoid}((\log p - \log(1 - p) + \log u - \log(1 - u)) / t)
+
+    p is sigmoid(logit_p), t the temperature, and u :func:`fused_dropout.uniform_noise` of the
+    input's shape: every element has its own. Backward draws u again from 16 bytes of random state.
+
+    Source: Gal, Hron and Kendall, "Concrete Dropout", NeurIPS 2017, equation 5.
+
+    Args:
+        input: any shape, strides and memory format; float32, bfloat16, float16 or float64.
+        logit_p: one element of a floating dtype on the input's device, log(p / (1 - p)).
+        temperature: above 0; the mask tends to 0 and 1 as it tends to 0. The paper uses 0.1.
+        training: if False, returns ``input``.
+        generator: draws the random state; default: torch's generator of the input's device.
+        seed: makes the call a pure function: the noise of seed ``seed`` and offset 0.
+        rng_state: int64[2] tensor (seed, offset), likewise.
+
+    Returns:
+        The shape and memory format of ``input``, differentiable any number of times in ``input``
+        and ``logit_p``. The gradient of ``logit_p`` is summed in an order that depends on the shape
+        alone. 1 - z is small but not 0 where an element is dropped: infinite and NaN elements stay.
+
+    Raises:
+        ValueError: temperature out of range; more than one of generator, seed and rng_state.
+        RuntimeError: shapes, dtypes or devices that do not fit; no kernels for the device.
+        TypeError: an argument of the wrong type.
+    """
+    if has_torch_function((input, logit_p)):
+        return handle_torch_function(
+            concrete_dropout,
+            (input, logit_p),
+            input,
+            logit_p,
+            temperature,
+            training,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+        )
+    temperature = checks.check_number(temperature, "temperature", above=0.0)
+    check_single_source(generator, seed, rng_state)
+    checks.check_dense(input, "input")
+    _check_logit(logit_p, input)
+    if not training or input.numel() == 0:
+        return input
+    checks.check_float_tensor(input, "input")
+    extension.require_kernels(input)
+    state = resolve_rng_state(input, generator, seed, rng_state)
+    computed_in = torch.float64 if input.dtype == torch.float64 else torch.float32
+    logit = logit_p.to(computed_in)
+    output: Tensor = ConcreteDropout.run((input, logit, state), (temperature,))
+    return output
+
+
+def _check_logit(logit_p: Tensor, input: Tensor) -> None:
+    checks.check_dense(logit_p, "logit_p")
+    checks.check_float_tensor(logit_p, "logit_p")
+    if logit_p.numel() != 1:
+        raise RuntimeError(f"logit_p must have one element, got shape {list(logit_p.shape)}")
+    if logit_p.device != input.device:
+        raise RuntimeError(
+            f"logit_p must be on the device of input, {input.device}; got {logit_p.device}"
+        )

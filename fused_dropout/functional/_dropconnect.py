@@ -1,0 +1,230 @@
+"""DropConnect (Wan et al. 2013)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, is_autocast_enabled, is_grad_enabled
+from torch.overrides import handle_torch_function, has_torch_function
+
+from fused_dropout._core import checks, extension
+from fused_dropout._core.rates import keep_rate, philox_calls
+from fused_dropout._core.rng import check_single_source, resolve_rng_state
+from fused_dropout._ops.dropconnect import DropConnectLinear
+
+ROW, EXAMPLE, BATCH = MASK_MODES = ("row", "example", "batch")
+INVERTED, PAPER = CONVENTIONS = ("inverted", "paper")
+AUTO, REGENERATE, PACKED = MASK_STORAGES = ("auto", "regenerate", "packed")
+
+# mask_storage="auto": packed bits pay where a mask costs several Philox calls per 128 elements, as
+# long as they stay in the last-level cache; bench/mask_storage.py measures both.
+PACKED_MIN_DIGITS = 2
+PACKED_MAX_BYTES = 16 << 20
+
+
+def dropconnect_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    mask: str | int = "example",
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    rng_state: Tensor | None = None,
+    convention: str = "inverted",
+    mask_storage: str = "auto",
+) -> Tensor:
+    r"""A linear layer whose every weight is dropped with probability ``p``, anew for every example.
+
+    Equivalent to ``(M[n] * weight) @ input[n] / q + m[n] * bias / q`` for every example n, with
+    Bernoulli masks M [out_features, in_features] and m [out_features] of keep rate q, none of which
+    is ever stored as bytes or floats.
+
+    Source: Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of Neural Networks using
+    DropConnect", ICML 2013, section 3 and Algorithm 1, which mask the biases too.
+
+    p below 2^-17 or above 1 - 2^-17 rounds to q = 1 or q = 0: the dense layer, or zeros.
+
+    Args:
+        input: ``[..., in_features]``, float32, bfloat16, float16 or float64; any strides.
+        weight: ``[out_features, in_features]``, same dtype and device.
+        bias: ``[out_features]`` or None.
+        p: drop probability in [0, 1]. The keep rate is q = rint((1 - p) 2^16) / 2^16, and the scale
+            is exactly 1/q.
+        training: if False, the plain linear layer (times q with ``convention="paper"``).
+        mask: which rows of the flattened input share a mask: ``"row"`` (none), ``"example"`` (those
+            of one item of the first dimension), ``"batch"`` (all), or an int: that many consecutive
+            rows (the last group may be smaller).
+        generator: draws the random state; default: torch's generator of the input's device.
+        seed: makes the call a pure function: the masks of seed ``seed`` and offset 0.
+        rng_state: int64[2] tensor (seed, offset), likewise.
+        convention: ``"inverted"`` divides by q in training; ``"paper"`` multiplies by q in
+            evaluation instead.
+        mask_storage: how backward gets the masks back: ``"regenerate"`` draws them again,
+            ``"packed"`` keeps 1 bit per connection (in_features rounded up to 128), ``"auto"``
+            picks the faster: packed where q needs at least 2 binary digits and the bits take at
+            most 16 MiB.
+
+    Returns:
+        ``[..., out_features]``, differentiable (twice) in input, weight and bias.
+
+    Raises:
+        ValueError: p, mask, convention or mask_storage out of range; more than one of generator,
+            seed and rng_state.
+        RuntimeError: shapes, dtypes or devices that do not fit; no kernels for the device.
+        TypeError: an argument of the wrong type.
+    """
+    if has_torch_function((input, weight, bias)):
+        return handle_torch_function(
+            dropconnect_linear,
+            (input, weight, bias),
+            input,
+            weight,
+            bias,
+            p,
+            training,
+            mask=mask,
+            generator=generator,
+            seed=seed,
+            rng_state=rng_state,
+            convention=convention,
+            mask_storage=mask_storage,
+        )
+    if type(p) is not float or not 0.0 <= p <= 1.0:  # checks that pass are not called
+        p = checks.check_probability(p)
+    if convention is not INVERTED:
+        checks.check_choice(convention, "convention", CONVENTIONS)
+    if mask_storage is not AUTO:
+        checks.check_choice(mask_storage, "mask_storage", MASK_STORAGES)
+    if generator is not None or seed is not None or rng_state is not None:
+        check_single_source(generator, seed, rng_state)
+    if is_autocast_enabled("cpu") or is_autocast_enabled("cuda"):
+        _check_tensors(input, weight, bias)
+        input, weight, bias = _autocast(input, weight, bias)
+    drops = training and keep_rate(p) < 1.0
+    rescale, sources = convention == INVERTED, (generator, seed, rng_state)
+    if drops and isinstance(input, Tensor) and input.is_cpu and input.dim() == 2:
+        try:
+            settings = (p, _rows_per_mask(input, mask), rescale)
+            return _multiply(input, weight, bias, settings, mask_storage, *sources)
+        except Exception:  # the operator checks matrices itself, but knows no argument's use
+            _check_operands(input, weight, bias)
+            raise
+    _check_operands(input, weight, bias)
+    settings = (p, _rows_per_mask(input, mask), rescale)
+    if not drops:
+        output = F.linear(input, weight, bias)
+        return output * keep_rate(p) if convention == PAPER and not training else output
+    flat = input.reshape(math.prod(input.shape[:-1]), weight.shape[1])
+    rows = _multiply(flat, weight, bias, settings, mask_storage, *sources)
+    return rows.reshape(*input.shape[:-1], weight.shape[0])
+
+
+def _multiply(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    settings: tuple[float, int, bool],
+    mask_storage: str,
+    generator: torch.Generator | None,
+    seed: int | None,
+    rng_state: Tensor | None,
+) -> Tensor:
+    """The layer on a matrix, in training."""
+    extension.require_kernels(input)
+    state = resolve_rng_state(input, generator, seed, rng_state)
+    bits = None
+    if is_grad_enabled() and (input.requires_grad or weight.requires_grad):
+        p, rows_per_mask, _ = settings
+        n_masks = -(-input.shape[0] // rows_per_mask)
+        if _stores_masks(mask_storage, p, n_masks, weight):
+            bits = extension.operators().dropconnect_mask_bits(weight, state, n_masks, p)
+    output: Tensor = DropConnectLinear.run((input, weight, bias, state, bits), settings)
+    return output
+
+
+def _autocast(
+    input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Under torch.autocast, casts as F.linear does."""
+    kind = input.device.type
+    if kind not in ("cpu", "cuda") or not is_autocast_enabled(kind):
+        return input, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+
+    def cast(tensor: Tensor) -> Tensor:
+        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if eligible else tensor
+
+    return cast(input), cast(weight), None if bias is None else cast(bias)
+
+
+def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if tensor is not None or name != "bias":
+            checks.check_dense(tensor, name)
+
+
+def _check_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    _check_tensors(input, weight, bias)
+    checks.check_float_tensor(input, "input")
+    checks.check_float_tensor(weight, "weight")
+    checks.check_same(weight, "weight", input, "input")
+    if weight.dim() != 2:
+        raise RuntimeError(
+            f"weight must have shape [out_features, in_features], got {list(weight.shape)}"
+        )
+    if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
+        raise RuntimeError(
+            f"input must have shape [..., in_features] with in_features = weight.shape[1] = "
+            f"{weight.shape[1]}, got {list(input.shape)}"
+        )
+    if bias is not None:
+        checks.check_float_tensor(bias, "bias")
+        checks.check_same(bias, "bias", input, "input")
+        checks.check_shape(bias, "bias", (weight.shape[0],))
+
+
+def check_mask_mode(mask: str | int) -> None:
+    """``mask`` is one of MASK_MODES or an int of at least 1."""
+    if isinstance(mask, str) and mask in MASK_MODES:
+        return
+    try:
+        rows = checks.as_int(mask, "mask")
+    except TypeError:
+        rows = 0
+    if rows < 1:
+        raise ValueError(
+            "mask must be 'row', 'example', 'batch' or an int >= 1 (rows that share a mask), got "
+            f"{mask!r}"
+        )
+
+
+_MOST_ROWS = 2**62  # more than any tensor has, and an int64
+
+
+def _rows_per_mask(input: Tensor, mask: str | int) -> int:
+    """How many consecutive rows of the flattened input share a mask."""
+    if mask is EXAMPLE and input.dim() == 2:
+        return 1
+    check_mask_mode(mask)
+    if not isinstance(mask, str):
+        return min(int(mask), _MOST_ROWS)
+    rows = math.prod(input.shape[:-1])
+    if mask == ROW or rows == 0:
+        return 1
+    return rows if mask == BATCH or input.dim() == 1 else rows // input.shape[0]
+
+
+def _stores_masks(mask_storage: str, p: float, n_masks: int, weight: Tensor) -> bool:
+    """Whether forward draws packed masks for backward to read."""
+    if mask_storage != AUTO:
+        return mask_storage == PACKED
+    if philox_calls(p) < PACKED_MIN_DIGITS:
+        return False
+    groups, outs = -(-weight.shape[1] // 128), -(-weight.shape[0] // 8) * 8
+    return 16 * groups * n_masks * outs <= PACKED_MAX_BYTES

@@ -1,0 +1,46 @@
+"""The transformer epilogue written out: what the kernels of bias_act_dropout_add must compute."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fused_dropout.reference._masks import keep_rate, mask
+
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+def bias_act_dropout_add(
+    input: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    p: float = 0.1,
+    activation: str = "none",
+    training: bool = True,
+    *,
+    seed: int = 0,
+    offset: int = 0,
+    convention: str = "inverted",
+) -> Tensor:
+    """residual + dropout(activation(input + bias)); gradients are plain autograd's.
+
+    Arguments as :func:`fused_dropout.functional.bias_act_dropout_add`.
+    """
+    q = keep_rate(p)
+    output = ACTIVATIONS[activation](input if bias is None else input + bias)
+    if training:
+        kept = mask(input.numel(), p, seed=seed, offset=offset, device=input.device)
+        # where, not a product: a dropped infinity must leave 0, not NaN.
+        output = torch.where(kept.view(input.shape), output, torch.zeros_like(output))
+    if training and convention == "inverted" and q > 0:
+        output = output / q
+    elif not training and convention == "paper":
+        output = output * q
+    return output if residual is None else residual + output

@@ -1,0 +1,66 @@
+"""DropConnect with its masks written out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fused_dropout.reference._masks import keep_rate
+from fused_dropout.reference._masks import mask as keep_mask
+
+
+def rows_per_mask(input_shape: Sequence[int], mask: str | int) -> int:
+    """How many consecutive rows of the flattened input [..., in_features] share a mask."""
+    rows = math.prod(input_shape[:-1])
+    if isinstance(mask, int):
+        return mask
+    if mask == "row" or rows == 0:
+        return 1
+    if mask == "batch" or len(input_shape) == 1:
+        return rows
+    return rows // input_shape[0]
+
+
+def dropconnect_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    mask: str | int = "example",
+    seed: int,
+    offset: int = 0,
+    convention: str = "inverted",
+) -> Tensor:
+    """DropConnect (Wan et al. 2013) with its masks written out; gradients are plain autograd's.
+
+    Memory: a float mask [masks, out_features, in_features]. Arguments and shapes as
+    :func:`fused_dropout.functional.dropconnect_linear`.
+    """
+    q = keep_rate(p)
+    if not training:
+        output = torch.nn.functional.linear(input, weight, bias)
+        return output * q if convention == "paper" else output
+    out_features, in_features = weight.shape
+    rows = input.reshape(math.prod(input.shape[:-1]), in_features)
+    share = rows_per_mask(input.shape, mask)
+    n_masks = -(-rows.shape[0] // share)
+    which = torch.arange(rows.shape[0], device=input.device) // share
+
+    def draw(shape: tuple[int, ...], stream: int) -> Tensor:
+        return keep_mask(shape, p, seed=seed, offset=offset, stream=stream, device=input.device)
+
+    kept = draw((n_masks, out_features, in_features), stream=0)
+    # where, not a product: a dropped infinity must leave 0, not NaN.
+    products = torch.where(kept[which], weight * rows[:, None, :], torch.zeros_like(weight[:1, :1]))
+    output = products.sum(-1)
+    if bias is not None:
+        kept_bias = draw((n_masks, out_features), stream=1)
+        output = output + torch.where(kept_bias[which], bias, torch.zeros_like(bias[:1]))
+    if convention == "inverted":
+        output = output / q if q > 0 else output * 0
+    return output.reshape(*input.shape[:-1], out_features)

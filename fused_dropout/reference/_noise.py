@@ -1,0 +1,95 @@
+"""Continuous noise and the ops on it, restated readably; csrc/common/noise.h has the same rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fused_dropout.reference._masks import philox4x32_10
+
+STREAM = 2  # of the masks' streams; noise uses its digit slot 0
+
+
+def noise_words(count: int, seed: int, offset: int = 0, first: int = 0) -> NDArray[np.uint32]:
+    """The random words of elements first .. first + count - 1: word k % 4 of call k // 4."""
+    seed, offset = seed % 2**64, offset % 2**64
+    calls = np.arange(first // 4, (first + count + 3) // 4, dtype=np.uint64)
+    counter = np.empty((len(calls), 4), dtype=np.uint32)
+    counter[:, 0] = calls & np.uint64(0xFFFFFFFF)
+    counter[:, 1] = np.uint64(1 << 31 | STREAM << 24) | calls >> np.uint64(32)
+    counter[:, 2] = offset % 2**32
+    counter[:, 3] = offset >> 32
+    words = philox4x32_10(counter, (seed % 2**32, seed >> 32)).reshape(-1)
+    return words[first % 4 :][:count]
+
+
+def uniforms_of_words(words: NDArray[np.uint32]) -> NDArray[np.float64]:
+    """((word >> 9) + 1/2) 2^-23: in (0, 1), and exact in float32."""
+    return ((words >> np.uint32(9)) + 0.5) * 2.0**-23
+
+
+def normals_of_words(words: NDArray[np.uint32]) -> NDArray[np.float64]:
+    """Standard normals by Box and Muller from pairs of words; an even number of them."""
+    u = uniforms_of_words(words).reshape(-1, 2)
+    radius = np.sqrt(-2 * np.log(u[:, 0]))
+    # Quarter turns first, exactly: near its zeros the sine of a rounded angle would be wrong.
+    quarters = np.rint(4 * u[:, 1])
+    angle = 2 * math.pi * (u[:, 1] - quarters / 4)
+    sine, cosine = np.sin(angle), np.cos(angle)
+    turned = [(cosine, sine), (-sine, cosine), (-cosine, -sine), (sine, -cosine)]
+    which = quarters.astype(np.int64) % 4
+    x = np.choose(which, [pair[0] for pair in turned])
+    y = np.choose(which, [pair[1] for pair in turned])
+    return np.stack([radius * x, radius * y], axis=-1).reshape(-1)
+
+
+def uniform_noise(
+    size: Sequence[int], *, seed: int, offset: int = 0, device: torch.device | str | None = None
+) -> Tensor:
+    """The float64 uniforms of a tensor of ``size``, which float32 would hold as well."""
+    count = math.prod(size)
+    u = uniforms_of_words(noise_words(count, seed, offset))
+    return torch.as_tensor(u, device=device).reshape(tuple(size))
+
+
+def normal_noise(
+    size: Sequence[int], *, seed: int, offset: int = 0, device: torch.device | str | None = None
+) -> Tensor:
+    """The float64 standard normals of a tensor of ``size``."""
+    count = math.prod(size)
+    z = normals_of_words(noise_words(count + count % 2, seed, offset))[:count]
+    return torch.as_tensor(z, device=device).reshape(tuple(size))
+
+
+def gaussian_dropout(input: Tensor, p: float = 0.5, *, seed: int, offset: int = 0) -> Tensor:
+    """input (1 + sqrt(p / (1 - p)) z); see :func:`fused_dropout.functional.gaussian_dropout`."""
+    z = normal_noise(input.shape, seed=seed, offset=offset, device=input.device)
+    return input * (1 + math.sqrt(p / (1 - p)) * z.to(input.dtype))
+
+
+def gaussian_noise(
+    mean: Tensor, variance: Tensor, *, eps: float = 1e-8, seed: int, offset: int = 0
+) -> Tensor:
+    """mean + sqrt(variance + eps) z."""
+    z = normal_noise(mean.shape, seed=seed, offset=offset, device=mean.device)
+    return mean + (variance + eps).sqrt() * z.to(mean.dtype)
+
+
+def concrete_dropout(
+    input: Tensor, logit_p: Tensor, temperature: float = 0.1, *, seed: int, offset: int = 0
+) -> Tensor:
+    """input (1 - z) / (1 - p), z = sigmoid((log p - log(1 - p) + log u - log(1 - u)) / t).
+
+    log p - log(1 - p) is the logit itself, and 1 - sigmoid(x) = sigmoid(-x).
+    """
+    u = uniform_noise(input.shape, seed=seed, offset=offset, device=input.device)
+    logit_u = (u.log() - (1 - u).log()).to(input.dtype)
+    logit = logit_p.to(input.dtype).reshape(())
+    one_less_z = torch.sigmoid(-(logit + logit_u) / temperature)
+    one_less_p = torch.sigmoid(-logit)
+    return input * one_less_z / one_less_p
