@@ -80,9 +80,10 @@ $(BUILT): $(VENV_READY) $(SOURCES)
 # Without a GPU, and using none. `make test` has the other tests; here run those that another release
 # of torch and another build of the extension may fail.
 CUDA_TREE := build/cuda
-TORCH_TESTS := tests/table tests/test_private_torch.py tests/test_random_state.py tests/test_extension.py \
-    tests/test_dropout_autograd.py tests/test_bad_input.py tests/test_fx.py tests/test_monte_carlo.py \
-    tests/test_drop_block_api.py tests/test_nn.py tests/test_hostile.py
+TORCH_TESTS := tests/table tests/hostile tests/ops/test_dropout_autograd.py tests/ops/test_drop_block_api.py \
+    tests/ops/test_dropconnect_linear_module.py \
+    $(addprefix tests/package/,test_private_torch.py test_random_state.py test_extension.py \
+        test_bad_input.py test_fx.py test_monte_carlo.py)
 IN_CUDA_TREE = cd $(CUDA_TREE) && CUDA_VISIBLE_DEVICES= PYTHONPATH=$(CURDIR)/$(CUDA_TREE) $(CUDA_PY)
 
 cuda-build: $(CUDA_VENV_READY)

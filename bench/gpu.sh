@@ -123,16 +123,16 @@ run_test() {
             "$PYTHON" -m pytest -q "$1"
     }
     stage verify 240 "${in_tree[@]}" "$PYTHON" -m fused_dropout verify --quick --device cuda
-    for file in tests/test_*.py; do
+    for file in tests/*/test_*.py; do
         case $file in
-            tests/test_ptx*.py) ;;
-            tests/test_compute_sanitizer.py | tests/test_sanitizer_reports.py) ;;
-            tests/test_on_a_gpu.py) ;;
+            tests/ptx/*) ;;
+            tests/gpu/test_compute_sanitizer.py | tests/cuda_on_cpu/test_sanitizer_reports.py) ;;
+            tests/gpu/test_on_a_gpu.py) ;;
             *) others+=("$file") ;;
         esac
     done
     in_turn "$at_once" "${others[@]}"
-    in_turn 1 tests/test_on_a_gpu.py # alone: it takes much of the GPU's memory
+    in_turn 1 tests/gpu/test_on_a_gpu.py # alone: it takes much of the GPU's memory
 }
 
 run_sanitize() {
@@ -146,7 +146,7 @@ run_sanitize() {
         return
     fi
     stage collect 120 "${in_tree[@]}" "$PYTHON" -m pytest -q --collect-only \
-        tests/test_compute_sanitizer.py
+        tests/gpu/test_compute_sanitizer.py
     mapfile -t found < <(grep '^tests/.*::' "$logs/collect.log")
     in_turn $((2 * at_once)) "${found[@]}" # each waits for the GPU most of its time
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +95,14 @@ def as_c(argument: int | float | Layer) -> object:
     if isinstance(argument, float):
         return ctypes.c_double(argument)
     return ctypes.c_uint64(argument) if isinstance(argument, int) else argument
+
+
+def corrupted(build: Build, kernel: str, pattern: str, replacement: str) -> Device:
+    """A device with one instruction of a kernel changed: the first that matches."""
+    text = build.ptx.read_text()
+    entry = re.search(rf"\.entry [^\n]*{kernel}.*?^}}", text, re.S | re.M)
+    assert entry
+    changed, count = re.subn(pattern, replacement, entry[0], count=1)
+    assert count == 1, f"nothing like {pattern} in {kernel}"
+    declarations = text[: text.index(".entry")]
+    return Device(build, declarations + changed)

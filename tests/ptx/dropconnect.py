@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from support.kernel_memory import NUMPY_DTYPES, memory
 from torch import Tensor
 
 import fused_dropout
@@ -17,23 +18,11 @@ SEED, OFFSET = 2**63 + 12345, 2**40 + 7
 
 Case = tuple[tuple[int, int, int, int], float]  # the sizes of a Layer; p
 PRODUCTS = ("forward", "d_input", "d_weight", "d_bias")
-NUMPY_DTYPES: dict[torch.dtype, type[np.generic]] = {
-    torch.float32: np.float32,
-    torch.bfloat16: np.int16,
-    torch.float16: np.int16,
-    torch.float64: np.float64,
-}
 
 
 def state(device: Device, seed: int = SEED, offset: int = OFFSET) -> int:
     """An rng_state in the device's memory."""
     return device.put(np.array([seed, offset], np.uint64))
-
-
-def numbers(tensor: Tensor) -> Numbers:
-    """The tensor's elements; those of 16 bits as their bits."""
-    dense = tensor.contiguous()
-    return (dense.view(torch.int16) if dense.element_size() == 2 else dense).numpy()
 
 
 def stored_masks(sizes: tuple[int, int, int, int], p: float) -> Numbers:
@@ -64,7 +53,7 @@ class DropConnect:
         q = reference.keep_rate(p)
         self.scale = 1 / q if q > 0 else 0.0
         self.operands = operands
-        self.on_device = [device.put(numbers(tensor)) for tensor in operands]
+        self.on_device = [device.put(memory(tensor)) for tensor in operands]
         rows, _, out_features, rows_per_mask = sizes
         masks = -(-rows // rows_per_mask)
         outs = -(-out_features // 128) * 128  # whole groups, as draw_groups lays them out

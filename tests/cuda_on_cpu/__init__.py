@@ -1,0 +1,1 @@
+"""The emulator that runs CUDA kernels on a CPU; see README.md."""

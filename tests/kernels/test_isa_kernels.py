@@ -1,0 +1,62 @@
+"""The SIMD bodies by themselves: they build without torch, and count groups in 48 bits.
+
+A mask whose groups pass 2^32 holds half a trillion elements, so the drawing functions are called
+directly here, on a few groups in the middle of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+from support.compiling import shared_library
+from support.paths import ROOT
+
+from fused_dropout import reference
+
+CPU = ROOT / "csrc" / "cpu"
+SOURCE = """
+#include "dispatch.h"
+#include "../common/mask.h"
+extern "C" void draw(uint64_t seed, double p, uint64_t first, uint64_t stride, int64_t count,
+                     uint32_t* out) {
+  using namespace fused_dropout;
+  kernels().mask.draw_groups(make_mask_rule(seed, 0, 0, p, 16), first, stride, count, out);
+}
+extern "C" void use(const char* isa) { fused_dropout::set_isa(isa); }
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    sources = [*sorted(CPU.glob("isa_*.cpp")), CPU / "dispatch.cpp"]
+    arguments = ("-O1", f"-I{CPU}", *map(str, sources))
+    return shared_library(SOURCE, tmp_path_factory.mktemp("isa"), *arguments)
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 33])
+@pytest.mark.parametrize("p", [0.5, 0.3])
+@pytest.mark.parametrize("stride", [1, 7, 2**33 + 1])
+@pytest.mark.parametrize("first", [0, 2**32 - 4, 2**47])
+def test_groups(
+    library: ctypes.CDLL, isa: str, first: int, stride: int, p: float, count: int
+) -> None:
+    library.use(isa.encode())
+    out = np.full(4 * count + 4, 0xDEADBEEF, dtype=np.uint32)
+    library.draw(
+        ctypes.c_uint64(3),
+        ctypes.c_double(p),
+        ctypes.c_uint64(first),
+        ctypes.c_uint64(stride),
+        ctypes.c_int64(count),
+        out.ctypes.data_as(ctypes.c_void_p),
+    )
+    groups = (first + stride * np.arange(count, dtype=np.uint64)).astype(np.uint64)
+    fraction = np.zeros((count, 128), dtype=np.uint64)
+    for s in range(16):
+        fraction = 2 * fraction + reference.fraction_digit(s, groups, 3, 0, 0)
+    kept = fraction < reference.threshold(p)
+    expected = np.packbits(kept, axis=1, bitorder="little").view("<u4")
+    assert np.array_equal(out[: 4 * count].reshape(count, 4), expected)
+    assert (out[4 * count :] == 0xDEADBEEF).all(), "wrote past the groups asked for"

@@ -1,0 +1,1 @@
+"""The interpreter that runs the PTX of CUDA kernels on a CPU; see README.md."""
