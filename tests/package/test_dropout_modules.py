@@ -126,49 +126,6 @@ def test_dtypes_that_torch_refuses(name: str) -> None:
     assert refused > 10
 
 
-FLAGS = [
-    (nn.DropConnectLinear, (784, 10), "bias"),
-    (nn.VariationalDropoutLinear, (784, 10), "bias"),
-    (nn.BiasActDropoutAdd, (10, 0.5, "none"), "bias"),
-    *[(getattr(nn, name), (0.5,), "inplace") for name in NAMES],
-    (nn.LockedDropout, (0.5,), "inplace"),
-    (nn.LockedDropout, (0.5, False), "batch_first"),
-    (nn.GaussianDropout, (0.5,), "inplace"),
-    (nn.DropBlock1d, (0.5, 3), "inplace"),
-    (nn.DropBlock2d, (0.5, 3), "inplace"),
-    (nn.DropBlock3d, (0.5, 3), "inplace"),
-    (nn.DropPath, (0.5,), "scale_by_keep"),
-    (nn.DropPathAdd, (0.5,), "scale_by_keep"),
-]
-
-
-def test_every_flag_of_a_module_is_listed() -> None:
-    found = set()
-    for name in nn.__all__:
-        parameters = inspect.signature(getattr(nn, name)).parameters.values()
-        found |= {(name, p.name) for p in parameters if isinstance(p.default, bool)}
-    listed = {(layer.__name__, flag) for layer, _, flag in FLAGS}
-    flags = ("share_channels", "with_noise")  # given by keyword
-    assert found == listed | {(f"DropBlock{d}d", flag) for d in (1, 2, 3) for flag in flags}
-
-
-@pytest.mark.parametrize(("layer", "before", "flag"), FLAGS, ids=str)
-@pytest.mark.parametrize("value", [0.1, 1, None, "yes"])
-def test_a_flag_is_a_bool(
-    layer: type[torch.nn.Module], before: tuple, flag: str, value: object
-) -> None:
-    with pytest.raises(TypeError, match=f"^{flag} must be a bool, got {value!r}$"):
-        layer(*before, value)
-    assert getattr(layer(*before, False), flag, None) in (False, None)
-
-
-@pytest.mark.parametrize("layer", [nn.DropBlock1d, nn.DropBlock2d, nn.DropBlock3d])
-@pytest.mark.parametrize("flag", ["share_channels", "with_noise"])
-def test_flags_of_drop_block_are_bools(flag: str, layer: type[torch.nn.Module]) -> None:
-    with pytest.raises(TypeError, match=f"{flag} must be a bool, got 2"):
-        layer(0.1, 3, **{flag: 2})
-
-
 def test_wrong_settings() -> None:
     for p in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="between 0 and 1"):

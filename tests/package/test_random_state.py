@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import fused_dropout
-from fused_dropout import functional
 from fused_dropout._core import rng
 from fused_dropout._core.rng import draw_rng_state
 from fused_dropout.functional import dropconnect_linear
@@ -49,36 +48,6 @@ def test_all_64_bits_of_a_state_are_drawn() -> None:
             bits = [number % 2**64 for number in column]
             assert functools.reduce(operator.or_, bits) == 2**64 - 1
             assert functools.reduce(operator.and_, bits) == 0
-
-
-def test_a_state_with_gaps(place: torch.device) -> None:
-    """Every other number of a tensor, and a reversed pair, mean what their elements say."""
-    seed, offset = 5, 2**40 + 3
-    gaps = torch.tensor([seed, 77, offset, 88])[::2]
-    column = torch.tensor([[seed, 1], [offset, 2]])[:, 0]
-    expanded = torch.tensor([seed]).expand(2)
-    assert not (gaps.is_contiguous() or column.is_contiguous() or expanded.is_contiguous())
-    dense = fused_dropout.make_rng_state(seed, offset)
-    for state, same in ((gaps, dense), (column, dense), (expanded, expanded.clone())):
-        assert torch.equal(draw(rng_state=state), draw(rng_state=same))
-        for function in STATEFUL:
-            outputs = []
-            for given in (state, same):
-                input = torch.ones(6, 50, requires_grad=True)
-                output = function(input, rng_state=given)
-                outputs += [output, *torch.autograd.grad(output.square().sum(), input)]
-            assert torch.equal(outputs[0], outputs[2]) and torch.equal(outputs[1], outputs[3])
-
-
-STATEFUL = (
-    lambda x, **keys: functional.dropout(x, 0.5, **keys),
-    lambda x, **keys: functional.drop_path(x, 0.5, True, **keys),
-    lambda x, **keys: functional.gaussian_dropout(x, 0.5, **keys),
-    lambda x, **keys: functional.bias_act_dropout_add(x, None, None, 0.5, "gelu", **keys),
-    lambda x, **keys: functional.drop_block2d(x[None, None], 0.1, 3, **keys),
-    lambda x, **keys: functional.concrete_dropout(x, torch.zeros(1), 0.5, **keys),
-    lambda x, **keys: functional.gaussian_noise(x, x.square(), **keys),
-)
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**64 - 1, -(2**63)])

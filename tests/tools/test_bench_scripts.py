@@ -18,7 +18,7 @@ from support.bench_scripts import script
 from support.devices import threads
 from support.paths import ROOT
 
-from fused_dropout._tools.bench import devices as benchmark_devices
+from fused_dropout._tools.bench import devices
 from fused_dropout._tools.bench.devices import CPU
 from fused_dropout._tools.bench.report import OURS, goal_table
 
@@ -64,7 +64,7 @@ def results_of(name: str, kind: str) -> list[dict[str, Any]]:
     options = {"rounds": 1, "compiled": False, "device": CPU, "progress": lambda text: None}
     results = []
     with pytest.MonkeyPatch.context() as patch, threads(1):
-        patch.setattr(benchmark_devices, "_BLOCK_SECONDS", 1e-4)
+        patch.setattr(devices, "_BLOCK_SECONDS", 1e-4)
         for measure in map(made_small, SCRIPTS[name].SETUPS[kind].measurements):
             key = repr((measure.func, measure.keywords))
             if key not in measured:
