@@ -179,7 +179,7 @@ def test_local_memory_is_a_problem(before: list[str], used: str, said: str) -> N
     [
         (
             "void fused_dropout::dropconnect::(anonymous namespace)::forward_kernel<float>("
-            "fused_dropout::RngSource, fused_dropout::(anonymous namespace)::SumType<float>::type*)",
+            "fused_dropout::RngSource, fused_dropout::(anonymous namespace)::RealOf<float>::type*)",
             "dropconnect::forward_kernel<float>",
         ),
         (
