@@ -39,15 +39,13 @@ FUSED_DROPOUT_INLINE int64_t stored_outs(int64_t out_features) {
 
 static inline MaskRule make_mask_rule(uint64_t seed, uint64_t offset, uint32_t stream, double p,
                                       int digits) {
-  const double one = std::ldexp(1.0, digits);
-  uint64_t threshold = static_cast<uint64_t>(std::nearbyint((1.0 - p) * one));
+  uint64_t threshold = static_cast<uint64_t>(std::nearbyint(std::ldexp(1.0 - p, digits)));
   MaskRule rule{};
   rule.key[0] = static_cast<uint32_t>(seed);
   rule.key[1] = static_cast<uint32_t>(seed >> 32);
   rule.offset[0] = static_cast<uint32_t>(offset);
   rule.offset[1] = static_cast<uint32_t>(offset >> 32);
   rule.slot = 1u << 31 | stream << 24;
-  rule.keep_rate = static_cast<double>(threshold) / one;
   rule.keep_all = threshold >> digits;
   if (threshold == 0 || rule.keep_all) return rule;
   rule.digits = static_cast<uint32_t>(digits);

@@ -25,7 +25,6 @@ struct MaskRule {
   uint32_t digits;     // digits that can decide, 0..32
   uint32_t threshold;  // the `digits` leading digits of T
   bool keep_all;
-  double keep_rate;  // q = T / 2^digits, exactly
 };
 
 enum class ScalarType { kFloat32, kBFloat16, kFloat16, kFloat64 };

@@ -37,7 +37,7 @@ Scratch<uint32_t> draw_bias_bits(const Layer& layer, const Tensor& rng_state) {
 Tensor draw_mask_bits(const Tensor& weight, const Tensor& rng_state, int64_t masks, double p) {
   check_matrix(weight, "weight");
   const int64_t out_features = weight.size(0);
-  const Layer layer = make_layer(masks, weight.size(1), out_features, 1, p, true);
+  const Layer layer = make_layer(masks, weight.size(1), out_features, 1, p, 1);
   const MaskRule rule = weight_rule(layer, rng_state);
   Tensor bits = empty(stored_shape(layer), dtypes().int32, weight);
   if (bits.numel() == 0) return bits;
@@ -63,8 +63,8 @@ Range part_of(int64_t total, int64_t part, int64_t parts) {
 
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                const Tensor& rng_state, const std::optional<Tensor>& mask_bits, double p,
-               int64_t rows_per_mask, bool rescale) {
-  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, rescale);
+               int64_t rows_per_mask, double scale) {
+  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, scale);
   const int type = kernel_index(input);
   Tensor output = empty({layer.rows, layer.out_features}, dtype_of(input), input);
   ForwardArgs args{
@@ -154,8 +154,8 @@ struct Gradients {
 // A missing `input` or `weight` leaves the other's gradient out.
 Gradients backward(const Tensor& grad_output, const Tensor* input, const Tensor* weight,
                    const Tensor& rng_state, const std::optional<Tensor>& mask_bits, double p,
-                   int64_t rows_per_mask, bool rescale) {
-  const Layer layer = layer_of_backward(grad_output, input, weight, rows_per_mask, p, rescale);
+                   int64_t rows_per_mask, double scale) {
+  const Layer layer = layer_of_backward(grad_output, input, weight, rows_per_mask, p, scale);
   BackwardArgs args{
       make_problem(layer, weight_rule(layer, rng_state), mask_bits, device_of(rng_state)),
       view_of(grad_output),
@@ -181,38 +181,37 @@ Gradients backward(const Tensor& grad_output, const Tensor* input, const Tensor*
 
 Tensor d_input(const Tensor& grad_output, const Tensor& weight, const Tensor& rng_state,
                const std::optional<Tensor>& mask_bits, double p, int64_t rows_per_mask,
-               bool rescale) {
-  return *backward(grad_output, nullptr, &weight, rng_state, mask_bits, p, rows_per_mask, rescale)
+               double scale) {
+  return *backward(grad_output, nullptr, &weight, rng_state, mask_bits, p, rows_per_mask, scale)
               .d_input;
 }
 
 Tensor d_weight(const Tensor& grad_output, const Tensor& input, const Tensor& rng_state,
                 const std::optional<Tensor>& mask_bits, double p, int64_t rows_per_mask,
-                bool rescale) {
-  return *backward(grad_output, &input, nullptr, rng_state, mask_bits, p, rows_per_mask, rescale)
+                double scale) {
+  return *backward(grad_output, &input, nullptr, rng_state, mask_bits, p, rows_per_mask, scale)
               .d_weight;
 }
 
 std::tuple<Tensor, Tensor> d_both(const Tensor& grad_output, const Tensor& input,
                                   const Tensor& weight, const Tensor& rng_state,
                                   const std::optional<Tensor>& mask_bits, double p,
-                                  int64_t rows_per_mask, bool rescale) {
+                                  int64_t rows_per_mask, double scale) {
   const Gradients both =
-      backward(grad_output, &input, &weight, rng_state, mask_bits, p, rows_per_mask, rescale);
+      backward(grad_output, &input, &weight, rng_state, mask_bits, p, rows_per_mask, scale);
   return {*both.d_input, *both.d_weight};
 }
 
 Tensor d_bias(const Tensor& grad_output, const Tensor& rng_state, double p, int64_t rows_per_mask,
-              bool rescale) {
+              double scale) {
   check_matrix(grad_output, "grad_output");
   const Layer layer =
-      make_layer(grad_output.size(0), 1, grad_output.size(1), rows_per_mask, p, rescale);
+      make_layer(grad_output.size(0), 1, grad_output.size(1), rows_per_mask, p, scale);
   const Scratch<uint32_t> bits = draw_bias_bits(layer, rng_state);
-  const MaskRule rule = weight_rule(layer, rng_state);  // the keep rate is the bias's too
   Tensor result = empty({layer.out_features}, dtype_of(grad_output), grad_output);
   const BiasGradArgs args{
       view_of(grad_output),    layer.rows, layer.out_features,       rows_per_mask,
-      scale_of(rule, rescale), bits.get(), result.mutable_data_ptr()};
+      scale, bits.get(), result.mutable_data_ptr()};
   const auto run = kernels<Kernels>().bias_grad[kernel_index(grad_output)];
   const int64_t grain = std::max<int64_t>(1, kSerialWork / (layer.rows * kGroupColumns + 1));
   parallel_for(0, group_count(layer.out_features), grain, [&](int64_t begin, int64_t end) {

@@ -32,7 +32,7 @@ Tensor draw_bias_bits(const Layer& layer, const RngSource& rng, const Tensor& li
 Tensor draw_mask_bits(const Tensor& weight, const Tensor& rng_state, int64_t masks, double p) {
   check_matrix(weight, "weight");
   const auto guard = device_guard(weight, "weight");
-  const Layer layer = make_layer(masks, weight.size(1), weight.size(0), 1, p, true);
+  const Layer layer = make_layer(masks, weight.size(1), weight.size(0), 1, p, 1);
   const RngSource rng = rng_source(rng_state, device_of(weight));
   const DropConnectProblem problem = problem_of(layer, std::nullopt, device_of(weight));
   Tensor bits = empty(stored_shape(layer), dtypes().int32, weight);
@@ -42,9 +42,9 @@ Tensor draw_mask_bits(const Tensor& weight, const Tensor& rng_state, int64_t mas
 
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                const Tensor& rng_state, const std::optional<Tensor>& mask_bits, double p,
-               int64_t rows_per_mask, bool rescale) {
+               int64_t rows_per_mask, double scale) {
   const auto guard = device_guard(input, "input");
-  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, rescale);
+  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, scale);
   const RngSource rng = rng_source(rng_state, device_of(input));
   const DropConnectProblem problem = problem_of(layer, mask_bits, device_of(input));
   Tensor output = empty({layer.rows, layer.out_features}, dtype_of(input), input);
@@ -69,11 +69,11 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
 template <bool kOutsAreResults>
 Tensor outer(const Tensor& grad_output, const Tensor& panel, const Tensor& rng_state,
              const std::optional<Tensor>& mask_bits, double p, int64_t rows_per_mask,
-             bool rescale) {
+             double scale) {
   const auto guard = device_guard(grad_output, "grad_output");
   const Layer layer =
       layer_of_backward(grad_output, kOutsAreResults ? &panel : nullptr,
-                        kOutsAreResults ? nullptr : &panel, rows_per_mask, p, rescale);
+                        kOutsAreResults ? nullptr : &panel, rows_per_mask, p, scale);
   const RngSource rng = rng_source(rng_state, device_of(grad_output));
   const DropConnectProblem problem = problem_of(layer, mask_bits, device_of(grad_output));
   const int64_t results = kOutsAreResults ? layer.out_features : layer.rows;
@@ -91,20 +91,19 @@ Tensor outer(const Tensor& grad_output, const Tensor& panel, const Tensor& rng_s
 std::tuple<Tensor, Tensor> d_both(const Tensor& grad_output, const Tensor& input,
                                   const Tensor& weight, const Tensor& rng_state,
                                   const std::optional<Tensor>& mask_bits, double p,
-                                  int64_t rows_per_mask, bool rescale) {
-  return {outer<false>(grad_output, weight, rng_state, mask_bits, p, rows_per_mask, rescale),
-          outer<true>(grad_output, input, rng_state, mask_bits, p, rows_per_mask, rescale)};
+                                  int64_t rows_per_mask, double scale) {
+  return {outer<false>(grad_output, weight, rng_state, mask_bits, p, rows_per_mask, scale),
+          outer<true>(grad_output, input, rng_state, mask_bits, p, rows_per_mask, scale)};
 }
 
 Tensor d_bias(const Tensor& grad_output, const Tensor& rng_state, double p, int64_t rows_per_mask,
-              bool rescale) {
+              double scale) {
   check_matrix(grad_output, "grad_output");
   const auto guard = device_guard(grad_output, "grad_output");
   const Layer layer =
-      make_layer(grad_output.size(0), 1, grad_output.size(1), rows_per_mask, p, rescale);
+      make_layer(grad_output.size(0), 1, grad_output.size(1), rows_per_mask, p, scale);
   const RngSource rng = rng_source(rng_state, device_of(grad_output));
   const Tensor bits = draw_bias_bits(layer, rng, grad_output);
-  const double scale = scale_of(unseeded_rule(p, kStreamBias, kDefaultDigits), rescale);
   Tensor result = empty({layer.out_features}, dtype_of(grad_output), grad_output);
   with_type(grad_output, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;

@@ -12,43 +12,43 @@ namespace fused_dropout::dropconnect {
 constexpr const char* kSchemas[] = {
     "dropconnect_mask_bits(Tensor weight, Tensor rng_state, SymInt masks, float p) -> Tensor",
     "dropconnect_linear(Tensor input, Tensor weight, Tensor? bias, Tensor rng_state,"
-    " Tensor? mask_bits, float p, SymInt rows_per_mask, bool rescale) -> Tensor",
+    " Tensor? mask_bits, float p, SymInt rows_per_mask, float scale) -> Tensor",
     "dropconnect_linear_d_input(Tensor grad_output, Tensor weight, Tensor rng_state,"
-    " Tensor? mask_bits, float p, SymInt rows_per_mask, bool rescale) -> Tensor",
+    " Tensor? mask_bits, float p, SymInt rows_per_mask, float scale) -> Tensor",
     "dropconnect_linear_d_weight(Tensor grad_output, Tensor input, Tensor rng_state,"
-    " Tensor? mask_bits, float p, SymInt rows_per_mask, bool rescale) -> Tensor",
+    " Tensor? mask_bits, float p, SymInt rows_per_mask, float scale) -> Tensor",
     "dropconnect_linear_d_both(Tensor grad_output, Tensor input, Tensor weight,"
-    " Tensor rng_state, Tensor? mask_bits, float p, SymInt rows_per_mask, bool rescale)"
+    " Tensor rng_state, Tensor? mask_bits, float p, SymInt rows_per_mask, float scale)"
     " -> (Tensor, Tensor)",
     "dropconnect_linear_d_bias(Tensor grad_output, Tensor rng_state, float p,"
-    " SymInt rows_per_mask, bool rescale) -> Tensor",
+    " SymInt rows_per_mask, float scale) -> Tensor",
 };
 
 struct Layer {
   int64_t rows, in_features, out_features, rows_per_mask, masks;
   double p;
-  bool rescale;
+  double scale;
   int64_t work() const { return rows * in_features * out_features; }
 };
 
 inline Layer make_layer(int64_t rows, int64_t in_features, int64_t out_features,
-                        int64_t rows_per_mask, double p, bool rescale) {
+                        int64_t rows_per_mask, double p, double scale) {
   FUSED_DROPOUT_CHECK(rows_per_mask >= 1, "rows_per_mask must be at least 1, got ", rows_per_mask);
   const int64_t masks = ceil_div(rows, rows_per_mask);
   check_probability(p);
   check_mask_size(masks * out_features, in_features);
-  return {rows, in_features, out_features, rows_per_mask, masks, p, rescale};
+  return {rows, in_features, out_features, rows_per_mask, masks, p, scale};
 }
 
 // The layer of a forward call; every operand must fit `input`.
 inline Layer layer_of_forward(const Tensor& input, const Tensor& weight,
                               const std::optional<Tensor>& bias, int64_t rows_per_mask, double p,
-                              bool rescale) {
+                              double scale) {
   FUSED_DROPOUT_CHECK(input.dim() == 2 && weight.dim() == 2,
                       "input and weight must be matrices, got ", input.sizes(), " and ",
                       weight.sizes());
   const Layer layer =
-      make_layer(input.size(0), input.size(1), weight.size(0), rows_per_mask, p, rescale);
+      make_layer(input.size(0), input.size(1), weight.size(0), rows_per_mask, p, scale);
   check_operand(weight, "weight", {layer.out_features, layer.in_features}, input);
   if (bias.has_value()) check_operand(*bias, "bias", {layer.out_features}, input);
   return layer;
@@ -56,13 +56,13 @@ inline Layer layer_of_forward(const Tensor& input, const Tensor& weight,
 
 // The layer of a backward call, which has an input, a weight or both.
 inline Layer layer_of_backward(const Tensor& grad_output, const Tensor* input, const Tensor* weight,
-                               int64_t rows_per_mask, double p, bool rescale) {
+                               int64_t rows_per_mask, double p, double scale) {
   FUSED_DROPOUT_CHECK(grad_output.dim() == 2 && (input == nullptr || input->dim() == 2) &&
                           (weight == nullptr || weight->dim() == 2),
                       "grad_output, input and weight must be matrices");
   const int64_t in_features = (input != nullptr ? input : weight)->size(1);
   const Layer layer =
-      make_layer(grad_output.size(0), in_features, grad_output.size(1), rows_per_mask, p, rescale);
+      make_layer(grad_output.size(0), in_features, grad_output.size(1), rows_per_mask, p, scale);
   if (weight != nullptr) {
     check_operand(*weight, "weight", {layer.out_features, in_features}, grad_output);
   }
@@ -70,11 +70,6 @@ inline Layer layer_of_backward(const Tensor& grad_output, const Tensor* input, c
     check_operand(*input, "input", {layer.rows, in_features}, grad_output);
   }
   return layer;
-}
-
-inline double scale_of(const MaskRule& rule, bool rescale) {
-  if (!rescale) return 1.0;
-  return rule.keep_rate > 0 ? 1.0 / rule.keep_rate : 0.0;  // q = 0: nothing is kept, nor scaled
 }
 
 // Stored masks: [groups][masks][out_features rounded up][words].
@@ -106,7 +101,7 @@ inline DropConnectProblem make_problem(const Layer& layer, const MaskRule& rule,
           layer.in_features,
           layer.out_features,
           layer.rows_per_mask,
-          scale_of(rule, layer.rescale),
+          layer.scale,
           bits};
 }
 

@@ -1,7 +1,7 @@
 """DropConnect's products: the layer and its gradients, which are the same products again.
 
 Matrices: input [rows, in], weight [out, in], grad_output [rows, out]. The settings of all but
-`DBias` are (p, rows_per_mask, rescale); mask_bits are the stored masks, or None to draw them again.
+`DBias` are (p, rows_per_mask, scale); mask_bits are the stored masks, or None to draw them again.
 
 FLOPs are the multiply-adds of the dense layer: masks are not counted, as torch counts no dropout.
 """
@@ -29,7 +29,7 @@ STORED_OUTS_MULTIPLE = 8  # kStoredOutsMultiple in csrc/common/params.h
 
 
 class DropConnectLinear(Differentiable):
-    """rescaled (M * weight) input + m * bias. Tensors: input, weight, bias, rng_state, mask_bits.
+    """scale ((M * weight) input + m * bias). Tensors: input, weight, bias, rng_state, mask_bits.
 
     As F.linear, it saves each operand only for the other's gradient.
     """
@@ -91,11 +91,11 @@ class DropConnectLinear(Differentiable):
         """Where only the input is a batch, the same row of every item has the same mask."""
         if dims[0] is None or any(dim is not None for dim in dims[1:]):
             return item_by_item(cls.call, items, dims, tensors, settings)
-        p, rows_per_mask, rescale = settings
+        p, rows_per_mask, scale = settings
         assert tensors[0] is not None
         rows = tensors[0].movedim(dims[0], 1)  # so that these rows follow each other
         flat = rows.reshape(-1, rows.shape[-1])
-        output = cls.call((flat, *tensors[1:]), (p, rows_per_mask * items, rescale))
+        output = cls.call((flat, *tensors[1:]), (p, rows_per_mask * items, scale))
         return output.reshape(*rows.shape[:2], output.shape[-1]), 1
 
 
@@ -278,10 +278,14 @@ def _product_rule(
 
 
 def fake_mask_bits(weight: Tensor, rng_state: Tensor, masks: int, p: float) -> Tensor:
-    """Results of dropconnect_mask_bits: stored masks, 1 bit per connection."""
-    out_features, in_features = weight.shape
+    """Results of dropconnect_mask_bits."""
+    return weight.new_empty(stored_shape(masks, *weight.shape), dtype=torch.int32)
+
+
+def stored_shape(masks: int, out_features: int, in_features: int) -> tuple[int, int, int, int]:
+    """Of stored masks, int32: groups of 128 columns, masks, outputs rounded up, words of a group."""
     outs = (out_features + STORED_OUTS_MULTIPLE - 1) // STORED_OUTS_MULTIPLE * STORED_OUTS_MULTIPLE
-    return weight.new_empty(((in_features + 127) // 128, masks, outs, 4), dtype=torch.int32)
+    return (in_features + 127) // 128, masks, outs, 4
 
 
 OPERATORS = (

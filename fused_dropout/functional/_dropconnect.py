@@ -10,9 +10,9 @@ from torch import Tensor, is_autocast_enabled, is_grad_enabled
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout._core import checks, extension
-from fused_dropout._core.rates import keep_rate, philox_calls
+from fused_dropout._core.rates import inverse_keep_rate, keep_rate, philox_calls
 from fused_dropout._core.rng import check_single_source, resolve_rng_state
-from fused_dropout._ops.dropconnect import DropConnectLinear
+from fused_dropout._ops.dropconnect import DropConnectLinear, stored_shape
 
 ROW, EXAMPLE, BATCH = MASK_MODES = ("row", "example", "batch")
 INVERTED, PAPER = CONVENTIONS = ("inverted", "paper")
@@ -106,16 +106,17 @@ def dropconnect_linear(
         _check_tensors(input, weight, bias)
         input, weight, bias = _autocast(input, weight, bias)
     drops = training and keep_rate(p) < 1.0
-    rescale, sources = convention == INVERTED, (generator, seed, rng_state)
+    scale = inverse_keep_rate(p) if convention == INVERTED else 1.0
+    sources = (generator, seed, rng_state)
     if drops and isinstance(input, Tensor) and input.is_cpu and input.dim() == 2:
         try:
-            settings = (p, _rows_per_mask(input, mask), rescale)
+            settings = (p, _rows_per_mask(input, mask), scale)
             return _multiply(input, weight, bias, settings, mask_storage, *sources)
         except Exception:  # the operator checks matrices itself, but knows no argument's use
             _check_operands(input, weight, bias)
             raise
     _check_operands(input, weight, bias)
-    settings = (p, _rows_per_mask(input, mask), rescale)
+    settings = (p, _rows_per_mask(input, mask), scale)
     if not drops:
         output = F.linear(input, weight, bias)
         return output * keep_rate(p) if convention == PAPER and not training else output
@@ -128,7 +129,7 @@ def _multiply(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    settings: tuple[float, int, bool],
+    settings: tuple[float, int, float],
     mask_storage: str,
     generator: torch.Generator | None,
     seed: int | None,
@@ -226,5 +227,4 @@ def _stores_masks(mask_storage: str, p: float, n_masks: int, weight: Tensor) -> 
         return mask_storage == PACKED
     if philox_calls(p) < PACKED_MIN_DIGITS:
         return False
-    groups, outs = -(-weight.shape[1] // 128), -(-weight.shape[0] // 8) * 8
-    return 16 * groups * n_masks * outs <= PACKED_MAX_BYTES
+    return 4 * math.prod(stored_shape(n_masks, *weight.shape)) <= PACKED_MAX_BYTES

@@ -4,7 +4,7 @@
 // All take `in` and `out` of n floats, in blocks of kCanaryThreads (two warps).
 #pragma once
 
-#include "../../csrc/cuda/compat.h"
+#include "copy_async.cuh"
 
 namespace fused_dropout {
 namespace {

@@ -1,4 +1,4 @@
-// What the inline PTX of csrc/cuda/compat.h does, in C++. All reads and writes of the kernel's
+// What the inline PTX of copy_async.cuh does, in C++. All reads and writes of the kernel's
 // memory are made here, in instrumented code, where the sanitizers see them.
 #pragma once
 

@@ -146,7 +146,7 @@ def _linear_of(t: Tensors, s: Settings) -> tuple[Tensor]:
         kept_bias = reference.mask((masks, s["outs"]), s["p"], **_state(s), stream=1)[which]
         out = out + torch.where(kept_bias, t["bias"], 0.0)
     q = keep_rate(s["p"])
-    factor = (1 / q if q > 0 else 0.0) if s["rescale"] else 1.0
+    factor = s["scale"]
     return (out * factor,)
 
 

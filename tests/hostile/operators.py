@@ -296,9 +296,6 @@ class _Values:
     def _gamma(self) -> str:
         return self._number("gamma", (0.0, 0.01, 0.1, 0.5, 1.0, 2**-33))
 
-    def _rescale(self) -> str:
-        return repr(self._once("rescale", self.random.random() < 0.5))
-
     def _share_channels(self) -> str:
         return repr(self._once("share_channels", self.random.random() < 0.4))
 

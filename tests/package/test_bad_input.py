@@ -162,7 +162,7 @@ def test_a_last_smaller_group_of_rows_is_fine(place: torch.device) -> None:
         assert torch.equal(everything, dropconnect_linear(**good(), mask="batch", seed=1))
     operator = extension.operators().dropconnect_linear
     state = torch.zeros(2, dtype=torch.int64)
-    output = operator(*good().values(), state, None, 0.5, 2**63 - 1, True)
+    output = operator(*good().values(), state, None, 0.5, 2**63 - 1, 2.0)
     assert output.shape == (3, 4)
 
 
@@ -196,7 +196,7 @@ def test_raw_operator_never_crashes(
 ) -> None:
     operator = extension.operators().dropconnect_linear
     arguments = {**good(), "rng_state": torch.zeros(2, dtype=torch.int64), "mask_bits": None}
-    arguments.update({"p": 0.5, "rows_per_mask": 1, "rescale": True})
+    arguments.update({"p": 0.5, "rows_per_mask": 1, "scale": 2.0})
     with pytest.raises(error, match=text):
         operator(**{**arguments, **moved(change, place)})
 
@@ -218,20 +218,20 @@ def test_unaligned_mask_bits_of_the_raw_operators(operator: str, place: torch.de
     for words in range(5):
         view = room[words : words + bits.numel()].view_as(bits).copy_(bits)
         if words % 4 == 0:
-            expected = call(*operands, state, bits, 0.5, 1, True)
-            found = call(*operands, state, view, 0.5, 1, True)
+            expected = call(*operands, state, bits, 0.5, 1, 2.0)
+            found = call(*operands, state, view, 0.5, 1, 2.0)
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
             continue
         text = f"mask_bits must start at.*multiple of 16 bytes, got.*remainder {4 * words} "
         with pytest.raises(RuntimeError, match=text):
-            call(*operands, state, view, 0.5, 1, True)
+            call(*operands, state, view, 0.5, 1, 2.0)
 
 
 def test_integer_operands_of_the_raw_operator(place: torch.device) -> None:
     state = torch.zeros(2, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="expected float32"):
         torch.ops.fused_dropout.dropconnect_linear(
-            torch.ones(3, 8).long(), torch.ones(4, 8).long(), None, state, None, 0.5, 1, True
+            torch.ones(3, 8).long(), torch.ones(4, 8).long(), None, state, None, 0.5, 1, 2.0
         )
 
 

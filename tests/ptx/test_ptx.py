@@ -161,7 +161,7 @@ def test_layers_use_the_contract_s_masks(ptx_device: Device, column: int) -> Non
     torch.testing.assert_close(layer.product("d_input")[:, column], expected.sum(1) / q)
 
 
-# ---- the inline PTX of compat.h
+# ---- the inline PTX of copy_async.cuh
 
 
 @pytest.mark.parametrize("bytes_each", [4, 8, 16])

@@ -54,7 +54,7 @@ OPS = (
     ),
 )  # fmt: skip
 
-_SETTINGS = (0.3, 2, True)  # p, rows_per_mask, rescale
+_SETTINGS = (0.3, 2, 1.5)  # p, rows_per_mask, scale
 
 
 def _matrices() -> list[Tensor]:

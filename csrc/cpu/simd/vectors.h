@@ -1,0 +1,93 @@
+// What an instruction set offers to the kernels, said once. An isa_*.cpp file includes its own
+// vectors_*.h and then this header, which does not compile where an operation is missing or has
+// other types.
+//
+// Words of a mask lie in memory as packed bits, four to a group of 128 elements. `bits` points to
+// the 16 bytes of a group, and `chunk` counts vectors from the group's start.
+#pragma once
+
+#include "prelude.h"
+#include "scalar_types.h"
+
+namespace fused_dropout {
+namespace {
+
+// A value of any type, to ask which type an expression has.
+template <class T>
+T& some();
+
+#define FUSED_DROPOUT_OFFERS(Type, ...) \
+  static_assert(std::is_same_v<decltype(__VA_ARGS__), Type>, #__VA_ARGS__)
+
+// ---- Lanes: 32-bit Philox words of kCount groups, each in the low half of a 64-bit lane. The high
+// halves may hold anything.
+
+static_assert(Lanes::kCount >= 2, "the first and last lanes are drawn as a pair");
+FUSED_DROPOUT_OFFERS(Lanes, splat(some<uint32_t>()));                 // in every lane
+FUSED_DROPOUT_OFFERS(Lanes, load_lanes(some<const uint64_t*>()));     // all 64 bits
+FUSED_DROPOUT_OFFERS(Lanes, high_halves(some<Lanes>()));              // in the low halves
+FUSED_DROPOUT_OFFERS(Lanes, add64(some<Lanes>(), some<uint64_t>()));  // to all 64 bits
+FUSED_DROPOUT_OFFERS(Lanes, some<Lanes>() | some<Lanes>());
+FUSED_DROPOUT_OFFERS(Lanes, xor3(some<Lanes>(), some<Lanes>(), some<Lanes>()));
+// The high and low words of 32 x 32 bits.
+FUSED_DROPOUT_OFFERS(Product<Lanes>, multiply(some<Lanes>(), some<uint32_t>()));
+
+// ---- Bits: the 128 bits of each of Lanes::kCount groups, in order.
+
+FUSED_DROPOUT_OFFERS(Bits, bits_of(some<bool>()));  // all alike
+FUSED_DROPOUT_OFFERS(Bits, some<Bits>() | some<Bits>());
+FUSED_DROPOUT_OFFERS(Bits, some<Bits>() & some<Bits>());
+FUSED_DROPOUT_OFFERS(Bits, and_not(some<Bits>(), some<Bits>()));  // of the first, not of the second
+FUSED_DROPOUT_OFFERS(bool, all_zero(some<Bits>()));
+FUSED_DROPOUT_OFFERS(void, store_bits(some<uint32_t*>(), some<Bits>()));
+// Of the four words of Philox outputs. Lane 2j holds group j, lane 2j + 1 group kCount / 2 + j.
+FUSED_DROPOUT_OFFERS(Bits, pack_words(some<const Lanes[4]>()));
+
+// ---- Vec<float> and Vec<double>: kLanes numbers; kLanes divides 128. Memory need not be aligned.
+
+template <class R>
+struct VectorsOf {
+  static_assert(kGroupColumns % Vec<R>::kLanes == 0);
+  FUSED_DROPOUT_OFFERS(Vec<R>, load(some<const R*>()));
+  FUSED_DROPOUT_OFFERS(void, store(some<R*>(), some<Vec<R>>()));
+  FUSED_DROPOUT_OFFERS(Vec<R>, broadcast(some<R>()));
+  FUSED_DROPOUT_OFFERS(Vec<R>, some<Vec<R>>() + some<Vec<R>>());
+  FUSED_DROPOUT_OFFERS(Vec<R>, some<Vec<R>>() * some<Vec<R>>());
+  FUSED_DROPOUT_OFFERS(Vec<R>, square_root(some<Vec<R>>()));
+  // a * b + c, rounded once or twice.
+  FUSED_DROPOUT_OFFERS(Vec<R>, multiply_add(some<Vec<R>>(), some<Vec<R>>(), some<Vec<R>>()));
+  // sum + a * b in the lanes whose bit is set; the others keep `sum`, whatever a and b hold.
+  FUSED_DROPOUT_OFFERS(Vec<R>, fma_kept(some<const uint8_t*>(), some<int>(), some<Vec<R>>(),
+                                        some<Vec<R>>(), some<Vec<R>>()));
+  // `a` in the lanes whose bit is set, `b` in the others.
+  FUSED_DROPOUT_OFFERS(Vec<R>, select_kept(some<const uint8_t*>(), some<int>(), some<Vec<R>>(),
+                                           some<Vec<R>>()));
+  // `a` in the lanes whose word, one for each lane, contains the one bit; `b` in the others.
+  FUSED_DROPOUT_OFFERS(Vec<R>, select_words(some<const uint32_t*>(), some<uint32_t>(),
+                                            some<Vec<R>>(), some<Vec<R>>()));
+  // out[k] += the sum of a[k]'s lanes.
+  FUSED_DROPOUT_OFFERS(void, add_sums4(some<R*>(), some<const Vec<R>[4]>()));
+};
+template struct VectorsOf<float>;
+template struct VectorsOf<double>;
+
+// Sixteen-bit floats in and out, rounded as float_formats.h does.
+FUSED_DROPOUT_OFFERS(Vec<float>, load_half(some<const uint16_t*>()));
+FUSED_DROPOUT_OFFERS(void, store_half(some<uint16_t*>(), some<Vec<float>>()));
+FUSED_DROPOUT_OFFERS(Vec<float>, load_bfloat(some<const uint16_t*>()));
+FUSED_DROPOUT_OFFERS(void, store_bfloat(some<uint16_t*>(), some<Vec<float>>()));
+// Two vectors' worth of bfloats, times the factor.
+FUSED_DROPOUT_OFFERS(void,
+                     scale_bfloats(some<const uint16_t*>(), some<Vec<float>>(), some<uint16_t*>()));
+
+// ---- How much is worked on at once: what the registers hold.
+
+static_assert(kForwardRows >= 1);   // input rows of a DropConnect tile, times 4 output features
+static_assert(kOuterRows >= 1);     // rows of its gradients' tile, times
+static_assert(kOuterChunks >= 1);   // vectors of columns
+static_assert(kPhiloxAtOnce >= 1);  // calls in lockstep: one alone waits for its multiplications
+
+#undef FUSED_DROPOUT_OFFERS
+
+}  // namespace
+}  // namespace fused_dropout
