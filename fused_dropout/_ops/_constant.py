@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,12 +11,16 @@ from fused_dropout._core.private_torch import tensor_arguments
 from fused_dropout._ops._differentiable import NAMESPACE, item_by_item
 
 
-def register_constant(name: str, fake: Callable[..., Any], library: torch.library.Library) -> None:
-    """Tells torch all of the operator ``name``, whose schema the extension has defined.
+class Constant(NamedTuple):
+    """One operator. Its results need no gradient, whatever its arguments do."""
 
-    Its results need no gradient, whatever its arguments do: they are constants.
-    """
-    operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+    name: str
+    fake: Callable[..., Any]  # results of the right shape, dtype and device
+
+
+def register_constant(op: Constant, library: torch.library.Library) -> None:
+    """Tells torch all of ``op``, whose schema the extension has defined."""
+    operator = getattr(getattr(torch.ops, NAMESPACE), op.name).default
     tensors = tensor_arguments(operator)
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
@@ -28,6 +32,6 @@ def register_constant(name: str, fake: Callable[..., Any], library: torch.librar
             args[tensors:],
         )
 
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
-    torch.library.register_vmap(f"{NAMESPACE}::{name}", vmap, lib=library)
-    library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    torch.library.register_fake(f"{NAMESPACE}::{op.name}", op.fake, lib=library)
+    torch.library.register_vmap(f"{NAMESPACE}::{op.name}", vmap, lib=library)
+    library.impl(op.name, torch.library.fallthrough_kernel, "Autograd")

@@ -17,7 +17,7 @@ operator, whose derivatives it can take.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar
@@ -46,6 +46,7 @@ without_autograd_kernels = below_autograd or nullcontext
 Tensors = tuple[Tensor | None, ...]
 Settings = tuple[Any, ...]
 Results = Any  # a Tensor, or a tuple of them
+Shape = Sequence[int]
 Dims = tuple[int | None, ...]  # of each tensor, the dimension that counts a batch's items, if any
 
 
@@ -70,6 +71,8 @@ class Differentiable:
     name: ClassVar[str]
     inputs: ClassVar[int]
     linear: ClassVar[bool] = False  # in all inputs together, so that jvp depends on no input
+    # Of a product: what torch.utils.flop_counter counts, from the shapes in place of the tensors.
+    flops: ClassVar[Callable[..., int] | None] = None
 
     # Set by `register`.
     operator: ClassVar[Any]

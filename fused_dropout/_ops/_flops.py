@@ -1,4 +1,4 @@
-"""FLOP formulas of the products, for torch.utils.flop_counter.
+"""Hands FLOP formulas to torch.utils.flop_counter.
 
 Importing that module takes long where triton is installed, and few programs count. So the formulas
 are registered when somebody imports it.
@@ -10,7 +10,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -20,46 +20,28 @@ from fused_dropout._ops._differentiable import NAMESPACE
 
 COUNTER = "torch.utils.flop_counter"
 
-Shape = Sequence[int]
+Formulas = Mapping[str, Callable[..., int]]  # by operator
 
 
-def _forward(input: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    return 2 * input[0] * weight[0] * weight[1]
-
-
-def _d_one(grad_output: Shape, operand: Shape, *_: Any, **__: Any) -> int:
-    return 2 * grad_output[0] * grad_output[1] * operand[1]
-
-
-def _d_both(grad_output: Shape, input: Shape, *_: Any, **__: Any) -> int:
-    return 2 * _d_one(grad_output, input)
-
-
-# Masks are not counted, as torch counts no dropout: only the multiply-adds of the dense layer.
-FORMULAS: dict[str, Callable[..., int]] = {
-    "dropconnect_linear": _forward,
-    "dropconnect_linear_d_input": _d_one,
-    "dropconnect_linear_d_weight": _d_one,
-    "dropconnect_linear_d_both": _d_both,
-}
-
-
-def register_flops_when_counted() -> None:
+def register_flops_when_counted(formulas: Formulas) -> None:
     """Registers the formulas now if torch.utils.flop_counter is imported, else when it is."""
     if COUNTER in sys.modules:
-        _register(sys.modules[COUNTER])
+        _register(formulas, sys.modules[COUNTER])
     else:
-        sys.meta_path.insert(0, _RegisterAfterImport())
+        sys.meta_path.insert(0, _RegisterAfterImport(formulas))
 
 
-def _register(counter: ModuleType) -> None:
-    for name, formula in FORMULAS.items():
+def _register(formulas: Formulas, counter: ModuleType) -> None:
+    for name, formula in formulas.items():
         operator = getattr(getattr(torch.ops, NAMESPACE), name)
         counter.register_flop_formula(operator)(formula)
 
 
 class _RegisterAfterImport(importlib.abc.MetaPathFinder):
     """Finds torch.utils.flop_counter as it would be found without it, and is called once."""
+
+    def __init__(self, formulas: Formulas) -> None:
+        self.formulas = formulas
 
     def find_spec(
         self, fullname: str, path: Any = None, target: Any = None
@@ -74,7 +56,7 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
 
         def run_and_register(module: ModuleType) -> None:
             run(module)
-            _register(module)
+            _register(self.formulas, module)
 
         spec.loader.exec_module = run_and_register  # type: ignore[method-assign]
         return spec

@@ -176,3 +176,6 @@ def _second_derivative(z: Tensor, activation: str) -> Tensor:
     s1 = s * (1 - s)
     s2 = s1 * (1 - 2 * s)
     return 2 * s1 * slope + z * (s2 * slope * slope + s1 * curvature)
+
+
+OPERATORS = (BiasActDropoutAdd, DInput, DBoth)

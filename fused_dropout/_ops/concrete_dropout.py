@@ -130,3 +130,6 @@ def _factors(
         p - z / temperature,
         p * (1 - p) - z * (1 - z) / temperature**2,
     )
+
+
+OPERATORS = (ConcreteDropout, ConcreteDropoutBackward)

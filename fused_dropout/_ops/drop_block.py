@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fused_dropout._ops._constant import Constant
 from fused_dropout._ops._differentiable import OwnDerivative
 from fused_dropout._ops._in_place import InPlace
 
@@ -44,3 +45,6 @@ def fake_mask(
         input.new_empty((words,), dtype=torch.int32),
         input.new_empty((scales,), dtype=torch.float64),
     )
+
+
+OPERATORS = (DropBlock, DropBlockInPlace, Constant("drop_block_mask", fake_mask))

@@ -2,6 +2,8 @@
 
 Matrices: input [rows, in], weight [out, in], grad_output [rows, out]. The settings of all but
 `DBias` are (p, rows_per_mask, rescale); mask_bits are the stored masks, or None to draw them again.
+
+FLOPs are the multiply-adds of the dense layer: masks are not counted, as torch counts no dropout.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_dropout._ops._constant import Constant
 from fused_dropout._ops._differentiable import (
     Differentiable,
     Dims,
     Settings,
+    Shape,
     Tensors,
     item_by_item,
     total,
@@ -43,6 +47,10 @@ class DropConnectLinear(Differentiable):
             if tensor is not None and tensor.device != input.device:
                 raise RuntimeError(f"{name} must be on {input.device}, got {tensor.device}")
         return input.new_empty((input.shape[0], weight.shape[0]))
+
+    @staticmethod
+    def flops(input: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+        return 2 * input[0] * weight[0] * weight[1]
 
     @staticmethod
     def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
@@ -102,6 +110,10 @@ class DInput(Differentiable):
         return grad_output.new_empty((grad_output.shape[0], weight.shape[1]))
 
     @staticmethod
+    def flops(grad_output: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+        return 2 * grad_output[0] * grad_output[1] * weight[1]
+
+    @staticmethod
     def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
         grad_output, weight, *masks = tensors
         return (grad_output if needs[1] else None), (weight if needs[0] else None), *masks
@@ -128,6 +140,10 @@ class DWeight(Differentiable):
     @staticmethod
     def fake(grad_output: Tensor, input: Tensor, *_: Any) -> Tensor:
         return grad_output.new_empty((grad_output.shape[1], input.shape[1]))
+
+    @staticmethod
+    def flops(grad_output: Shape, input: Shape, *_: Any, **__: Any) -> int:
+        return 2 * grad_output[0] * grad_output[1] * input[1]
 
     @staticmethod
     def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
@@ -159,6 +175,10 @@ class DBoth(Differentiable):
     @staticmethod
     def fake(grad_output: Tensor, input: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         return DInput.fake(grad_output, weight), DWeight.fake(grad_output, input)
+
+    @staticmethod
+    def flops(grad_output: Shape, input: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+        return DInput.flops(grad_output, weight) + DWeight.flops(grad_output, input)
 
     @staticmethod
     def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
@@ -262,3 +282,13 @@ def fake_mask_bits(weight: Tensor, rng_state: Tensor, masks: int, p: float) -> T
     out_features, in_features = weight.shape
     outs = (out_features + STORED_OUTS_MULTIPLE - 1) // STORED_OUTS_MULTIPLE * STORED_OUTS_MULTIPLE
     return weight.new_empty(((in_features + 127) // 128, masks, outs, 4), dtype=torch.int32)
+
+
+OPERATORS = (
+    DropConnectLinear,
+    DInput,
+    DWeight,
+    DBoth,
+    DBias,
+    Constant("dropconnect_mask_bits", fake_mask_bits),
+)

@@ -124,3 +124,6 @@ def _items_first(tensor: Tensor | None, dim: int | None, items: int) -> Tensor |
     if tensor is None:
         return None
     return tensor.expand(items, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+OPERATORS = (Dropout, DropoutInPlace)

@@ -16,3 +16,6 @@ class GaussianDropoutInPlace(InPlace):
     """The same, written into the input."""
 
     pure = GaussianDropout
+
+
+OPERATORS = (GaussianDropout, GaussianDropoutInPlace)

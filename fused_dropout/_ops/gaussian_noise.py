@@ -87,3 +87,6 @@ class GaussianNoiseDVariance(Differentiable):
 def _slope(variance: Any, settings: Settings) -> Tensor:
     """The derivative of (variance + eps)^(-1/2), as a multiple of itself."""
     return -0.5 / (variance + settings[0])
+
+
+OPERATORS = (GaussianNoise, GaussianNoiseDVariance)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fused_dropout._ops._constant import Constant
+
 
 def fake_mask(
     rng_state: Tensor, rows: int, cols: int, p: float, stream: int, digits: int
@@ -22,3 +24,11 @@ def fake_packed_mask(
 
 def fake_noise(rng_state: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
     return rng_state.new_empty(size, dtype=dtype)
+
+
+OPERATORS = (
+    Constant("mask", fake_mask),
+    Constant("packed_mask", fake_packed_mask),
+    Constant("uniform_noise", fake_noise),
+    Constant("normal_noise", fake_noise),
+)

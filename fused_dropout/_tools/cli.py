@@ -13,28 +13,31 @@ import importlib
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 
 import fused_dropout
 from fused_dropout._core import extension
-from fused_dropout._tools.common import ArgumentError, report_console
+from fused_dropout._tools.common import ArgumentError, explained_imports
 
-# name: (module, one-line help)
+
+class _Command(NamedTuple):
+    module: str  # in fused_dropout._tools
+    help: str
+    extra: str  # of pyproject.toml, which installs what the command needs
+
+
 _COMMANDS = {
-    "info": ("fused_dropout._tools.cli", "what this installation was built from and runs on"),
-    "verify": (
-        "fused_dropout._tools.verify.command",
-        "check every op on this machine against the reference",
+    "info": _Command("cli", "what this installation was built from and runs on", "tools"),
+    "verify": _Command(
+        "verify.command", "check every op on this machine against the reference", "tools"
     ),
-    "bench": (
-        "fused_dropout._tools.bench.command",
-        "measure the DropConnect layer against plain PyTorch",
+    "bench": _Command(
+        "bench.command", "measure the DropConnect layer against plain PyTorch", "tools"
     ),
-    "demo": (
-        "fused_dropout._tools.demo.command",
-        "train a small network twice: naive DropConnect and ours",
+    "demo": _Command(
+        "demo.command", "train a small network twice: naive DropConnect and ours", "demo"
     ),
 }
 
@@ -54,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(arguments)
         _check_environment(parser)
         return _run_subcommand(args)
+    except ArgumentError as error:
+        print(f"fused-dropout: error: {error}", file=sys.stderr)
+        return 2
     except ImportError as error:  # carries what is missing and the command that mends it
         print(f"fused-dropout: error: {error}", file=sys.stderr)
         return 1
@@ -64,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_subcommand(args: argparse.Namespace) -> int:
     try:
-        return int(args.run(args))
+        with explained_imports(_COMMANDS[args.command].extra):
+            return int(args.run(args))
     except ArgumentError as error:
         print(f"fused-dropout {args.command}: error: {error}", file=sys.stderr)
         return 2
@@ -76,10 +83,11 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     version = f"fused-dropout {fused_dropout.__version__}"
     parser.add_argument("--version", action="version", version=version)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module_name, help_line) in _COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=help_line, description=help_line)
+    for name, command in _COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=command.help, description=command.help)
         if name in arguments:
-            module = importlib.import_module(module_name)
+            with explained_imports(command.extra):
+                module = importlib.import_module(f"fused_dropout._tools.{command.module}")
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     return parser
@@ -101,8 +109,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`info`: print build and run-time facts; 1 if the compiled extension does not load."""
-    from rich.table import Table
-
     try:
         facts = {**_build_facts(extension.build_info()), **_isa_facts()}
         problem = None
@@ -110,10 +116,9 @@ def run(args: argparse.Namespace) -> int:
         facts = {}
         problem = str(error)
 
-    table = Table("fact", "value", title="fused_dropout")
+    # Plain text: this command works without any extra, to say what is there.
     for name, value in {**_run_time_facts(), **facts}.items():
-        table.add_row(name, value)
-    report_console().print(table)
+        print(f"{name:20}  {value}")
     if problem is None:
         return 0
     print(f"fused-dropout: error: {problem}", file=sys.stderr)

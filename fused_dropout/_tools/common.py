@@ -22,6 +22,25 @@ class ArgumentError(ValueError):
     """An argument that does not fit the data or the machine; the message is one clear line."""
 
 
+_MODULES_OF_EXTRAS = ("rich", "matplotlib", "sklearn")
+
+
+@contextmanager
+def explained_imports(extra: str) -> Iterator[None]:
+    """An import that the extra of this name makes possible becomes an ArgumentError that says so.
+
+    Extras are in pyproject.toml.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in _MODULES_OF_EXTRAS:
+            raise
+        remedy = f"pip install 'fused_dropout[{extra}]'"
+        raise ArgumentError(f"this needs {module}, which is not installed: {remedy}") from error
+
+
 @contextmanager
 def output_file(option: str, path: Path) -> Iterator[Callable[[bytes], None]]:
     """Open a file before a long run, so that the run cannot end with nowhere to write.

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_dropout._tools.table import Layer, Op, layers, ops_with
-from fused_dropout._tools.table.operators import Operator, operators
+from fused_dropout._tools.table import Layer, Op, Operator, layers, operators, ops_with
 
 SEED = 3
 

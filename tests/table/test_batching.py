@@ -23,8 +23,7 @@ from small_calls import (
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fused_dropout._tools.table import Case, Op, op_named
-from fused_dropout._tools.table.operators import Operator
+from fused_dropout._tools.table import Case, Op, Operator, op_named
 
 ITEMS = 3
 DRAWS = 20  # enough that equal masks for all of them are no chance

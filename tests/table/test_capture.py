@@ -32,8 +32,7 @@ from small_calls import (
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fused_dropout._tools.table import Layer, Op
-from fused_dropout._tools.table.operators import Operator
+from fused_dropout._tools.table import Layer, Op, Operator
 
 pytestmark = pytest.mark.filterwarnings("error:.*autograd kernel was not registered")
 

@@ -32,8 +32,7 @@ from small_calls import (
 from torch import Tensor
 
 from fused_dropout import make_rng_state
-from fused_dropout._tools.table import Layer, Op, op_named
-from fused_dropout._tools.table.operators import Operator
+from fused_dropout._tools.table import Layer, Op, Operator, op_named
 from fused_dropout.nn import DropConnectLinear
 
 pytestmark = pytest.mark.filterwarnings("error:.*autograd kernel was not registered")

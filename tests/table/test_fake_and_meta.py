@@ -18,8 +18,7 @@ from small_calls import (
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fused_dropout._tools.table import DTYPES, Layer, Op
-from fused_dropout._tools.table.operators import Operator
+from fused_dropout._tools.table import DTYPES, Layer, Op, Operator
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "dense": lambda tensor: tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from small_calls import differentiable_positions, each_operator
 
-from fused_dropout._tools.table.operators import Operator
+from fused_dropout._tools.table import Operator
 
 UTILITIES = (
     "test_schema",

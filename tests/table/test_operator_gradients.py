@@ -18,7 +18,7 @@ from small_calls import (
 )
 from torch import Tensor
 
-from fused_dropout._tools.table.operators import Operator
+from fused_dropout._tools.table import Operator
 
 # Torch's word for an operator without derivatives.
 pytestmark = pytest.mark.filterwarnings("error:.*autograd kernel was not registered")

@@ -12,8 +12,7 @@ from small_calls import SEED, argument_names, call_of, each_operator, operands_o
 from fused_dropout import functional, nn
 from fused_dropout._core import extension
 from fused_dropout._tools.pages.support import support_page
-from fused_dropout._tools.table import PROPERTIES, Op, layers, ops, ops_with
-from fused_dropout._tools.table.operators import Operator, operators
+from fused_dropout._tools.table import PROPERTIES, Op, Operator, layers, operators, ops, ops_with
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "support.md"

@@ -214,5 +214,5 @@ def test_missing_matplotlib_says_how_to_get_it(
     monkeypatch.delitem(sys.modules, "fused_dropout._tools.demo.plots", raising=False)
     monkeypatch.delattr("fused_dropout._tools.demo.plots", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert demo("--hidden", "8") == 1
+    assert demo("--hidden", "8") == 2
     assert "pip install 'fused_dropout[demo]'" in capsys.readouterr().err

@@ -13,7 +13,6 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from rich.console import Console
@@ -98,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
     Raises ArgumentError, before the training, for arguments or data that do not fit.
     """
+    from fused_dropout._tools.demo import plots  # needs matplotlib, `--help` does not
+
     out = Path(args.out)
     if out.suffix.lower() != ".png":
         raise ArgumentError(f"--out must end in .png, got {out}")
@@ -105,7 +106,6 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args)
     trained = training.subset(data, _subset_size(args, data), settings.seed)
     _check_memory(data, settings)
-    plots = _import_plots()
     console = report_console()
     with output_file("--out", out) as write:
         with thread_count(args.threads):
@@ -300,16 +300,6 @@ def _check_memory(data: Dataset, settings: Settings) -> None:
             f"--hidden {settings.hidden} and --batch-size {settings.batch_size}, "
             f"{_size(available)} are free; lower either"
         )
-
-
-def _import_plots() -> ModuleType:
-    try:
-        from fused_dropout._tools.demo import plots
-    except ImportError as error:
-        raise ImportError(
-            "the demo's picture needs matplotlib: pip install 'fused_dropout[demo]'"
-        ) from error
-    return plots
 
 
 def _duration(seconds: float) -> str:

@@ -46,15 +46,11 @@ def load_digits() -> Dataset:
     """The 1797 8x8 digits bundled with scikit-learn, split into halves (fixed, stratified).
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ModuleNotFoundError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits as sklearn_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise ImportError(
-            "the bundled digits need scikit-learn: pip install 'fused_dropout[demo]'"
-        ) from error
+    from sklearn.datasets import load_digits as sklearn_digits
+    from sklearn.model_selection import train_test_split
+
     pixels, labels = sklearn_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
         (pixels / 16.0).astype(np.float32),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from fused_dropout._tools.pages.markdown import markdown_table
-from fused_dropout._tools.table import PROPERTIES, ops
-from fused_dropout._tools.table.operators import operators
+from fused_dropout._tools.table import PROPERTIES, operators, ops
 
 
 def support_page() -> str:
