@@ -11,33 +11,38 @@ and a plot as PNG to bench/results/. Exit status 1 if a goal is missed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
-from torch._functorch import config as functorch_config
 from torch.nn import functional as F
 
+from fused_dropout._core.private_torch import without_donated_buffers
+from fused_dropout._tools.bench.columns import (
+    PEAK,
+    Result,
+    milliseconds,
+    printed,
+    shape_text,
+    times,
+)
 from fused_dropout._tools.bench.devices import Device
 from fused_dropout._tools.bench.harness import (
     OURS,
+    Key,
     Measured,
+    Prepare,
     Spread,
-    Subject,
-    load_warning,
-    measure_interleaved,
+    measure_rows,
     ratio,
+    relative,
     spread,
 )
-from fused_dropout._tools.bench.report import Goal, Script, Setup, run_script
+from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
 from fused_dropout.functional import bias_act_dropout_add
 
-RESULTS = Path(__file__).parent / "results"
 SHAPE = (8, 1024, 3072)
 P = 0.1
 EAGER, COMPILED, COPY = "eager", "compiled eager", "copy_"
@@ -59,38 +64,23 @@ def fused(input: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
 
 
 def measure(
-    shape: tuple[int, ...],
-    dtype: str,
-    *,
-    rounds: int,
-    compiled: bool,
-    device: Device,
-    progress: Callable[[str], object],
+    shape: tuple[int, ...], dtype: str, *, compiled: bool, device: Device, **options: Any
 ) -> dict[str, Any]:
-    """One shape and dtype; a result as `run_script` wants it."""
+    """One shape and dtype."""
     layers: dict[str, Layer] = {OURS: fused, EAGER: eager}
     if compiled:
         torch.compiler.reset()
         layers[COMPILED] = torch.compile(eager, dynamic=False)
-    calls = Calls(shape, dtype, device.kind)
-    subjects = [
-        Subject(name, partial(calls.of_layer, layer), may_fail=name == COMPILED)
-        for name, layer in layers.items()
-    ]
-    subjects.append(Subject(COPY, calls.of_copy))
-    # torch.compile otherwise frees buffers that repeated backward passes over one graph need.
-    with functorch_config.patch(donated_buffer=False):
-        measured = measure_interleaved(
-            subjects, PHASES, rounds=rounds, memory_phase="total", device=device, progress=progress
-        )
-    return {
-        "shape": list(shape),
-        "dtype": dtype,
-        "device": device.kind,
-        "rounds": rounds,
-        "other_busy_cores": round(measured.other_busy_cores, 2),
-        "rows": [_row(subject.name, measured.subjects) for subject in subjects],
+    prepare = Calls(shape, dtype, device.kind)
+    calls: dict[Key, Prepare] = {
+        (name, P): partial(prepare.of_layer, layer) for name, layer in layers.items()
     }
+    calls[COPY, None] = prepare.of_copy
+    with without_donated_buffers():
+        result = measure_rows(
+            calls, PHASES, _figures, device=device, may_fail=[COMPILED], **options
+        )
+    return {"shape": list(shape), "dtype": dtype, **result}
 
 
 class Calls:
@@ -119,74 +109,41 @@ class Calls:
         return lambda: target.copy_(self.input)
 
 
-def _row(name: str, subjects: Mapping[str, Measured]) -> dict[str, Any]:
-    own = subjects[name]
+def _figures(key: Key, measured: Mapping[Key, Measured]) -> dict[str, Any]:
+    own, copy = measured[key], measured[COPY, None]
 
-    def speedup_over(peer: str) -> dict[str, Spread | None] | None:
-        if name in (peer, COPY) or peer not in subjects or subjects[peer].note or own.note:
+    def speedup_over(name: str) -> dict[str, Spread | None] | None:
+        peer = measured.get((name, P))
+        if key[0] in (name, COPY) or peer is None or peer.note or own.note:
             return None
-        return {p: spread(ratio(subjects[peer].seconds[p], own.seconds[p])) for p in PHASES}
+        return relative(peer, own, PHASES)
 
     def times_floor(phase: str) -> Spread | None:
-        if name == COPY or phase not in own.seconds:
+        if key[0] == COPY or phase not in own.seconds:
             return None
-        shares = ratio(own.seconds[phase], subjects[COPY].seconds[phase])
+        shares = ratio(own.seconds[phase], copy.seconds[phase])
         return spread([share and share * 2 / TENSORS[phase] for share in shares])
 
     return {
-        "name": name,
-        "p": None if name == COPY else P,
-        **own.figures(),
         "speedup_over_eager": speedup_over(EAGER),
         "speedup_over_compiled": speedup_over(COMPILED),
         "times_floor": {phase: times_floor(phase) for phase in PHASES},
     }
 
 
-def print_result(result: Mapping[str, Any], console: Console) -> None:
-    """A table of one shape and dtype, and a warning if the machine was busy."""
-    table = Table("", title=result_title(result))
-    headings = [*(f"{phase}\nms" for phase in PHASES), "peak\nextra MiB"]
-    headings += [f"{phase}\ntimes floor" for phase in PHASES]
-    for heading in (*headings, "total faster\nthan eager", "total faster\nthan compiled"):
-        table.add_column(heading, justify="right")
-    for row in result["rows"]:
-        table.add_row(row["name"], *([] if row["note"] else _cells(row)))
-    console.print(table)
-    if warning := load_warning(result["other_busy_cores"]):
-        console.print(warning, style="yellow")
-    for row in result["rows"]:
-        if row["note"]:
-            console.print(f"{row['name']}: {row['note']}", markup=False)
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    peak = row["peak_extra_bytes"]
-    return [
-        *(f"{1e3 * row['seconds'][phase]['median']:.3g}" for phase in PHASES),
-        "?" if peak is None else f"{peak / 2**20:.0f}",
-        *(_shown(row["times_floor"][phase]) for phase in PHASES),
-        *(
-            _shown((row[f"speedup_over_{peer}"] or {}).get("total"))
-            for peer in ("eager", "compiled")
-        ),
-    ]
-
-
-def _shown(found: Spread | None) -> str:
-    return "-" if found is None else "{median:.2f}x\n({p20:.2f}-{p80:.2f})".format_map(found)
-
-
-def shape_text(result: Mapping[str, Any]) -> str:
-    """Which measurement a goal is about."""
-    return f"{' x '.join(map(str, result['shape']))} {result['dtype']}"
-
-
-def result_title(result: Mapping[str, Any]) -> str:
+def result_title(result: Result) -> str:
     """What a table or a plot is about."""
     return f"residual + dropout(gelu(input + bias), {P:g}), {shape_text(result)}"
 
 
+COLUMNS = [
+    *map(milliseconds, PHASES),
+    PEAK,
+    *(times(f"{phase}\ntimes floor", "times_floor", phase, separator="\n") for phase in PHASES),
+    times("total faster\nthan eager", "speedup_over_eager", separator="\n"),
+    times("total faster\nthan compiled", "speedup_over_compiled", separator="\n"),
+]
+print_result = printed(result_title, COLUMNS)
 MEASUREMENTS = [partial(measure, SHAPE, dtype) for dtype in ("float32", "bfloat16")]
 SETUPS = {
     "cpu": Setup(
@@ -207,10 +164,8 @@ SETUPS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    script = Script(__doc__, SETUPS, RESULTS, print_result, shape_text, result_title)
-    return run_script(script, argv)
-
+SCRIPT = Script(__doc__, SETUPS, results_beside(__file__), print_result, shape_text, result_title)
+main = partial(run_script, SCRIPT)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,29 +16,22 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import fused_dropout
 from fused_dropout._core import extension
+from fused_dropout._tools.bench.columns import Column, Result, Row, print_remarks, result_table
 from fused_dropout._tools.bench.devices import Device
-from fused_dropout._tools.bench.harness import (
-    OURS,
-    Measured,
-    Subject,
-    load_warning,
-    measure_interleaved,
-    row_label,
-)
-from fused_dropout._tools.bench.report import Goal, Script, Setup, run_script
+from fused_dropout._tools.bench.harness import OURS, Key, Measured, Prepare, measure_rows
+from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
 from fused_dropout._tools.common import thread_count
 
-RESULTS = Path(__file__).parent / "results"
+if TYPE_CHECKING:
+    from rich.console import Console
+
 CALLS = 100  # in a block
 P = 0.5
 PEER, OPERATOR = "peer", "operator"
@@ -114,38 +107,19 @@ CASES = (
 )
 
 
-def measure(
-    case: Case,
-    *,
-    rounds: int,
-    compiled: bool,
-    device: Device,
-    progress: Callable[[str], object],
-) -> dict[str, Any]:
-    """One case; `compiled` changes nothing, the peers here are not compiled."""
-    subjects = [
-        Subject(name, partial(_block, layer, case.shape, device.kind))
+def measure(case: Case, *, device: Device, **options: Any) -> dict[str, Any]:
+    """One case; the peers here are not compiled."""
+    calls: dict[Key, Prepare] = {
+        (name, P): partial(_block, layer, case.shape, device.kind)
         for name, layer in case.layers(device.kind).items()
-    ]
-    measured = measure_interleaved(
-        subjects,
-        tuple(case.most),
-        rounds=rounds,
-        memory_phase="",  # none: hardly any is used
-        device=device,
-        progress=progress,
-        replayed=(),
-    )
-    calls = {name: _per_call(block) for name, block in measured.subjects.items()}
-    return {
-        "form": case.text(),
-        "device": device.kind,
-        "threads": torch.get_num_threads(),
-        "rounds": rounds,
-        "other_busy_cores": round(measured.other_busy_cores, 2),
-        "phases": list(case.most),
-        "rows": [_row(name, calls) for name in calls],
     }
+    result = measure_rows(
+        calls, tuple(case.most), _figures, device=device, replayed=(),
+        memory_phase="",  # none: hardly any is used
+        **options,
+    )  # fmt: skip
+    facts = {"form": case.text(), "threads": torch.get_num_threads(), "phases": list(case.most)}
+    return {**facts, **result}
 
 
 def _block(
@@ -167,22 +141,14 @@ def _block(
     return call_and_backward if phase == TOTAL else call
 
 
-def _per_call(block: Measured) -> Measured:
-    timings = {
-        phase: [seconds / CALLS for seconds in found] for phase, found in block.timings.items()
-    }
-    return replace(block, timings=timings)
-
-
-def _row(name: str, calls: Mapping[str, Measured]) -> dict[str, Any]:
-    least = {phase: min(timings) for phase, timings in calls[name].timings.items()}
-    peers = calls[PEER].timings
+def _figures(key: Key, blocks: Mapping[Key, Measured]) -> dict[str, Any]:
+    """Of one call, where what was measured are blocks."""
+    own, peer = blocks[key].timings, blocks[PEER, P].timings
+    calls = {phase: [seconds / CALLS for seconds in timings] for phase, timings in own.items()}
     return {
-        "name": name,
-        "p": P,
-        **calls[name].figures(),
-        "least_microseconds": {phase: 1e6 * seconds for phase, seconds in least.items()},
-        **{times_peer(phase): seconds / min(peers[phase]) for phase, seconds in least.items()},
+        **replace(blocks[key], timings=calls).figures(),
+        "least_microseconds": {phase: 1e6 * min(timings) for phase, timings in calls.items()},
+        **{times_peer(phase): min(own[phase]) / min(peer[phase]) for phase in own},
     }
 
 
@@ -191,29 +157,29 @@ def times_peer(phase: str) -> str:
     return f"{phase}_times_peer"
 
 
-def print_result(result: Mapping[str, Any], console: Console) -> None:
-    """A table of one case, and a warning if the machine was busy."""
-    table = Table("", title=result_title(result))
-    for phase in result["phases"]:
-        table.add_column(f"{phase}\nmicroseconds", justify="right")
-        table.add_column(f"{phase}\ntimes peer", justify="right")
-    for row in result["rows"]:
-        cells = []
-        for phase in result["phases"]:
-            cells.append(f"{row['least_microseconds'][phase]:.2f}")
-            cells.append(f"{row[times_peer(phase)]:.2f}x")
-        table.add_row(row_label(row["name"], row["p"]), *cells)
-    console.print(table)
-    if warning := load_warning(result["other_busy_cores"]):
-        console.print(warning, style="yellow")
+def _columns(phase: str) -> tuple[Column, Column]:
+    def microseconds(row: Row) -> str:
+        return f"{row['least_microseconds'][phase]:.2f}"
+
+    def ratio(row: Row) -> str:
+        return f"{row[times_peer(phase)]:.2f}x"
+
+    return Column(f"{phase}\nmicroseconds", microseconds), Column(f"{phase}\ntimes peer", ratio)
 
 
-def shape_text(result: Mapping[str, Any]) -> str:
+def print_result(result: Result, console: Console) -> None:
+    """A table of one case."""
+    columns = [column for phase in result["phases"] for column in _columns(phase)]
+    console.print(result_table(result, result_title(result), columns))
+    print_remarks(result, console)
+
+
+def shape_text(result: Result) -> str:
     """Which measurement a goal is about."""
     return str(result["form"])
 
 
-def result_title(result: Mapping[str, Any]) -> str:
+def result_title(result: Result) -> str:
     """What a table or a plot is about."""
     return f"A call of {shape_text(result)}, threads: {result['threads']}, least of all rounds"
 
@@ -230,10 +196,12 @@ SETUPS = {
 }
 
 
+SCRIPT = Script(__doc__, SETUPS, results_beside(__file__), print_result, shape_text, result_title)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    script = Script(__doc__, SETUPS, RESULTS, print_result, shape_text, result_title)
     with thread_count(1):  # --threads asks for more
-        return run_script(script, argv)
+        return run_script(SCRIPT, argv)
 
 
 if __name__ == "__main__":

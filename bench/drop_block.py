@@ -13,33 +13,32 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from fused_dropout import make_rng_state
 from fused_dropout._core import extension
 from fused_dropout._core.drop_block_gamma import exact_gamma, paper_gamma
-from fused_dropout._tools.bench.devices import Device
-from fused_dropout._tools.bench.harness import (
-    OURS,
-    Measured,
-    Spread,
-    Subject,
-    load_warning,
-    measure_interleaved,
-    ratio,
-    spread,
+from fused_dropout._tools.bench.columns import (
+    PEAK,
+    Result,
+    milliseconds,
+    print_remarks,
+    result_table,
+    times,
 )
-from fused_dropout._tools.bench.report import Goal, Script, Setup, run_script
+from fused_dropout._tools.bench.devices import Device
+from fused_dropout._tools.bench.harness import OURS, Key, Measured, measure_rows, relative
+from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
 from fused_dropout.functional import drop_block2d
 
-RESULTS = Path(__file__).parent / "results"
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
 PHASES = ("forward", "total")  # total: and the gradient
 SHAPE, BLOCK, P = (32, 64, 56, 56), 7, 0.1
 OWN_FORM, SHARED_FORM = "torchvision's form", "timm's form"
@@ -47,14 +46,15 @@ CLONE = "clone"
 RATE_SIZES = (7, 14, 28, 56)
 RATE_ELEMENTS = 180_000_000  # a standard deviation of 0.17 % of the rate
 
-# Columns of the table: figure and phase, heading.
-_SPEEDUPS = {
-    ("faster_than_torchvision's_form", "forward"): "faster than\ntorchvision's,\nforward",
-    ("faster_than_torchvision's_form", "total"): "\n\ntotal",
-    ("faster_than_timm's_form", "forward"): "faster than\ntimm's,\nforward",
-    ("faster_than_timm's_form", "total"): "\n\ntotal",
-    ("times_clone", "forward"): "\ntimes clone,\nforward",
-}
+COLUMNS = [
+    *map(milliseconds, PHASES),
+    PEAK,
+    times("faster than\ntorchvision's,\nforward", "faster_than_torchvision's_form", "forward"),
+    times("\n\ntotal", "faster_than_torchvision's_form"),
+    times("faster than\ntimm's,\nforward", "faster_than_timm's_form", "forward"),
+    times("\n\ntotal", "faster_than_timm's_form"),
+    times("\ntimes clone,\nforward", "times_clone", "forward"),
+]
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -108,33 +108,21 @@ def layers(share_channels: bool) -> dict[str, Layer]:
 
 
 def measure(
-    share_channels: bool,
-    *,
-    rounds: int,
-    compiled: bool,
-    device: Device,
-    progress: Callable[[str], object],
-    shape: Sequence[int] = SHAPE,
+    share_channels: bool, *, device: Device, shape: Sequence[int] = SHAPE, **options: Any
 ) -> dict[str, Any]:
-    """Times of all layers; `compiled` changes nothing, the peers here are not compiled."""
-    calls = layers(share_channels)
+    """Times of all layers; the peers here are not compiled."""
     prepare = _Calls(shape, device.kind)
-    subjects = [
-        Subject(name, partial(prepare, call), may_fail=name in PEERS)
-        for name, call in calls.items()
-    ]
-    measured = measure_interleaved(
-        subjects, PHASES, rounds=rounds, memory_phase="total", device=device, progress=progress
-    )
+    calls = {
+        (name, P if name == OURS else None): partial(prepare, layer)
+        for name, layer in layers(share_channels).items()
+    }
+    result = measure_rows(calls, PHASES, _figures, device=device, may_fail=PEERS, **options)
     return {
         "blocks": "same in all channels" if share_channels else "own in each channel",
         "shape": list(shape),
         "block_size": BLOCK,
         "dtype": "float32",
-        "device": device.kind,
-        "rounds": rounds,
-        "other_busy_cores": round(measured.other_busy_cores, 2),
-        "rows": [_row(name, measured.subjects) for name in calls],
+        **result,
     }
 
 
@@ -152,25 +140,15 @@ class _Calls:
         return lambda: torch.autograd.grad(layer(input), input, self.grad)
 
 
-def _row(name: str, subjects: Mapping[str, Measured]) -> dict[str, Any]:
-    own = subjects[name]
-
-    def speedups(other: str) -> dict[str, Spread | None]:
-        peer = subjects[other]
-        return {phase: spread(ratio(peer.seconds[phase], own.seconds[phase])) for phase in PHASES}
-
-    note = own.note.removeprefix("failed: RuntimeError: ")  # says what to install
-    figures = own.figures() | {"note": note}
-    row: dict[str, Any] = {"name": name, "p": P if name == OURS else None, **figures}
+def _figures(key: Key, measured: Mapping[Key, Measured]) -> dict[str, Any]:
+    own = measured[key]
     if own.note:
-        return row
-    return row | {
-        "faster_than_torchvision's_form": speedups(OWN_FORM),
-        "faster_than_timm's_form": speedups(SHARED_FORM),
-        "times_clone": {
-            phase: spread(ratio(own.seconds[phase], subjects[CLONE].seconds[phase]))
-            for phase in PHASES
-        },
+        return {"note": own.note.removeprefix("failed: RuntimeError: ")}  # says what to install
+    torchvisions, timms, clone = (measured[name, None] for name in (OWN_FORM, SHARED_FORM, CLONE))
+    return {
+        "faster_than_torchvision's_form": relative(torchvisions, own, PHASES),
+        "faster_than_timm's_form": relative(timms, own, PHASES),
+        "times_clone": relative(own, clone, PHASES),
     }
 
 
@@ -216,32 +194,18 @@ def _dropped_share_of_timm(elements: int, size: int, device: str) -> float:
     return float((form_of_timm(maps) == 0).double().mean())
 
 
-def print_result(result: Mapping[str, Any], console: Console) -> None:
-    """A table of times or of rates, and a warning if the machine was busy."""
+def print_result(result: Result, console: Console) -> None:
+    """A table of times or of rates."""
     if result["blocks"] == "rates":
         console.print(_rate_table(result))
         return
-    table = Table("", title=result_title(result))
-    for heading in [*(f"{phase}\nms" for phase in PHASES), "peak extra\nMiB", *_SPEEDUPS.values()]:
-        table.add_column(heading, justify="right")
-    for row in result["rows"]:
-        if row["note"]:
-            continue
-        table.add_row(
-            row["name"],
-            *[f"{1e3 * row['seconds'][phase]['median']:.3g}" for phase in PHASES],
-            "-" if row["peak_extra_bytes"] is None else f"{row['peak_extra_bytes'] / 2**20:.0f}",
-            *[_shown(row[figure][phase]) for figure, phase in _SPEEDUPS],
-        )
-    console.print(table)
-    for row in result["rows"]:
-        if row["note"]:
-            console.print(f"{row['name']}: {row['note']}")
-    if warning := load_warning(result["other_busy_cores"]):
-        console.print(warning, style="yellow")
+    console.print(result_table(result, result_title(result), COLUMNS))
+    print_remarks(result, console)
 
 
-def _rate_table(result: Mapping[str, Any]) -> Table:
+def _rate_table(result: Result) -> Table:
+    from rich.table import Table
+
     table = Table("map", title=result_title(result))
     for row in result["rows"]:
         exact = ', gamma="exact"' if row["name"] == OURS else ""
@@ -253,18 +217,14 @@ def _rate_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def _shown(found: Spread | None) -> str:
-    return "-" if found is None else f"{found['median']:.3g}x"
-
-
-def shape_text(result: Mapping[str, Any]) -> str:
+def shape_text(result: Result) -> str:
     """Which measurement a goal is about."""
     if result["blocks"] == "rates":
         return f"rates, maps of {RATE_SIZES[0]} to {RATE_SIZES[-1]}"
     return f"{'x'.join(map(str, result['shape']))}, blocks {result['blocks']}"
 
 
-def result_title(result: Mapping[str, Any]) -> str:
+def result_title(result: Result) -> str:
     """What a table or a plot is about."""
     what = f"block {result['block_size']}, p = {P:g}"
     if result["blocks"] == "rates":
@@ -290,10 +250,8 @@ SETUPS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    script = Script(__doc__, SETUPS, RESULTS, print_result, shape_text, result_title)
-    return run_script(script, argv)
-
+SCRIPT = Script(__doc__, SETUPS, results_beside(__file__), print_result, shape_text, result_title)
+main = partial(run_script, SCRIPT)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,32 +10,20 @@ missed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from fused_dropout._tools.bench import columns
+from fused_dropout._tools.bench.columns import Result, milliseconds, printed, times
 from fused_dropout._tools.bench.devices import Device
-from fused_dropout._tools.bench.harness import (
-    OURS,
-    Measured,
-    Spread,
-    Subject,
-    load_warning,
-    measure_interleaved,
-    ratio,
-    row_label,
-    spread,
-)
-from fused_dropout._tools.bench.report import Goal, Script, Setup, run_script
+from fused_dropout._tools.bench.harness import OURS, Key, Measured, measure_rows, relative
+from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
 from fused_dropout.functional import drop_path, drop_path_add
 
-RESULTS = Path(__file__).parent / "results"
 PHASES = ("forward", "total")  # total: and the gradients
 PS = (0.1, 0.5)
 EAGER, CLONE = "eager", "clone"
@@ -76,30 +64,17 @@ def _eager_sum(x: Tensor, branch: Tensor, *, p: float) -> Tensor:
 
 
 def measure(
-    shape: tuple[int, ...],
-    dtype: str,
-    summed: bool,
-    *,
-    rounds: int,
-    compiled: bool,
-    device: Device,
-    progress: Callable[[str], object],
+    shape: tuple[int, ...], dtype: str, summed: bool, *, device: Device, **options: Any
 ) -> dict[str, Any]:
-    """One shape and form; `compiled` changes nothing, the peers here are not compiled."""
-    calls = {**layers(summed), (CLONE, None): lambda _, branch: branch.clone()}
+    """One shape and form; the peers here are not compiled."""
     prepare = _Calls(shape, dtype, device.kind, summed)
-    subjects = [Subject(row_label(*key), partial(prepare, call)) for key, call in calls.items()]
-    measured = measure_interleaved(
-        subjects, PHASES, rounds=rounds, memory_phase="total", device=device, progress=progress
-    )
+    subjects = {**layers(summed), (CLONE, None): lambda _, branch: branch.clone()}
+    calls = {key: partial(prepare, layer) for key, layer in subjects.items()}
     return {
         "form": "x + drop_path(branch)" if summed else "drop_path(branch)",
         "shape": list(shape),
         "dtype": dtype,
-        "device": device.kind,
-        "rounds": rounds,
-        "other_busy_cores": round(measured.other_busy_cores, 2),
-        "rows": [_row(name, p, measured.subjects) for name, p in calls],
+        **measure_rows(calls, PHASES, _figures, device=device, **options),
     }
 
 
@@ -122,54 +97,30 @@ class _Calls:
         return lambda: torch.autograd.grad(layer(x, branch), wanted, grad, allow_unused=True)
 
 
-def _row(name: str, p: float | None, subjects: Mapping[str, Measured]) -> dict[str, Any]:
-    own = subjects[row_label(name, p)]
-    eager, clone = subjects[row_label(EAGER, PS[0])], subjects[CLONE]
+def _figures(key: Key, measured: Mapping[Key, Measured]) -> dict[str, Any]:
+    own = measured[key]
     return {
-        "name": name,
-        "p": p,
-        **own.figures(),
-        "times_clone": {"forward": spread(ratio(own.seconds["forward"], clone.seconds["forward"]))},
-        "speedup_over_eager": {
-            phase: spread(ratio(eager.seconds[phase], own.seconds[phase])) for phase in PHASES
-        },
+        "times_clone": relative(own, measured[CLONE, None], ["forward"]),
+        "speedup_over_eager": relative(measured[EAGER, PS[0]], own, PHASES),
     }
 
 
-def print_result(result: Mapping[str, Any], console: Console) -> None:
-    """A table of one shape and form, and a warning if the machine was busy."""
-    table = Table("", title=result_title(result))
-    headings = [f"{phase}\nms" for phase in PHASES] + ["forward\ntimes clone"]
-    for heading in headings + [f"faster than\neager, {phase}" for phase in PHASES]:
-        table.add_column(heading, justify="right")
-    for row in result["rows"]:
-        table.add_row(
-            row_label(row["name"], row["p"]),
-            *[f"{1e3 * row['seconds'][phase]['median']:.3g}" for phase in PHASES],
-            _shown(row["times_clone"]["forward"]),
-            *[_shown(row["speedup_over_eager"][phase]) for phase in PHASES],
-        )
-    console.print(table)
-    if warning := load_warning(result["other_busy_cores"]):
-        console.print(warning, style="yellow")
-
-
-def _shown(found: Spread | None) -> str:
-    if found is None:
-        return "-"
-    return "{median:.2f}x ({p20:.2f}-{p80:.2f})".format_map(found)
-
-
-def shape_text(result: Mapping[str, Any]) -> str:
+def shape_text(result: Result) -> str:
     """Which measurement a goal is about."""
-    return f"{result['form']} {'x'.join(map(str, result['shape']))} {result['dtype']}"
+    return f"{result['form']} {columns.shape_text(result)}"
 
 
-def result_title(result: Mapping[str, Any]) -> str:
+def result_title(result: Result) -> str:
     """What a table or a plot is about."""
     return f"Stochastic depth, {shape_text(result)}"
 
 
+COLUMNS = [
+    *map(milliseconds, PHASES),
+    times("forward\ntimes clone", "times_clone", "forward"),
+    *(times(f"faster than\neager, {phase}", "speedup_over_eager", phase) for phase in PHASES),
+]
+print_result = printed(result_title, COLUMNS)
 CASES = [(shape, dtype, summed) for summed in (False, True) for shape in SHAPES for dtype in DTYPES]
 GOALS = [
     # One pass moves 3 tensors where two passes move 5; half of that gain is asked for.
@@ -186,10 +137,8 @@ SETUPS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    script = Script(__doc__, SETUPS, RESULTS, print_result, shape_text, result_title)
-    return run_script(script, argv)
-
+SCRIPT = Script(__doc__, SETUPS, results_beside(__file__), print_result, shape_text, result_title)
+main = partial(run_script, SCRIPT)
 
 if __name__ == "__main__":
     sys.exit(main())

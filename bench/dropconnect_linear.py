@@ -9,15 +9,12 @@ plot as PNG to bench/results/. Exit status 1 if a goal is missed. The goals on a
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from fused_dropout._tools.bench.dropconnect import Problem, measure
 from fused_dropout._tools.bench.dropconnect_table import print_result, result_title, shape_text
-from fused_dropout._tools.bench.report import Goal, Script, Setup, run_script
+from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
 
-RESULTS = Path(__file__).parent / "results"
 TABLE_1 = Problem(128, 1024, 1024, ps=(0.5, 0.1))
 LARGE = Problem(128, 4096, 4096, ps=(0.5,))
 LARGE_ON_GPU = Problem(512, 4096, 4096, ps=(0.5, 0.1))
@@ -49,10 +46,8 @@ SETUPS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    script = Script(__doc__, SETUPS, RESULTS, print_result, shape_text, result_title)
-    return run_script(script, argv)
-
+SCRIPT = Script(__doc__, SETUPS, results_beside(__file__), print_result, shape_text, result_title)
+main = partial(run_script, SCRIPT)
 
 if __name__ == "__main__":
     sys.exit(main())

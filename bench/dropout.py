@@ -11,34 +11,29 @@ to bench/results/. Exit status 1 if a goal is missed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from fused_dropout import functional
-from fused_dropout._tools.bench.devices import Device
-from fused_dropout._tools.bench.harness import (
-    OURS,
-    Measured,
-    Spread,
-    Subject,
-    load_warning,
-    measure_interleaved,
-    ratio,
-    row_label,
-    spread,
+from fused_dropout._tools.bench.columns import (
+    Column,
+    Result,
+    Row,
+    milliseconds,
+    printed,
+    shape_text,
+    times,
 )
-from fused_dropout._tools.bench.report import Goal, Script, Setup, run_script
+from fused_dropout._tools.bench.devices import Device
+from fused_dropout._tools.bench.harness import OURS, Key, Measured, measure_rows, relative
+from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
 from fused_dropout._tools.memory import kept_for_backward
 
-RESULTS = Path(__file__).parent / "results"
 IN_PLACE, TOTAL, CHANNELS = PHASES = ("in place", "total", "dropout2d")  # total: with backward
 PS = (0.5, 0.1)
 CHANNELS_LAST, TORCH, COPY = "channels_last", "torch", "copy"
@@ -56,31 +51,14 @@ SHAPES_ON_GPU = (
 
 
 def measure(
-    shape: tuple[int, ...],
-    dtype: str,
-    *,
-    rounds: int,
-    compiled: bool,
-    device: Device,
-    progress: Callable[[str], object],
+    shape: tuple[int, ...], dtype: str, *, device: Device, **options: Any
 ) -> dict[str, Any]:
-    """One shape and dtype; `compiled` changes nothing, the peers here are not compiled."""
+    """One shape and dtype; the peers here are not compiled."""
     prepare = _Calls(shape, dtype, device.kind)
-    subjects = [Subject(row_label(*row), partial(prepare, *row)) for row in ROWS]
-    measured = measure_interleaved(
-        subjects, PHASES, rounds=rounds, memory_phase=TOTAL, device=device, progress=progress,
-        replayed=PHASES,
-    )  # fmt: skip
-    return {
-        "shape": list(shape),
-        "dtype": dtype,
-        "device": device.kind,
-        "rounds": rounds,
-        "other_busy_cores": round(measured.other_busy_cores, 2),
-        "rows": [
-            _row(name, p, measured.subjects, prepare.saved_bytes(name, p)) for name, p in ROWS
-        ],
-    }
+    calls = {row: partial(prepare, *row) for row in ROWS}
+    figures = partial(_figures, prepare)
+    result = measure_rows(calls, PHASES, figures, device=device, replayed=PHASES, **options)
+    return {"shape": list(shape), "dtype": dtype, **result}
 
 
 class _Calls:
@@ -127,67 +105,39 @@ def _namespace(name: str) -> Any:
     return torch_functional if name == TORCH else functional
 
 
-def _row(
-    name: str, p: float | None, subjects: Mapping[str, Measured], saved_bytes: int | None
-) -> dict[str, Any]:
-    own, copy, peer = (subjects[row_label(*row)] for row in ((name, p), ROWS[-1], ROWS[-2]))
-    channels_last = subjects.get(row_label(CHANNELS_LAST, p))
+def _figures(prepare: _Calls, key: Key, measured: Mapping[Key, Measured]) -> dict[str, Any]:
+    name, p = key
+    own, peer, copy = measured[key], measured[TORCH, PS[0]], measured[COPY, None]
+    channels_last = measured.get((CHANNELS_LAST, p))
     return {
-        "name": name,
-        "p": p,
-        **own.figures(),
-        "saved_bytes": saved_bytes,
-        "times_copy": {
-            phase: spread(ratio(own.seconds[phase], copy.seconds[phase])) for phase in PHASES
-        },
-        "speedup_over_torch": {
-            phase: spread(ratio(peer.seconds[phase], own.seconds[phase])) for phase in PHASES
-        },
-        "channels_last_times_contiguous": channels_last
-        and {
-            phase: spread(ratio(channels_last.seconds[phase], own.seconds[phase]))
-            for phase in PHASES
-        },
+        "saved_bytes": prepare.saved_bytes(name, p),
+        "times_copy": relative(own, copy, PHASES),
+        "speedup_over_torch": relative(peer, own, PHASES),
+        "channels_last_times_contiguous": channels_last and relative(channels_last, own, PHASES),
     }
 
 
-def print_result(result: Mapping[str, Any], console: Console) -> None:
-    """A table of one shape and dtype, and a warning if the machine was busy."""
-    table = Table("", title=result_title(result), show_lines=True)
-    for phase in PHASES:
-        table.add_column(f"{phase}: ms,\ntimes copy,\nfaster than torch", justify="right")
-    table.add_column("kept for\nbackward", justify="right")
-    for row in result["rows"]:
-        saved = row["saved_bytes"]
-        table.add_row(
-            row_label(row["name"], row["p"]),
-            *[_cell(row, phase) for phase in PHASES],
-            "-" if saved is None else f"{saved} B",
-        )
-    console.print(table)
-    if warning := load_warning(result["other_busy_cores"]):
-        console.print(warning, style="yellow")
+def _column(phase: str) -> Column:
+    parts = (
+        milliseconds(phase),
+        times("", "times_copy", phase),
+        times("", "speedup_over_torch", phase),
+    )
+    heading = f"{phase}: ms,\ntimes copy,\nfaster than torch"
+    return Column(heading, lambda row: "\n".join(part.cell(row) for part in parts))
 
 
-def _cell(row: Mapping[str, Any], phase: str) -> str:
-    ratios = [_shown(row[figure][phase]) for figure in ("times_copy", "speedup_over_torch")]
-    return "\n".join([f"{1e3 * row['seconds'][phase]['median']:.3g}", *ratios])
+def _saved(row: Row) -> str:
+    return "-" if row["saved_bytes"] is None else f"{row['saved_bytes']} B"
 
 
-def _shown(found: Spread | None) -> str:
-    return "-" if found is None else "{median:.3g}x ({p20:.3g}-{p80:.3g})".format_map(found)
-
-
-def shape_text(result: Mapping[str, Any]) -> str:
-    """Which measurement a goal is about."""
-    return f"{'x'.join(map(str, result['shape']))} {result['dtype']}"
-
-
-def result_title(result: Mapping[str, Any]) -> str:
+def result_title(result: Result) -> str:
     """What a table or a plot is about."""
     return f"Dropout, {shape_text(result)}"
 
 
+COLUMNS = [*map(_column, PHASES), Column("kept for\nbackward", _saved)]
+print_result = printed(result_title, COLUMNS)
 GOALS = [
     goal
     for number in range(len(DTYPES))
@@ -221,10 +171,8 @@ SETUPS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    script = Script(__doc__, SETUPS, RESULTS, print_result, shape_text, result_title)
-    return run_script(script, argv)
-
+SCRIPT = Script(__doc__, SETUPS, results_beside(__file__), print_result, shape_text, result_title)
+main = partial(run_script, SCRIPT)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,31 +9,19 @@ and a plot as PNG to bench/results/. Exit status 1 if a goal is missed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from fused_dropout._tools.bench.columns import PEAK, Result, milliseconds, printed, times
 from fused_dropout._tools.bench.devices import Device
-from fused_dropout._tools.bench.harness import (
-    OURS,
-    Measured,
-    Spread,
-    Subject,
-    load_warning,
-    measure_interleaved,
-    ratio,
-    spread,
-)
-from fused_dropout._tools.bench.report import Goal, Script, Setup, run_script
+from fused_dropout._tools.bench.harness import OURS, Key, Measured, Prepare, measure_rows, relative
+from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
 from fused_dropout.functional import concrete_dropout, gaussian_dropout, gaussian_noise
 
-RESULTS = Path(__file__).parent / "results"
 PHASES = ("forward", "total")  # total: and the gradients
 EAGER, CLONE = "eager", "clone"
 ELEMENTS = 1 << 24
@@ -76,32 +64,17 @@ OPS: dict[str, tuple[Layer, Layer]] = {
 
 
 def measure(
-    op: str,
-    dtype: str,
-    elements: int = ELEMENTS,
-    *,
-    rounds: int,
-    compiled: bool,
-    device: Device,
-    progress: Callable[[str], object],
+    op: str, dtype: str, elements: int = ELEMENTS, *, device: Device, **options: Any
 ) -> dict[str, Any]:
-    """One op and dtype; `compiled` changes nothing, the peers here are not compiled."""
+    """One op and dtype; the peers here are not compiled."""
     ours, eager = OPS[op]
-    calls = {OURS: ours, EAGER: eager, CLONE: lambda input, _: input.clone()}
     prepare = _Calls(op, dtype, elements, device.kind)
-    subjects = [Subject(name, partial(prepare, call)) for name, call in calls.items()]
-    measured = measure_interleaved(
-        subjects, PHASES, rounds=rounds, memory_phase="total", device=device, progress=progress
-    )
-    return {
-        "op": op,
-        "elements": elements,
-        "dtype": dtype,
-        "device": device.kind,
-        "rounds": rounds,
-        "other_busy_cores": round(measured.other_busy_cores, 2),
-        "rows": [_row(name, measured.subjects) for name in calls],
+    layers = {OURS: ours, EAGER: eager, CLONE: lambda input, _: input.clone()}
+    calls: dict[Key, Prepare] = {
+        (name, None): partial(prepare, layer) for name, layer in layers.items()
     }
+    result = measure_rows(calls, PHASES, _figures, device=device, **options)
+    return {"op": op, "elements": elements, "dtype": dtype, **result}
 
 
 class _Calls:
@@ -123,54 +96,31 @@ class _Calls:
         return lambda: torch.autograd.grad(layer(*operands), operands, self.grad, allow_unused=True)
 
 
-def _row(name: str, subjects: Mapping[str, Measured]) -> dict[str, Any]:
-    own, eager, clone = (subjects[other].seconds for other in (name, EAGER, CLONE))
+def _figures(key: Key, measured: Mapping[Key, Measured]) -> dict[str, Any]:
+    own, eager, clone = (measured[name, None] for name in (key[0], EAGER, CLONE))
     return {
-        "name": name,
-        "p": None,
-        **subjects[name].figures(),
-        "speedup_over_eager": {phase: spread(ratio(eager[phase], own[phase])) for phase in PHASES},
-        "times_clone": {"forward": spread(ratio(own["forward"], clone["forward"]))},
+        "speedup_over_eager": relative(eager, own, PHASES),
+        "times_clone": relative(own, clone, ["forward"]),
     }
 
 
-def print_result(result: Mapping[str, Any], console: Console) -> None:
-    """A table of one op and dtype, and a warning if the machine was busy."""
-    table = Table("", title=result_title(result))
-    headings = [f"{phase}\nms" for phase in PHASES]
-    headings += [f"faster than\neager, {phase}" for phase in PHASES]
-    for heading in [*headings, "forward\ntimes clone", "peak\nextra MiB"]:
-        table.add_column(heading, justify="right")
-    for row in result["rows"]:
-        peak = row["peak_extra_bytes"]
-        table.add_row(
-            row["name"],
-            *[f"{1e3 * row['seconds'][phase]['median']:.3g}" for phase in PHASES],
-            *[_shown(row["speedup_over_eager"][phase]) for phase in PHASES],
-            _shown(row["times_clone"]["forward"]),
-            "?" if peak is None else f"{peak / 2**20:.0f}",
-        )
-    console.print(table)
-    if warning := load_warning(result["other_busy_cores"]):
-        console.print(warning, style="yellow")
-
-
-def _shown(found: Spread | None) -> str:
-    if found is None:
-        return "-"
-    return "{median:.2f}x ({p20:.2f}-{p80:.2f})".format_map(found)
-
-
-def shape_text(result: Mapping[str, Any]) -> str:
+def shape_text(result: Result) -> str:
     """Which measurement a goal is about."""
     return "{op} {elements} {dtype}".format_map(result)
 
 
-def result_title(result: Mapping[str, Any]) -> str:
+def result_title(result: Result) -> str:
     """What a table or a plot is about."""
     return "{op}, {elements} elements, {dtype}".format_map(result)
 
 
+COLUMNS = [
+    *map(milliseconds, PHASES),
+    *(times(f"faster than\neager, {phase}", "speedup_over_eager", phase) for phase in PHASES),
+    times("forward\ntimes clone", "times_clone", "forward"),
+    PEAK,
+]
+print_result = printed(result_title, COLUMNS)
 CASES = [(op, dtype) for op in OPS for dtype in DTYPES]
 MEASUREMENTS = [partial(measure, *case) for case in CASES]
 # On the CPU torch draws normals on one core, and its concrete dropout takes a dozen passes. A GPU
@@ -192,10 +142,8 @@ def goals(device: str) -> list[Goal]:
 SETUPS = {device: Setup("gaussian-dropout-", MEASUREMENTS, goals(device)) for device in AT_LEAST}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    script = Script(__doc__, SETUPS, RESULTS, print_result, shape_text, result_title)
-    return run_script(script, argv)
-
+SCRIPT = Script(__doc__, SETUPS, results_beside(__file__), print_result, shape_text, result_title)
+main = partial(run_script, SCRIPT)
 
 if __name__ == "__main__":
     sys.exit(main())

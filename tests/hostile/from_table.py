@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from fused_dropout import functional
-from fused_dropout._tools.table import Layer, Op, layers, ops
-from fused_dropout._tools.table.operators import Operator, operators
+from fused_dropout._tools.table import Layer, Op, Operator, layers, operators, ops
 
 from . import arguments as pools
 from .call import Call, Oracle, Tensors
@@ -205,7 +204,7 @@ def operator_arguments(random: Random, row: Operator, call: Call) -> dict[str, s
     given = [f"given_{name}" for name in names[: len(row.calls()[number])]]
     targets = f"[{', '.join(given)}]"
     call.setup += [
-        "from fused_dropout._tools.table.operators import operators",
+        "from fused_dropout._tools.table import operators",
         f"{targets} = next(r for r in operators() if r.name == {row.name!r}).calls()[{number}]",
     ]
     if random.random() < 0.3:

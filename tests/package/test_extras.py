@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from support.paths import ROOT
 
 HIDDEN = """
 import sys
@@ -73,3 +74,12 @@ def test_another_missing_module_is_a_failure_of_ours() -> None:
     done = command_without(("timeit",), "bench", "--shape", "1,1,1")
     assert done.returncode == 1
     assert "timeit" in done.stderr and "pip install" not in done.stderr
+
+
+def test_a_script_of_bench_names_what_it_lacks() -> None:
+    path = str(ROOT / "bench" / "drop_path.py")
+    code = f"sys.argv = ['x.py']; import runpy; runpy.run_path({path!r}, run_name='__main__')"
+    done = run_without(EXTRAS, code)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert "needs rich" in done.stderr and "pip install 'fused_dropout[tools]'" in done.stderr

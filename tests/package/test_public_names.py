@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support.paths import ROOT
 
 import fused_dropout
 from fused_dropout._tools.pages.api import MODULES, api_page
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "api.md"
+PAGE = ROOT / "docs" / "api.md"
 PUBLIC = {module.__name__ for module in MODULES}
 
 

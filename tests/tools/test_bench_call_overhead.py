@@ -51,12 +51,11 @@ def test_layers_take_the_shape_and_give_gradients(case) -> None:
 
 
 def test_figures_are_the_least_of_all_rounds_for_one_call() -> None:
-    blocks = {"fused_dropout": [6.0, 3.0], "peer": [2.0, 4.0]}
-    calls = {
-        name: bench._per_call(Measured(timings={"forward": seconds}))
-        for name, seconds in blocks.items()
+    timings = {"fused_dropout": [6.0, 3.0], "peer": [2.0, 4.0]}
+    blocks = {
+        (name, bench.P): Measured(timings={"forward": seconds}) for name, seconds in timings.items()
     }
-    row = bench._row("fused_dropout", calls)
+    row = bench._figures(("fused_dropout", bench.P), blocks)
     assert row["forward_times_peer"] == 1.5
     assert row["least_microseconds"]["forward"] == pytest.approx(3e6 / bench.CALLS)
     assert row["seconds"]["forward"]["median"] == pytest.approx(4.5 / bench.CALLS)

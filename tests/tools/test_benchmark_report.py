@@ -203,7 +203,6 @@ def test_dropconnect_script_measures_its_shapes(
     pytest.importorskip("matplotlib")
     bench = script("dropconnect_linear")
     cpu = bench.SETUPS["cpu"]
-    monkeypatch.setattr(bench, "RESULTS", tmp_path)
     small = [
         partial(real.func, replace(real.args[0], batch=2, out_features=6, in_features=9),
                 **{**real.keywords, "naive": False})
@@ -211,7 +210,7 @@ def test_dropconnect_script_measures_its_shapes(
     ]  # fmt: skip
     monkeypatch.setitem(bench.SETUPS, "cpu", replace(cpu, measurements=small))
     monkeypatch.setattr(devices, "_BLOCK_SECONDS", 0.001)
-    assert bench.main(["--save", "--repeats", "2"]) == 1
+    assert bench.main(["--save", "--repeats", "2", "--results", str(tmp_path)]) == 1
     (saved,) = tmp_path.glob("dropconnect-*.json")
     assert [found["batch"] for found in json.loads(saved.read_text())["results"]] == [2, 2]
 

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
+from fused_dropout._tools.bench.columns import (
+    PEAK,
+    Column,
+    Result,
+    Row,
+    milliseconds,
+    print_remarks,
+    result_table,
+    three_digits,
+    times,
+)
 from fused_dropout._tools.bench.dropconnect import PHASES
-from fused_dropout._tools.bench.harness import Spread, load_warning, row_label
 
-Row = Mapping[str, Any]
-Result = Mapping[str, Any]
-
-
-class _Column(NamedTuple):
-    heading: str
-    cell: Callable[[Row], str]
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def print_result(result: Result, console: Console) -> None:
     """Print one shape, what was skipped or failed, and a warning if the machine was busy."""
     for title, columns in _TABLES[result["device"]]:
-        console.print(_table(result, title, columns))
+        whole_title = f"{result_title(result)}, mask={result['mask']}{title}"
+        console.print(result_table(result, whole_title, columns))
     console.print(_EXPLAINED[result["device"]](result))
     if result["mask"] not in ("example", "row", 1):
         console.print("The naive layer draws a mask per example all the same.")
-    if warning := load_warning(result["other_busy_cores"]):
-        console.print(warning, style="yellow")
-    for row in result["rows"]:
-        if row["note"]:
-            console.print(f"{row['name']}: {row['note']}", markup=False)
+    print_remarks(result, console)
 
 
 def shape_text(result: Result) -> str:
@@ -45,40 +42,17 @@ def result_title(result: Result) -> str:
     return f"DropConnect linear, B x O x I = {shape_text(result)}, {result['dtype']}"
 
 
-def _table(result: Result, about: str, columns: Sequence[_Column]) -> Table:
-    table = Table(title=f"{result_title(result)}, mask={result['mask']}{about}")
-    table.add_column("layer", no_wrap=True)
-    for column in columns:
-        table.add_column(column.heading, justify="right", no_wrap=True)
-    for row in result["rows"]:
-        cells = [] if row["note"] else [column.cell(row) for column in columns]
-        table.add_row(row_label(row["name"], row["p"]), *cells)
-    return table
-
-
-def _milliseconds(phase: str) -> _Column:
-    def cell(row: Row) -> str:
-        return _three_digits(1e3 * row["seconds"][phase]["median"])
-
-    return _Column(f"{phase}\nms", cell)
-
-
-def _microseconds(phase: str) -> _Column:
+def _microseconds(phase: str) -> Column:
     def cell(row: Row) -> str:
         found = row["seconds"][phase]
-        median, low, high = (_three_digits(1e6 * found[key]) for key in ("median", "p20", "p80"))
+        median, low, high = (three_digits(1e6 * found[key]) for key in ("median", "p20", "p80"))
         return f"{median}\n({low}-{high})"
 
-    return _Column(f"{phase}\nus", cell)
+    return Column(f"{phase}\nus", cell)
 
 
-def _ratio(heading: str, figure: str) -> _Column:
-    return _Column(heading, lambda row: _total(row[figure]))
-
-
-def _peak(row: Row) -> str:
-    peak = row["peak_extra_bytes"]
-    return "?" if peak is None else f"{peak / 2**20:.1f}"
+def _ratio(heading: str, figure: str) -> Column:
+    return times(heading, figure, separator="\n")
 
 
 def _share_of_floor(row: Row) -> str:
@@ -86,18 +60,17 @@ def _share_of_floor(row: Row) -> str:
     return "?" if share is None else f"{share['total']['median']:.1%}"
 
 
-_PEAK = _Column("peak\nextra MiB", _peak)
 _SPEEDUPS = (
     _ratio("faster\nthan naive", "speedup_over_naive"),
     _ratio("faster than\ncompiled", "speedup_over_compiled"),
 )
-_TABLES: dict[str, list[tuple[str, tuple[_Column, ...]]]] = {
+_TABLES: dict[str, list[tuple[str, tuple[Column, ...]]]] = {
     "cpu": [
         (
             "",
             (
-                *map(_milliseconds, PHASES),
-                _PEAK,
+                *map(milliseconds, PHASES),
+                PEAK,
                 *_SPEEDUPS,
                 _ratio("times dense\n= floor", "times_dense"),
             ),
@@ -108,8 +81,8 @@ _TABLES: dict[str, list[tuple[str, tuple[_Column, ...]]]] = {
             "",
             (
                 *map(_microseconds, PHASES),
-                _Column("share of\nFFMA floor", _share_of_floor),
-                _PEAK,
+                Column("share of\nFFMA floor", _share_of_floor),
+                PEAK,
             ),
         ),
         (
@@ -147,17 +120,3 @@ def _explain_cuda(result: Result) -> str:
 
 
 _EXPLAINED = {"cpu": _explain_cpu, "cuda": _explain_cuda}
-
-
-def _total(ratios: Mapping[str, Spread] | None) -> str:
-    found = None if ratios is None else ratios.get("total")
-    if found is None:
-        return "-"
-    median, low, high = (_three_digits(found[key], 2) for key in ("median", "p20", "p80"))
-    return f"{median}x\n({low}-{high})"
-
-
-def _three_digits(value: float, most_decimals: int = 6) -> str:
-    """Three significant digits, or all before the point; no exponent."""
-    decimals = 2 - math.floor(math.log10(value)) if value > 0 else 0
-    return f"{value:.{min(max(decimals, 0), most_decimals)}f}"

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 OURS = "fused_dropout"  # the name of the rows that are not a peer's
 Samples = list[float | None]  # one per round; None where it was not timed
 Spread = dict[str, float]  # median, p20, p80
+Key = tuple[str, float | None]  # a row's name and drop probability
+Prepare = Callable[[str], Callable[[], object]]  # from a phase to the call that it times
 _SLOW_SECONDS = 0.3  # calls that take longer are timed in a few rounds only
 _SLOW_ROUNDS = 3
 _BUSY_CORES = 0.25
@@ -46,7 +48,7 @@ class Subject:
     """One row of a benchmark; `prepare(phase)` returns the call that the phase times."""
 
     name: str
-    prepare: Callable[[str], Callable[[], object]]
+    prepare: Prepare
     may_fail: bool = False  # an exception becomes the note of the row
 
 
@@ -230,6 +232,50 @@ def spread(samples: Sequence[float | None]) -> Spread | None:
         return dict.fromkeys(("median", "p20", "p80"), present[0])
     fifths = statistics.quantiles(present, n=5, method="inclusive")
     return {"median": statistics.median(present), "p20": fifths[0], "p80": fifths[-1]}
+
+
+def relative(own: Measured, peer: Measured, phases: Sequence[str]) -> dict[str, Spread | None]:
+    """By phase, how many times the peer's seconds are ours, round by round."""
+    return {phase: spread(ratio(own.seconds[phase], peer.seconds[phase])) for phase in phases}
+
+
+def measure_rows(
+    calls: Mapping[Key, Prepare],
+    phases: Sequence[str],
+    figures: Callable[[Key, Mapping[Key, Measured]], Mapping[str, Any]],
+    *,
+    rounds: int,
+    device: Device,
+    progress: Callable[[str], object],
+    compiled: bool = False,
+    may_fail: Collection[str] = (),
+    **options: Any,
+) -> dict[str, Any]:
+    """What a result says of any measurement: where and how, and its rows.
+
+    `calls` has what each row's subject prepares for a phase, `figures` what a row says besides its
+    times, from all subjects' measurements. Rows whose name is in `may_fail` may raise. `compiled`
+    is for whoever has a compiled peer, and changes nothing here; `options` are those of
+    `measure_interleaved`.
+    """
+    subjects = [
+        Subject(row_label(*key), prepare, may_fail=key[0] in may_fail)
+        for key, prepare in calls.items()
+    ]
+    measured = measure_interleaved(
+        subjects, phases, rounds=rounds, device=device, progress=progress,
+        **{"memory_phase": "total", **options},
+    )  # fmt: skip
+    found = {key: measured.subjects[row_label(*key)] for key in calls}
+    return {
+        "device": device.kind,
+        "rounds": rounds,
+        "other_busy_cores": round(measured.other_busy_cores, 2),
+        "rows": [
+            {"name": key[0], "p": key[1], **found[key].figures(), **figures(key, found)}
+            for key in calls
+        ],
+    }
 
 
 def print_replays(result: Mapping[str, Any], console: Console) -> None:

@@ -1,7 +1,7 @@
 """What the scripts of bench/ have in common: goals, their table, saved results, the command line.
 
-A script says what it measures on each device and which goals that has, and leaves the rest to
-`run_script`:
+A script says what it measures on each device and which goals that has. Harness, tables and command
+line are here and in harness.py and columns.py:
 
     SETUPS = {
         "cpu": Setup("blur-", (partial(measure, SMALL), partial(measure, LARGE)), (
@@ -11,15 +11,17 @@ A script says what it measures on each device and which goals that has, and leav
         "cuda": Setup(...),
     }
 
-    def main(argv=None):
-        return run_script(Script(__doc__, SETUPS, RESULTS, print_result, shape, title), argv)
+    FOLDER = results_beside(__file__)
+    print_result = printed(result_title, COLUMNS)
+    SCRIPT = Script(__doc__, SETUPS, FOLDER, print_result, shape_text, result_title)
+    main = partial(run_script, SCRIPT)
 
-A measurement is called with `rounds`, `compiled`, `device` and `progress` and returns a result, a
-dictionary ready for JSON. Its "rows" are dictionaries with "name" and "p" (which tell them apart),
-"note" (why there are no figures, or ""), "seconds" ({phase: {median, p20, p80}}, for the plot),
-"replay_seconds" and "replay_note" (of CUDA graphs; `Measured.figures` gives all of these), and the
-figures that goals are about: numbers, or such tables per phase. See
-`measure` in dropconnect.py.
+`make bench` runs the files that define SCRIPT. A measurement is called with `rounds`, `compiled`,
+`device` and `progress` and returns a result, a dictionary ready for JSON; `measure_rows` makes all
+of it but what the problem was. Its "rows" are dictionaries with "name" and "p" (which tell them
+apart), "note" (why there are no figures, or ""), "seconds" ({phase: {median, p20, p80}}, for the
+plot), "replay_seconds" and "replay_note" (of CUDA graphs), and the figures that goals are about:
+numbers, or such tables per phase. `measure` in dropconnect.py documents one.
 """
 
 from __future__ import annotations
@@ -32,23 +34,24 @@ from datetime import date
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-
+from fused_dropout._tools.bench.columns import Result
 from fused_dropout._tools.bench.devices import DEVICES, Device
 from fused_dropout._tools.bench.find_device import find_device
 from fused_dropout._tools.bench.harness import OURS, json_document, print_replays, row_label
 from fused_dropout._tools.common import (
     ArgumentError,
+    explained_imports,
     output_file,
     positive_int,
     report_console,
     thread_count,
 )
 
-Result = Mapping[str, Any]
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 
 class _Unit(NamedTuple):
@@ -123,6 +126,11 @@ class Script:
     title: Callable[[Result], str]
 
 
+def results_beside(script: str) -> Path:
+    """Where a script of bench/ saves its results."""
+    return Path(script).parent / "results"
+
+
 def run_script(script: Script, argv: Sequence[str] | None = None) -> int:
     """Measure, print results and goals, save them where asked; 1 if a goal is missed."""
     parser = _parser(script)
@@ -131,7 +139,7 @@ def run_script(script: Script, argv: Sequence[str] | None = None) -> int:
         parser.error("--save needs matplotlib: pip install 'fused_dropout[demo]'")
     setup = script.setups[args.device]
     try:
-        with thread_count(args.threads):
+        with explained_imports("tools"), thread_count(args.threads):
             device = find_device(args.device)
             run = _measure_and_save if args.save else _measure_and_print
             results = run(script, setup, device, args)
@@ -200,6 +208,8 @@ def goal_table(
     goals: Sequence[Goal], results: Sequence[Result], shape: Callable[[Result], str]
 ) -> Table:
     """One row per goal: what is asked, what was measured, whether it is met."""
+    from rich.table import Table
+
     table = Table("shape", "p", "goal", "measured", "met", title="Goals")
     for goal in goals:
         value = goal.measured(results)
