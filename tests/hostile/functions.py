@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from random import Random
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from fused_dropout import functional, reference
 from fused_dropout._core import extension
+from fused_dropout._tools.table import ops
 
 from . import arguments as pools
+from . import from_table
 from .call import Call, Oracle, Tensors
 from .draft import Draft
 from .operands import DTYPES, Shape, draw_operand, draw_shape
@@ -22,10 +25,18 @@ EXTREME = (*SPECIAL, "extreme")
 
 
 def draw_function(random: Random) -> Call:
-    """A call of one of the functions of this file, one in four of them spoilt."""
-    name = random.choice(tuple(RECIPES))
-    draft = RECIPES[name](random, name)
-    place = "fused_dropout" if name in TOP_LEVEL else "F"
+    """A call of one of the functions, one in four of them spoilt."""
+    name = random.choice(names())
+    if name in RECIPES:
+        draft = RECIPES[name](random, name)
+    else:
+        draft = from_table.draft_of(random, random.choice(from_table.rows_of(name)))
+    return call_of(random, draft, name)
+
+
+def call_of(random: Random, draft: Draft, name: str) -> Call:
+    """The drafted call, perhaps spoilt, on the meta device, or inside a context."""
+    place = "F" if name in functional.__all__ else "fused_dropout"
     draft.function = f"{place}.{name}"
     if draft.writes and draft.operands[0].layout.overlaps:
         wanted = draft.operands[0].layout.expectation_in_place
@@ -429,6 +440,12 @@ _FAMILIES: dict[Callable[[Random, str], Draft], tuple[str, ...]] = {
 RECIPES = {name: recipe for recipe, names in _FAMILIES.items() for name in names}
 
 
+@cache
+def names() -> tuple[str, ...]:
+    """The functions of this file and of the table."""
+    return tuple(sorted({*RECIPES, *map(from_table.name_of, ops())}))
+
+
 def missing() -> list[str]:
-    """Public functions that no recipe calls."""
-    return sorted(set(functional.__all__) - set(RECIPES))
+    """Public functions that are never called."""
+    return sorted({*functional.__all__} - {*names()})

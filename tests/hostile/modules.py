@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from random import Random
 
+import torch
+
 from fused_dropout import nn
+from fused_dropout._tools.table import layers
 
 from .arguments import BAD, BAD_DTYPES, BAD_P, BAD_TENSORS, NO_TENSORS, draw_p
 from .call import Call
+from .from_table import LayerRecipe, layer_named
 from .operands import DTYPES, Shape, draw_operand, draw_shape
 
 Settings = dict[str, str]  # code by name
@@ -18,10 +23,14 @@ CONVENTIONS = ("'inverted'", "'paper'")
 
 def draw_module(random: Random) -> Call:
     """A call of one of the modules, one in four with a mistake in its making or its input."""
-    name = random.choice(tuple(RECIPES))
-    recipe = RECIPES[name]
+    name = random.choice(names())
+    return call_of(random, name, RECIPES.get(name) or _recipe_of_the_table(name))
+
+
+def call_of(random: Random, name: str, recipe: Recipe | LayerRecipe) -> Call:
+    """A call of this module, perhaps with a mistake."""
     settings = recipe.settings(random)
-    shape = recipe.shape(random)
+    shape, *others = recipe.shapes(random)
     dtype = random.choice(DTYPES)
     inplace = settings.get("inplace") == "True"
     call = Call(
@@ -30,9 +39,9 @@ def draw_module(random: Random) -> Call:
     operand = draw_operand(random, "x", shape, dtype, through_copy=inplace, own_memory=inplace,
                            kinds=("normal", "normal", "special"))  # fmt: skip
     call.operands.append(operand)
-    if recipe.operands > 1:
-        call.operands.append(draw_operand(random, "y", shape, dtype))
-        call.expression = "m(x, y)"
+    for operand_name, other in zip("yz", others, strict=False):
+        call.operands.append(draw_operand(random, operand_name, other, dtype))
+    call.expression = f"m({', '.join(operand.name for operand in call.operands)})"
     call.writes = "x" if inplace else None
     made = {**recipe.sizes(shape, dtype), **settings}
     spoilt = random.choice(("setting", "input")) if random.random() < 0.25 else None
@@ -56,7 +65,7 @@ def draw_module(random: Random) -> Call:
     if call.operands[0].inference:  # parameters require grad
         call.expect = "either"
     call.allow_refusals()
-    call.twin = recipe.function.format(training=training, **settings)
+    call.twin = recipe.function.format(training=training, **settings) or call.expression
     return call
 
 
@@ -116,10 +125,11 @@ class Recipe:
             for name, choice in self.choices.items()
         }
 
-    def shape(self, random: Random) -> Shape:
-        """A shape that it takes."""
+    def shapes(self, random: Random) -> tuple[Shape, ...]:
+        """Those of operands that it takes."""
         most = 600 if "Linear" in self.function or "linear" in self.function else 3000
-        return draw_shape(random, random.choice(self.dims) if self.dims else None, most)
+        shape = draw_shape(random, random.choice(self.dims) if self.dims else None, most)
+        return (shape,) * self.operands
 
 
 FLAGS = ("True", "False")
@@ -227,9 +237,18 @@ RECIPES = {
 }  # fmt: skip
 
 
-def missing() -> list[str]:
-    """Modules that no recipe makes."""
-    import torch
+@cache
+def names() -> tuple[str, ...]:
+    """The modules of this file and of the table."""
+    return tuple(sorted({*RECIPES, *(layer.name for layer in layers())}))
 
+
+@cache
+def _recipe_of_the_table(name: str) -> LayerRecipe:
+    return LayerRecipe(layer_named(name))
+
+
+def missing() -> list[str]:
+    """Modules that are never made."""
     modules = {name for name in nn.__all__ if issubclass(getattr(nn, name), torch.nn.Module)}
-    return sorted(modules - set(RECIPES))
+    return sorted(modules - {*names()})

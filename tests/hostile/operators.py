@@ -15,11 +15,13 @@ from fused_dropout._core import extension
 
 from . import arguments as pools
 from .call import Call, Oracle, Tensors
+from .from_table import operator_arguments, operator_named
 from .functions import logistic_ulps
 from .operands import DTYPES, Operand, Shape, draw_operand, draw_shape
 from .operator_truth import TRUTHS, stored_shape
 
 SPACE = "fused_dropout::"
+AGAIN = "the same call"  # the twin of a call that is not written out yet
 
 # Wrong arguments by their type in the schema; an operator may have a use for some of them.
 WRONG = {
@@ -53,20 +55,61 @@ def draw_operator(random: Random) -> Call:
     """A call of one of them, one in three spoilt."""
     schema = random.choice(schemas())
     name = schema.name.removeprefix(SPACE)
+    if name.rstrip("_") in TRUTHS:
+        return _finished(random, schema, *_known(random, schema, name))
+    return _finished(random, schema, *from_the_table(random, schema, name))
+
+
+def _known(random: Random, schema: torch.FunctionSchema, name: str) -> tuple[Call, dict[str, str]]:
+    """A call whose results the truth knows, and its arguments."""
     values = _Values(random, name)
     code = {argument.name: values.code(argument.name) for argument in schema.arguments}
-    overload = schema.overload_name or "default"
+    call = _call(random, schema)
+    call.operands, call.setup, call.expect = values.operands, values.setup, values.expect
+    call.oracle = values.oracle()
+    if call.writes and values.operands[0].layout.overlaps:
+        call.expect, call.oracle = values.operands[0].layout.expectation_in_place, None
+    call.allow_refusals()
+    return call, code
+
+
+def from_the_table(
+    random: Random, schema: torch.FunctionSchema, name: str
+) -> tuple[Call, dict[str, str]]:
+    """A call that gives the same bits when it is made again; its arguments are the table's."""
+    row = operator_named(name)
+    if row is None:
+        raise NotImplementedError(f"no row of the table of operators is named {name!r}")
+    call = _call(random, schema)
+    known = operator_arguments(random, row, call)
+    if "generator" not in [argument.name for argument in schema.arguments]:
+        code = known
+    else:
+        call.setup.append(f"g = torch.Generator().manual_seed({random.randrange(99)})")
+        known["generator"] = random.choice(("None", "g"))
+        code = {a.name: known[a.name] for a in schema.arguments if a.name in known}
+    if call.writes:
+        call.writes = code[call.writes]
+    call.twin = AGAIN
+    return call, code
+
+
+def _call(random: Random, schema: torch.FunctionSchema) -> Call:
+    """A call that is yet to get its arguments."""
+    name, overload = schema.name.removeprefix(SPACE), schema.overload_name or "default"
     call = Call(f"ops.{name}.{overload}", "", may_name_schema=True)
-    if "generator" in code:
+    call.returns_state = "generator" in [argument.name for argument in schema.arguments]
+    if call.returns_state:
         call.seeding = f"torch.default_generator.manual_seed({random.randrange(99)})"
     writes = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
     call.writes = schema.arguments[0].name if writes else None
-    call.returns_state = "generator" in code
-    call.operands, call.setup, call.expect = values.operands, values.setup, values.expect
-    call.oracle = values.oracle()
-    if writes and values.operands[0].layout.overlaps:
-        call.expect, call.oracle = values.operands[0].layout.expectation_in_place, None
-    call.allow_refusals()
+    return call
+
+
+def _finished(
+    random: Random, schema: torch.FunctionSchema, call: Call, code: dict[str, str]
+) -> Call:
+    """The call with its expression, perhaps spoilt or inside a context."""
     if random.random() < 0.33:
         _spoil(random, call, schema, code)
     if random.random() < 0.3:
@@ -76,7 +119,8 @@ def draw_operator(random: Random) -> Call:
     if random.random() < 0.2:
         call.contexts.append(random.choice(("torch.no_grad()", "torch.inference_mode()")))
     given = ", ".join(f"{key}={value}" for key, value in code.items())
-    call.expression = f"torch.ops.fused_dropout.{name}.{overload}({given})"
+    call.expression = f"torch.{call.target.replace('ops', 'ops.fused_dropout', 1)}({given})"
+    call.twin = call.expression if call.twin == AGAIN else call.twin
     return call
 
 
@@ -90,11 +134,11 @@ def _spoil(random: Random, call: Call, schema: torch.FunctionSchema, code: dict[
     if argument.name == "rng_state" and random.random() < 0.5:
         call.setup.append(f"bad = {random.choice(pools.BAD_STATES)}")
     else:
-        call.setup.append(f"bad = {random.choice(WRONG[kind])}")
-    code[argument.name] = "bad"
-    call.expect, call.oracle = "either", None
-    if argument.name == call.writes:
+        call.setup.append(f"bad = {random.choice(WRONG.get(kind, WRONG['str']))}")
+    if call.writes and code.get(argument.name) == call.writes:
         call.writes = "bad"
+    code[argument.name] = "bad"
+    call.expect, call.oracle, call.twin = "either", None, None
 
 
 class _Values:

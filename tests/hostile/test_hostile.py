@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,9 @@ import torch
 from support.paths import ROOT
 
 from fused_dropout import reference
+from fused_dropout._tools.table import Layer, Op, layers, ops
 from fused_dropout.reference import _masks
+from hostile import from_table, functions, modules, operators
 from hostile.call import Call, Oracle
 from hostile.compare import mismatch
 from hostile.masks import mask_matrix
@@ -166,12 +171,77 @@ def test_the_faster_masks_are_the_references() -> None:
 
 
 def test_nothing_is_left_out() -> None:
-    from hostile import functions, modules, operators
-
     assert functions.missing() == modules.missing() == []
     for schema in operators.schemas():
         name = schema.name.removeprefix(operators.SPACE)
+        if name.rstrip("_") not in operators.TRUTHS:
+            assert from_table.operator_named(name) is not None, name
+            continue
         values = operators._Values(random.Random(0), name)
         assert [values.code(argument.name) for argument in schema.arguments]
         assert values.oracle() is not None
     assert torch.ops.fused_dropout.dropout.default._schema in operators.schemas()
+
+
+# ---- an op that is only in the table -------------------------------------------------------------
+
+
+def outcomes_of(draw: Callable[[random.Random], Call], name: str, calls: int) -> Counter[str]:
+    """What becomes of so many calls; a failure shows its code."""
+    outcomes: Counter[str] = Counter()
+    for number in range(calls):
+        call = draw(random.Random(f"{name} {number}"))
+        outcome, details = call.run()
+        assert not outcome.startswith("!"), f"{outcome}: {details}\n{call.code()}"
+        outcomes[outcome] += 1
+    return outcomes
+
+
+@pytest.mark.parametrize("op", ops(), ids=lambda op: op.name)
+def test_a_row_is_enough_for_calls_of_a_function(op: Op) -> None:
+    def draw(source: random.Random) -> Call:
+        return functions.call_of(source, from_table.draft_of(source, op), from_table.name_of(op))
+
+    outcomes = outcomes_of(draw, op.name, 60)
+    assert outcomes["value"] > 20 and sum(outcomes.values()) > outcomes["value"]
+
+
+@pytest.mark.parametrize("layer", layers(), ids=lambda layer: layer.name)
+def test_a_row_is_enough_for_calls_of_a_module(layer: Layer) -> None:
+    recipe = from_table.LayerRecipe(layer)
+    outcomes = outcomes_of(
+        lambda source: modules.call_of(source, layer.name, recipe), layer.name, 30
+    )
+    assert outcomes["value"] > 10 and sum(outcomes.values()) > outcomes["value"]
+    assert bool(recipe.function) != layer.has_parameters()
+
+
+@pytest.mark.parametrize(
+    "schema", operators.schemas(), ids=lambda it: f"{it.name}.{it.overload_name}"
+)
+def test_a_row_is_enough_for_calls_of_an_operator(schema: torch.FunctionSchema) -> None:
+    def draw(source: random.Random) -> Call:
+        name = schema.name.removeprefix(operators.SPACE)
+        made = operators.from_the_table(source, schema, name)
+        return operators._finished(source, schema, *made)
+
+    outcomes = outcomes_of(draw, schema.name, 20)
+    assert outcomes["value"] > 5 and sum(outcomes.values()) > outcomes["value"]
+
+
+def test_a_wrong_row_is_noticed() -> None:
+    """Another reference, seed or result, each in most of the calls that can show it."""
+    (op,) = from_table.rows_of("gaussian_dropout")
+    wrong = (
+        lambda x, p, seed, **rest: reference.gaussian_dropout(x, p, seed=seed + 1, **rest),
+        lambda x, p, seed, **rest: x * 1,
+        lambda x, p, seed, **rest: reference.gaussian_dropout(x, p, seed=seed, **rest).flatten(),
+    )
+    for made_up in wrong:
+        changed = dataclasses.replace(op, reference=made_up)
+        found: Counter[str] = Counter()
+        for number in range(60):
+            source = random.Random(number)
+            draft = from_table.draft_of(source, changed)
+            found[functions.call_of(source, draft, "gaussian_dropout").run()[0]] += 1
+        assert found["!wrong number"] > 8, found

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from cuda_on_cpu.runner import Misaligned, Worker
+from support.accuracy import is_accurate
 from support.bias_act_dropout_add import random_operands
 from support.kernel_memory import check_end, memory, name_of, poisoned
-from support.tensors import DTYPES, relative_error
+from support.tensors import DTYPES
 from torch import Tensor
 
 import fused_dropout
@@ -118,11 +119,9 @@ def check(
     ours = run_on_device(device, case, activation, operands, given=given, misaligned=misaligned)
     own = expected(case, activation, operands, given)
     truth = expected(case, activation, tuple(tensor.double() for tensor in operands), given)
-    ulps = 16 if dtype == torch.float64 else 3
     names = ("output", "d_input", "d_bias")[: len(ours)]
     for name, a, b, t in zip(names, ours, own, truth, strict=True):
-        bound = 2 * relative_error(b, t) + ulps * torch.finfo(dtype).eps
-        assert relative_error(a, t) <= bound, name
+        assert is_accurate(a, b, t, ulps=3), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

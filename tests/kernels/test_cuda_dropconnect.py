@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from cuda_on_cpu.runner import Worker
+from support.accuracy import is_accurate, own_and_truth
 from support.dropconnect import random_operands
 from support.kernel_memory import check_end, memory, name_of, poisoned
-from support.tensors import relative_error, with_gradients
 from torch import Tensor
 
 import fused_dropout
@@ -117,15 +117,10 @@ def test_matches_reference(device: Worker, layer: Layer, dtype: torch.dtype, sto
     operands = random_operands(shape, layer.out_features, dtype)
     ours = run_on_device(device, layer, operands, stored)
     keys = {"p": layer.p, "mask": layer.rows_per_mask, "seed": SEED}
-    own = with_gradients(reference.dropconnect_linear, operands, **keys)
-    in_float64 = tuple(tensor.double() for tensor in operands)
-    truth = with_gradients(reference.dropconnect_linear, in_float64, **keys)
-    ulps = 16 if dtype == torch.float64 else 2
-    for name, a, b, t in zip(
-        ("output", "d_input", "d_weight", "d_bias"), ours, own, truth, strict=True
-    ):
-        bound = 2 * relative_error(b, t) + ulps * torch.finfo(dtype).eps
-        assert relative_error(a, t) <= bound, name
+    own, truth = own_and_truth(reference.dropconnect_linear, operands, **keys)
+    names = ("output", "d_input", "d_weight", "d_bias")
+    for name, a, b, t in zip(names, ours, own, truth, strict=True):
+        assert is_accurate(a, b, t), name
 
 
 def test_shared_memory_fits_in_every_gpu_from_sm_80_on(device: Worker) -> None:

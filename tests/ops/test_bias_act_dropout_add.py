@@ -9,9 +9,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from support.accuracy import is_accurate, own_and_truth
 from support.bias_act_dropout_add import random_operands
 from support.devices import generator_state, threads
-from support.tensors import DTYPES, relative_error, with_gradients
+from support.tensors import DTYPES, with_gradients
 from torch import Tensor
 
 import fused_dropout
@@ -36,20 +37,12 @@ SHAPES = (
 
 
 def check_against_reference(operands: tuple[Tensor, ...], **kwargs: object) -> None:
-    """Our error is at most twice torch's own in the same dtype, against float64, plus two ulps."""
-    device, dtype = operands[0].device, operands[0].dtype
-    ulps = 16 if dtype == torch.float64 else 2
     ours = with_gradients(bias_act_dropout_add, operands, **kwargs)
-    here = tuple(tensor.cpu() for tensor in operands)
-    own = with_gradients(reference.bias_act_dropout_add, here, **kwargs)
-    truth = with_gradients(
-        reference.bias_act_dropout_add, tuple(tensor.double() for tensor in here), **kwargs
-    )
+    own, truth = own_and_truth(reference.bias_act_dropout_add, operands, **kwargs)
     names = ("output", "d_input", "d_bias", "d_residual")
     for name, a, b, t in zip(names, ours, own, truth, strict=True):
-        assert (a.device, a.dtype, a.shape) == (device, dtype, t.shape)
-        bound = 2 * relative_error(b, t) + ulps * torch.finfo(dtype).eps
-        assert relative_error(a.cpu(), t) <= bound, f"{name} of {kwargs}"
+        assert a.device == operands[0].device
+        assert is_accurate(a, b, t), f"{name} of {kwargs}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

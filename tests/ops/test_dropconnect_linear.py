@@ -7,9 +7,10 @@ import math
 
 import pytest
 import torch
+from support.accuracy import is_accurate, own_and_truth
 from support.devices import threads
 from support.dropconnect import MODES, random_operands
-from support.tensors import DTYPES, relative_error, with_gradients
+from support.tensors import DTYPES, with_gradients
 from torch import Tensor
 
 import fused_dropout
@@ -35,23 +36,12 @@ SHAPES = (
 def check_against_reference(
     operands: tuple[Tensor, ...], storage: str = "auto", **kwargs: object
 ) -> None:
-    """Our error is at most twice torch's own in the same dtype, against float64, plus two ulps.
-
-    For float64 itself the truth is no better than what is judged, hence more ulps there. Truth and
-    torch's own error come from the CPU, so that one bound holds for every device.
-    """
-    device, dtype = operands[0].device, operands[0].dtype
-    ulps = 16 if dtype == torch.float64 else 2
     ours = with_gradients(dropconnect_linear, operands, mask_storage=storage, **kwargs)
-    here = tuple(tensor.cpu() for tensor in operands)
-    own = with_gradients(reference.dropconnect_linear, here, **kwargs)
-    in_float64 = tuple(tensor.double() for tensor in here)
-    truth = with_gradients(reference.dropconnect_linear, in_float64, **kwargs)
+    own, truth = own_and_truth(reference.dropconnect_linear, operands, **kwargs)
     names = ("output", "d_input", "d_weight", "d_bias")
     for name, a, b, t in zip(names, ours, own, truth, strict=True):
-        assert (a.device, a.dtype, a.shape) == (device, dtype, t.shape)
-        bound = 2 * relative_error(b, t) + ulps * torch.finfo(dtype).eps
-        assert relative_error(a.cpu(), t) <= bound, f"{name} of {kwargs}"
+        assert a.device == operands[0].device
+        assert is_accurate(a, b, t), f"{name} of {kwargs}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.accuracy import is_accurate, own_and_truth
 from support.dropconnect import random_operands
 from support.golden import GoldenMask, golden_masks
 from support.kernel_memory import bytes_of
-from support.tensors import DTYPES, relative_error, with_gradients
+from support.tensors import DTYPES
 
 import fused_dropout
 from fused_dropout import reference
@@ -114,12 +115,9 @@ def matches_reference(
     layer = DropConnect(device, sizes, p, operands, stored)
     ours = {name: layer.product(name) for name in products}
     keys = {"p": p, "mask": rows_per_mask, "seed": SEED, "offset": OFFSET}
-    own = with_gradients(reference.dropconnect_linear, operands, **keys)
-    in_float64 = tuple(tensor.double() for tensor in operands)
-    truth = with_gradients(reference.dropconnect_linear, in_float64, **keys)
-    slack = (16 if dtype == torch.float64 else 2) * torch.finfo(dtype).eps
+    own, truth = own_and_truth(reference.dropconnect_linear, operands, **keys)
     return {
-        name: relative_error(ours[name], t) <= 2 * relative_error(b, t) + slack
+        name: is_accurate(ours[name], b, t)
         for name, b, t in zip(PRODUCTS, own, truth, strict=True)
         if name in ours
     }

@@ -7,6 +7,9 @@ import inspect
 import io
 import json
 import math
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -132,6 +135,14 @@ def test_goals_of_a_gpu_are_its_own(name: str) -> None:
     setups = SCRIPTS[name].SETUPS
     assert setups.keys() == {"cpu", "cuda"} and setups["cpu"].goals
     assert setups["cpu"].goals is not setups["cuda"].goals
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs GNU make")
+def test_make_bench_runs_them_all() -> None:
+    command = ["make", "-n", "bench", "PYTHON=python3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = set(re.findall(r"bench/(\w+)\.py", done.stdout))
+    assert found == SCRIPTS.keys() - OTHERS
 
 
 def test_every_other_script_is_known() -> None:
