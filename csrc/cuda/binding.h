@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "../common/noise.h"
 #include "../ops/checks.h"
 #include "mask.cuh"
 
@@ -65,6 +66,9 @@ inline RngSource rng_source(const Tensor& rng_state, Device device) {
 inline MaskRule unseeded_rule(double p, int64_t stream, int64_t digits) {
   return make_mask_rule(0, 0, static_cast<uint32_t>(stream), p, static_cast<int>(digits));
 }
+
+// The same for noise.
+inline MaskRule unseeded_noise_rule() { return make_noise_rule(0, 0); }
 
 // Packed words on the device of `like`.
 inline Tensor empty_words(int64_t words, const Tensor& like) {

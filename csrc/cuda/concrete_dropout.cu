@@ -4,8 +4,9 @@
 #include <tuple>
 
 #include "../ops/concrete_dropout.h"
+#include "../ops/row_major.h"
+#include "binding.h"
 #include "concrete_dropout.cuh"
-#include "noise_binding.h"
 
 namespace fused_dropout::concrete_dropout {
 namespace {

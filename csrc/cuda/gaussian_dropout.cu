@@ -2,8 +2,9 @@
 #include <tuple>
 
 #include "../ops/gaussian_dropout.h"
+#include "../ops/row_major.h"
+#include "binding.h"
 #include "gaussian_dropout.cuh"
-#include "noise_binding.h"
 
 namespace fused_dropout::gaussian_dropout {
 namespace {

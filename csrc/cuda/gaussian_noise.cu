@@ -2,8 +2,9 @@
 #include <tuple>
 
 #include "../ops/gaussian_noise.h"
+#include "../ops/row_major.h"
+#include "binding.h"
 #include "gaussian_noise.cuh"
-#include "noise_binding.h"
 
 namespace fused_dropout::gaussian_noise {
 namespace {

@@ -1,7 +1,7 @@
 // IMPL(CUDA) of uniform_noise and normal_noise.
 #include "../ops/noise.h"
-
-#include "noise_binding.h"
+#include "binding.h"
+#include "noise.cuh"
 
 namespace fused_dropout::noise {
 namespace {

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fused_dropout import reference
-from fused_dropout.reference import keep_rate
 
 from .call import Tensors
 from .functions import packed
@@ -145,9 +144,7 @@ def _linear_of(t: Tensors, s: Settings) -> tuple[Tensor]:
     if "bias" in t:
         kept_bias = reference.mask((masks, s["outs"]), s["p"], **_state(s), stream=1)[which]
         out = out + torch.where(kept_bias, t["bias"], 0.0)
-    q = keep_rate(s["p"])
-    factor = s["scale"]
-    return (out * factor,)
+    return (out * s["scale"],)
 
 
 def _mask_bits(t: Tensors, s: Settings) -> tuple[Tensor, Tensor]:

@@ -39,13 +39,6 @@ def test_raw_operators_run_as_documented() -> None:
     assert torch.equal(x.grad, torch.where(output == 0, 0.0, 2.0))
 
 
-def test_files_that_the_documents_name_exist() -> None:
-    """Links, and the files that a new op is to be added to, by the op that has all of them."""
+def test_links_lead_to_files() -> None:
     for link in re.findall(r"\]\(([\w/.]+)\)", README):
         assert (ROOT / link).is_file(), link
-    recipe = (ROOT / "csrc" / "README.md").read_text().partition("## Add an op\n")[2]
-    table = recipe.partition("## Rules")[0].replace("<op>", "bias_act_dropout_add")
-    named = re.findall(r"`([\w/.]+/[\w/.]+\.\w+|\w+\.(?:h|cpp))`", table)
-    assert len(named) > 25
-    for path in named:
-        assert any((ROOT / folder / path).is_file() for folder in ("csrc", ".")), path

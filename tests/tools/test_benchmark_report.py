@@ -57,7 +57,7 @@ def result(**changed: float) -> dict[str, Any]:
     ],
 )
 def test_goals_are_judged(kind: str, changed: dict[str, float], missed: int) -> None:
-    goals = script("dropconnect_linear").SETUPS[kind].goals
+    goals = script("dropconnect").SETUPS[kind].goals
     results = [result(**changed)] * 2
     assert [goal.met(results) for goal in goals].count(False) == missed
     assert goal_table(goals, results, shape_text).row_count == len(goals)
@@ -201,7 +201,7 @@ def test_dropconnect_script_measures_its_shapes(
 ) -> None:
     """From the command line to the file, with small shapes in place of the real ones."""
     pytest.importorskip("matplotlib")
-    bench = script("dropconnect_linear")
+    bench = script("dropconnect")
     cpu = bench.SETUPS["cpu"]
     small = [
         partial(real.func, replace(real.args[0], batch=2, out_features=6, in_features=9),
@@ -219,7 +219,7 @@ def test_a_gpu_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str])
     if cuda_obstacle() is None:
         pytest.skip("there is a GPU")
     with pytest.raises(SystemExit) as stop:
-        script("dropconnect_linear").main(["--device", "cuda"])
+        script("dropconnect").main(["--device", "cuda"])
     assert stop.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1

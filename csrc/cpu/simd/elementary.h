@@ -1,6 +1,6 @@
 // Logarithm, exponential, sine and cosine of floats as plain arithmetic without branches, which the
 // compiler turns into vector code in a loop; of doubles by the C library. A float's result is
-// within 2 units in the last place of the exact one; tests/test_noise.py goes through them all.
+// within 2 units in the last place of the exact one; tests/ops/test_noise.py goes through them all.
 //
 // The coefficients are Chebyshev fits of what stands beside them.
 #pragma once

@@ -1,4 +1,4 @@
-"""Does the DropConnect layer meet its goals here? Run: python bench/dropconnect_linear.py
+"""Does the DropConnect layer meet its goals here? Run: python bench/dropconnect.py
 
 Measures the shape of Table 1 in Wan et al. 2013 (batch 128, 1024 x 1024, fp32), which the naive
 PyTorch layer can still run, and one with 4096 x 4096, which it cannot: batch 128 on the CPU (2 G
