@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from fused_dropout._core.rates import Convention
+from fused_dropout.functional._dropconnect import MaskMode, MaskStorage
 from fused_dropout.nn import DropConnectLinear
 
 LinearFilter = Callable[[str, nn.Linear], bool]
@@ -17,9 +19,9 @@ def to_dropconnect(
     module: nn.Module,
     p: float = 0.5,
     *,
-    mask: str | int = "example",
-    convention: str = "inverted",
-    mask_storage: str = "auto",
+    mask: MaskMode | int = "example",
+    convention: Convention = "inverted",
+    mask_storage: MaskStorage = "auto",
     filter: LinearFilter | None = None,
 ) -> nn.Module:
     """Replace the `torch.nn.Linear` layers of a model by DropConnect layers.

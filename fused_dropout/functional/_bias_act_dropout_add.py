@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout._core import checks, extension
-from fused_dropout._core.rates import keep_rate
+from fused_dropout._core.rates import (
+    CONVENTIONS,
+    INVERTED,
+    PAPER,
+    Convention,
+    inverse_keep_rate,
+    keep_rate,
+)
 from fused_dropout._core.rng import check_single_source, resolve_rng_state, unused_rng_state
 from fused_dropout._ops.bias_act_dropout_add import BiasActDropoutAdd, EpilogueSettings
 
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
-CONVENTIONS = ("inverted", "paper")
+Activation = Literal["none", "relu", "gelu", "gelu_tanh", "silu"]
+ACTIVATIONS = get_args(Activation)
 
 
 def bias_act_dropout_add(
@@ -20,13 +29,13 @@ def bias_act_dropout_add(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     p: float = 0.1,
-    activation: str = "none",
+    activation: Activation = "none",
     training: bool = True,
     *,
     generator: torch.Generator | None = None,
     seed: int | None = None,
     rng_state: Tensor | None = None,
-    convention: str = "inverted",
+    convention: Convention = "inverted",
 ) -> Tensor:
     r"""``residual + dropout(activation(input + bias), p)`` in one pass over memory.
 
@@ -101,11 +110,10 @@ def bias_act_dropout_add(
     input, bias, residual = _autocast(input, bias, residual)
     _check_operands(input, bias, residual)
     extension.require_kernels(input)
-    q = keep_rate(p)
     if training:
-        scale = 1.0 / q if convention == "inverted" and q > 0 else 1.0
+        scale = inverse_keep_rate(p) if convention == INVERTED else 1.0
     else:
-        p, scale = 0.0, q if convention == "paper" else 1.0
+        p, scale = 0.0, keep_rate(p) if convention == PAPER else 1.0
     if input.numel() == 0 or keep_rate(p) in (0.0, 1.0):  # nothing is drawn
         state = unused_rng_state()
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -14,8 +14,10 @@ from fused_dropout._core.drop_block_gamma import exact_gamma, paper_gamma
 from fused_dropout._core.rng import check_single_source, resolve_rng_state, unused_rng_state
 from fused_dropout._ops.drop_block import DropBlock, DropBlockInPlace
 
-NORMALIZATIONS = ("batch", "sample", "none")
-GAMMAS = ("paper", "exact")
+Normalization = Literal["batch", "sample", "none"]
+NORMALIZATIONS = get_args(Normalization)
+Gamma = Literal["paper", "exact"]
+GAMMAS = get_args(Gamma)
 
 
 def drop_block1d(
@@ -26,9 +28,9 @@ def drop_block1d(
     eps: float = 1e-6,
     training: bool = True,
     *,
-    normalize: str = "batch",
+    normalize: Normalization = "batch",
     share_channels: bool = False,
-    gamma: str = "paper",
+    gamma: Gamma = "paper",
     gamma_scale: float = 1.0,
     with_noise: bool = False,
     generator: torch.Generator | None = None,
@@ -67,9 +69,9 @@ def drop_block2d(
     eps: float = 1e-6,
     training: bool = True,
     *,
-    normalize: str = "batch",
+    normalize: Normalization = "batch",
     share_channels: bool = False,
-    gamma: str = "paper",
+    gamma: Gamma = "paper",
     gamma_scale: float = 1.0,
     with_noise: bool = False,
     generator: torch.Generator | None = None,
@@ -159,9 +161,9 @@ def drop_block3d(
     eps: float = 1e-6,
     training: bool = True,
     *,
-    normalize: str = "batch",
+    normalize: Normalization = "batch",
     share_channels: bool = False,
-    gamma: str = "paper",
+    gamma: Gamma = "paper",
     gamma_scale: float = 1.0,
     with_noise: bool = False,
     generator: torch.Generator | None = None,
@@ -197,9 +199,9 @@ class Options(NamedTuple):
 
     inplace: bool
     eps: float
-    normalize: str
+    normalize: Normalization
     share_channels: bool
-    gamma: str
+    gamma: Gamma
     gamma_scale: float
     with_noise: bool
 

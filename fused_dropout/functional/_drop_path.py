@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,13 +20,14 @@ from fused_dropout._core.rng import check_single_source
 from fused_dropout._ops.dropout import dropout_settings
 from fused_dropout.functional._dropout import run_dropout
 
-MODES = ("batch", "row")
+Mode = Literal["batch", "row"]
+MODES = get_args(Mode)
 
 
 def stochastic_depth(
     input: Tensor,
     p: float,
-    mode: str,
+    mode: Mode,
     training: bool = True,
     *,
     generator: torch.Generator | None = None,
@@ -214,7 +215,7 @@ def linear_drop_rates(drop_rate: float, depth: int) -> list[float]:
 
 
 def _settings(
-    branch: Tensor, p: float, mode: str, scale_by_keep: bool
+    branch: Tensor, p: float, mode: Mode, scale_by_keep: bool
 ) -> tuple[float, tuple[Any, ...]]:
     """The keep rate, and what the operator is to do."""
     if mode == "row" and branch.dim() == 0:

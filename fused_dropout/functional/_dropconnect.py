@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,21 @@ from torch import Tensor, is_autocast_enabled, is_grad_enabled
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout._core import checks, extension
-from fused_dropout._core.rates import keep_rate, philox_calls
+from fused_dropout._core.rates import (
+    CONVENTIONS,
+    INVERTED,
+    PAPER,
+    Convention,
+    keep_rate,
+    philox_calls,
+)
 from fused_dropout._core.rng import check_single_source, resolve_rng_state
 from fused_dropout._ops.dropconnect import DropConnectLinear
 
-ROW, EXAMPLE, BATCH = MASK_MODES = ("row", "example", "batch")
-INVERTED, PAPER = CONVENTIONS = ("inverted", "paper")
-AUTO, REGENERATE, PACKED = MASK_STORAGES = ("auto", "regenerate", "packed")
+MaskMode = Literal["row", "example", "batch"]  # or a number of rows
+ROW, EXAMPLE, BATCH = MASK_MODES = get_args(MaskMode)
+MaskStorage = Literal["auto", "regenerate", "packed"]
+AUTO, REGENERATE, PACKED = MASK_STORAGES = get_args(MaskStorage)
 
 # mask_storage="auto": packed bits pay where a mask costs several Philox calls per 128 elements, as
 # long as they stay in the last-level cache; bench/mask_storage.py measures both.
@@ -31,12 +40,12 @@ def dropconnect_linear(
     p: float = 0.5,
     training: bool = True,
     *,
-    mask: str | int = "example",
+    mask: MaskMode | int = "example",
     generator: torch.Generator | None = None,
     seed: int | None = None,
     rng_state: Tensor | None = None,
-    convention: str = "inverted",
-    mask_storage: str = "auto",
+    convention: Convention = "inverted",
+    mask_storage: MaskStorage = "auto",
 ) -> Tensor:
     r"""A linear layer whose every weight is dropped with probability ``p``, anew for every example.
 
@@ -129,7 +138,7 @@ def _multiply(
     weight: Tensor,
     bias: Tensor | None,
     settings: tuple[float, int, bool],
-    mask_storage: str,
+    mask_storage: MaskStorage,
     generator: torch.Generator | None,
     seed: int | None,
     rng_state: Tensor | None,
@@ -189,7 +198,7 @@ def _check_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         checks.check_shape(bias, "bias", (weight.shape[0],))
 
 
-def check_mask_mode(mask: str | int) -> None:
+def check_mask_mode(mask: MaskMode | int) -> None:
     """``mask`` is one of MASK_MODES or an int of at least 1."""
     if isinstance(mask, str) and mask in MASK_MODES:
         return
@@ -199,15 +208,15 @@ def check_mask_mode(mask: str | int) -> None:
         rows = 0
     if rows < 1:
         raise ValueError(
-            "mask must be 'row', 'example', 'batch' or an int >= 1 (rows that share a mask), got "
-            f"{mask!r}"
+            f"mask must be {', '.join(map(repr, MASK_MODES))} or an int >= 1 (rows that share a "
+            f"mask), got {mask!r}"
         )
 
 
 _MOST_ROWS = 2**62  # more than any tensor has, and an int64
 
 
-def _rows_per_mask(input: Tensor, mask: str | int) -> int:
+def _rows_per_mask(input: Tensor, mask: MaskMode | int) -> int:
     """How many consecutive rows of the flattened input share a mask."""
     if mask is EXAMPLE and input.dim() == 2:
         return 1
@@ -220,7 +229,7 @@ def _rows_per_mask(input: Tensor, mask: str | int) -> int:
     return rows if mask == BATCH or input.dim() == 1 else rows // input.shape[0]
 
 
-def _stores_masks(mask_storage: str, p: float, n_masks: int, weight: Tensor) -> bool:
+def _stores_masks(mask_storage: MaskStorage, p: float, n_masks: int, weight: Tensor) -> bool:
     """Whether forward draws packed masks for backward to read."""
     if mask_storage != AUTO:
         return mask_storage == PACKED

@@ -16,12 +16,18 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fused_dropout._core import checks, extension
-from fused_dropout._core.rates import inverse_keep_rate, keep_rate
+from fused_dropout._core.rates import (
+    CONVENTIONS,
+    INVERTED,
+    PAPER,
+    Convention,
+    inverse_keep_rate,
+    keep_rate,
+)
 from fused_dropout._core.rng import check_single_source, resolve_rng_state, unused_rng_state
 from fused_dropout._ops.dropout import Dropout, DropoutInPlace, dropout_settings
 from fused_dropout.functional._packed_sequence import on_padded
 
-INVERTED, PAPER = CONVENTIONS = ("inverted", "paper")
 NO_DIMS = ()
 
 Sequences = TypeVar("Sequences", Tensor, PackedSequence)
@@ -40,7 +46,7 @@ def dropout(
     generator: torch.Generator | None = None,
     seed: int | None = None,
     rng_state: Tensor | None = None,
-    convention: str = "inverted",
+    convention: Convention = "inverted",
 ) -> Tensor:
     r"""Zeroes elements with probability ``p`` and divides the others by the keep rate.
 
@@ -113,7 +119,7 @@ def dropout(
 
 
 def _settings(
-    p: float, shared_dims: tuple[int, ...], convention: str
+    p: float, shared_dims: tuple[int, ...], convention: Convention
 ) -> tuple[float, tuple[Any, ...]]:
     """The keep rate, and what the operator is to do."""
     scale = inverse_keep_rate(p) if convention == INVERTED else 1.0

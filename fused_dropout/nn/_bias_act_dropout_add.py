@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fused_dropout._core import checks
+from fused_dropout._core.rates import CONVENTIONS, Convention
 from fused_dropout.functional._bias_act_dropout_add import (
     ACTIVATIONS,
-    CONVENTIONS,
+    Activation,
     bias_act_dropout_add,
 )
 
@@ -54,10 +55,10 @@ class BiasActDropoutAdd(torch.nn.Module):
         self,
         features: int,
         p: float = 0.1,
-        activation: str = "none",
+        activation: Activation = "none",
         bias: bool = True,
         *,
-        convention: str = "inverted",
+        convention: Convention = "inverted",
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -25,9 +25,9 @@ class _DropBlock(ShowsPackage, torch.nn.Module):
         inplace: bool = False,
         eps: float = 1e-6,
         *,
-        normalize: str = "batch",
+        normalize: functional.Normalization = "batch",
         share_channels: bool = False,
-        gamma: str = "paper",
+        gamma: functional.Gamma = "paper",
         gamma_scale: float = 1.0,
         with_noise: bool = False,
     ) -> None:

@@ -7,7 +7,13 @@ import torch.fx
 from torch import Tensor
 
 from fused_dropout._core import checks
-from fused_dropout.functional._drop_path import MODES, drop_path, drop_path_add, stochastic_depth
+from fused_dropout.functional._drop_path import (
+    MODES,
+    Mode,
+    drop_path,
+    drop_path_add,
+    stochastic_depth,
+)
 from fused_dropout.nn._package_name import ShowsPackage
 
 # torch.fx traces the calls below as single nodes, as it does torchvision's.
@@ -35,7 +41,7 @@ class StochasticDepth(ShowsPackage, torch.nn.Module):
 
     drops_in_training = True  # for fused_dropout.mc_dropout
 
-    def __init__(self, p: float, mode: str) -> None:
+    def __init__(self, p: float, mode: Mode) -> None:
         super().__init__()
         self.p = checks.check_probability(p)
         checks.check_choice(mode, "mode", MODES)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_dropout._core import checks
+from fused_dropout._core.rates import CONVENTIONS, Convention
 from fused_dropout.functional import _dropconnect as functional
 
 
@@ -45,16 +46,16 @@ class DropConnectLinear(torch.nn.Linear):
         bias: bool = True,
         p: float = 0.5,
         *,
-        mask: str | int = "example",
-        convention: str = "inverted",
-        mask_storage: str = "auto",
+        mask: functional.MaskMode | int = "example",
+        convention: Convention = "inverted",
+        mask_storage: functional.MaskStorage = "auto",
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         checks.check_bool(bias, "bias")
         p = checks.check_probability(p)
         functional.check_mask_mode(mask)
-        checks.check_choice(convention, "convention", functional.CONVENTIONS)
+        checks.check_choice(convention, "convention", CONVENTIONS)
         checks.check_choice(mask_storage, "mask_storage", functional.MASK_STORAGES)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.p = p

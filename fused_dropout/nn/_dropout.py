@@ -10,7 +10,8 @@ from torch import Tensor
 from fused_dropout import functional
 from fused_dropout._core import checks
 from fused_dropout._core.private_torch import DropoutBase
-from fused_dropout.functional._dropout import CONVENTIONS, Sequences
+from fused_dropout._core.rates import CONVENTIONS, Convention
+from fused_dropout.functional._dropout import Sequences
 from fused_dropout.nn._package_name import ShowsPackage
 
 
@@ -50,7 +51,7 @@ class Dropout(_CheckedDropout, torch.nn.Dropout):
         inplace: bool = False,
         *,
         broadcast_dims: Sequence[int] = (),
-        convention: str = "inverted",
+        convention: Convention = "inverted",
     ) -> None:
         checks.check_choice(convention, "convention", CONVENTIONS)
         super().__init__(p, inplace)

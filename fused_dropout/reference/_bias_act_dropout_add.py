@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_dropout.reference._masks import keep_rate, mask
+from fused_dropout.reference._masks import Convention, keep_rate, mask
 
-ACTIVATIONS = {
+Activation = Literal["none", "relu", "gelu", "gelu_tanh", "silu"]
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "relu": F.relu,
     "gelu": F.gelu,
@@ -22,12 +26,12 @@ def bias_act_dropout_add(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     p: float = 0.1,
-    activation: str = "none",
+    activation: Activation = "none",
     training: bool = True,
     *,
     seed: int = 0,
     offset: int = 0,
-    convention: str = "inverted",
+    convention: Convention = "inverted",
 ) -> Tensor:
     """residual + dropout(activation(input + bias)); gradients are plain autograd's.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor
 from fused_dropout.reference._masks import mask_matrix
 from fused_dropout.reference._noise import normal_noise
 
+Normalization = Literal["batch", "sample", "none"]
+Gamma = Literal["paper", "exact"]
+
 SEED_DIGITS = 32
 
 
-def seed_rate(p: float, sizes: Sequence[int], block: Sequence[int], gamma: str) -> float:
+def seed_rate(p: float, sizes: Sequence[int], block: Sequence[int], gamma: Gamma) -> float:
     """The drop probability of the seeds on a map of ``sizes``.
 
     ``"paper"`` is equation (1) of the paper. ``"exact"`` is where the expected share of dropped
@@ -60,9 +64,9 @@ def drop_block(
     block_size: int | Sequence[int],
     eps: float = 1e-6,
     *,
-    normalize: str = "batch",
+    normalize: Normalization = "batch",
     share_channels: bool = False,
-    gamma: str = "paper",
+    gamma: Gamma = "paper",
     gamma_scale: float = 1.0,
     with_noise: bool = False,
     seed: int,

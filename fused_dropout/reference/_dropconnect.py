@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fused_dropout.reference._masks import keep_rate
+from fused_dropout.reference._masks import Convention, keep_rate
 from fused_dropout.reference._masks import mask as keep_mask
 
+MaskMode = Literal["row", "example", "batch"]
 
-def rows_per_mask(input_shape: Sequence[int], mask: str | int) -> int:
+
+def rows_per_mask(input_shape: Sequence[int], mask: MaskMode | int) -> int:
     """How many consecutive rows of the flattened input [..., in_features] share a mask."""
     rows = math.prod(input_shape[:-1])
     if isinstance(mask, int):
@@ -31,10 +34,10 @@ def dropconnect_linear(
     p: float = 0.5,
     training: bool = True,
     *,
-    mask: str | int = "example",
+    mask: MaskMode | int = "example",
     seed: int,
     offset: int = 0,
-    convention: str = "inverted",
+    convention: Convention = "inverted",
 ) -> Tensor:
     """DropConnect (Wan et al. 2013) with its masks written out; gradients are plain autograd's.
 

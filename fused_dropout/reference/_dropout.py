@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fused_dropout.reference._masks import keep_rate, mask
+from fused_dropout.reference._masks import Convention, keep_rate, mask
 
 SELU_FLOOR = -1.7580993408473766  # what SELU tends to for large negative inputs
 
@@ -24,7 +24,7 @@ def dropout(
     broadcast_dims: Sequence[int] = (),
     seed: int,
     offset: int = 0,
-    convention: str = "inverted",
+    convention: Convention = "inverted",
 ) -> Tensor:
     """``input / q`` where the mask keeps it, else 0; unscaled in the paper's convention."""
     q = keep_rate(p)

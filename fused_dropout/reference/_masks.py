@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 
 GROUP = 128  # consecutive columns whose digit s is one Philox output
 Words = NDArray[np.uint32]
+
+# "inverted" divides by the keep rate in training, "paper" multiplies by it in evaluation.
+Convention = Literal["inverted", "paper"]
 
 
 def philox4x32_10(counter: Words, key: Sequence[int]) -> Words:
