@@ -11,7 +11,7 @@ from fused_dropout import functional
 from fused_dropout._core import checks
 from fused_dropout._core.private_torch import DropoutBase
 from fused_dropout._core.rates import CONVENTIONS, Convention
-from fused_dropout.functional._dropout import Sequences
+from fused_dropout.functional._locked_dropout import Sequences
 from fused_dropout.nn._package_name import ShowsPackage
 
 
