@@ -27,6 +27,7 @@ from fused_dropout._tools.bench.harness import (
 )
 from fused_dropout._tools.common import ArgumentError, positive_int, report_console, thread_count
 from fused_dropout.functional import dropconnect_linear
+from fused_dropout.functional._dropconnect import MaskStorage
 
 PS = (0.5, 0.25, 0.1, 0.3)
 SHAPES = (  # B, O, I
@@ -37,7 +38,7 @@ SHAPES = (  # B, O, I
     (128, 2048, 2048),
     (128, 4096, 4096),
 )
-STORAGES = ("regenerate", "packed")
+STORAGES: tuple[MaskStorage, ...] = ("regenerate", "packed")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -146,6 +146,13 @@ def check_dense(tensor: Any, name: str) -> None:
         raise RuntimeError(f"{name} must be a dense (torch.strided) tensor, got {kind}")
 
 
+def check_probability_and_input(p: Any, input: Any) -> float:
+    """``p`` as a float, ``input`` dense; in torch's order: the same mistake is reported first."""
+    p = check_probability(p)
+    check_dense(input, "input")
+    return p
+
+
 def check_float_tensor(tensor: Tensor, name: str) -> None:
     """``tensor`` has a dtype that the kernels compute in; raises what torch's operators raise."""
     if tensor.dtype not in FLOAT_DTYPES:

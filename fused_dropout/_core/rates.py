@@ -1,6 +1,12 @@
-"""Keep rates as the mask contract has them: drop probabilities rounded to binary digits."""
+"""Keep rates as the mask contract has them, and the conventions of where a layer applies them."""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
+
+# "inverted" divides by the keep rate in training, "paper" multiplies by it in evaluation.
+Convention = Literal["inverted", "paper"]
+INVERTED, PAPER = CONVENTIONS = get_args(Convention)
 
 DIGITS = 16  # of a keep rate, unless an op says otherwise
 

@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,19 @@ from fused_dropout._core import checks
 from fused_dropout._core.private_torch import flatten, unflatten
 from fused_dropout._models import dropout_layers
 
-MASK_SHARING = ("sample", "pass")
+MaskSharing = Literal["sample", "pass"]
+MASK_SHARING = get_args(MaskSharing)
 
 Predict = Callable[..., Tensor]  # of the tensors in the model's arguments
 
 
 class MCPrediction(NamedTuple):
-    """Moments of a model's output over its masks."""
+    """Moments of a model's output over its masks.
+
+    Attributes:
+        mean: tensor of the output's shape.
+        variance: tensor of the output's shape.
+    """
 
     mean: Tensor
     variance: Tensor
@@ -99,7 +105,7 @@ def mc_predict(
     x: Any,
     samples: int,
     *,
-    masks: str = "sample",
+    masks: MaskSharing = "sample",
     samples_per_pass: int = 1,
     transform: Callable[[Any], Tensor] | None = None,
     correction: int = 1,
@@ -133,7 +139,7 @@ def mc_predict(
             masks are independent whatever a layer shares over its batch.
         transform: applied to the model's output, for instance ``lambda y: y.softmax(-1)``.
         correction: the variance is divided by ``samples - correction``, as in :func:`torch.var`.
-        types: as for :func:`mc_dropout`.
+        types: further classes whose instances drop, as for :func:`mc_dropout`.
         enable_grad: keep the graph, of all passes, for gradients.
         kwargs: the model's keyword arguments; tensors in them are treated as those in ``x``.
         modules: the modules that a function runs, for :func:`mc_dropout`; default: the module that
@@ -336,7 +342,9 @@ def _of_one_item(predict: Predict, count: int, *item: Tensor) -> Tensor:
     return outputs.squeeze(1)
 
 
-def _check_numbers(samples: int, masks: str, samples_per_pass: int, correction: int) -> None:
+def _check_numbers(
+    samples: int, masks: MaskSharing, samples_per_pass: int, correction: int
+) -> None:
     checks.check_choice(masks, "masks", MASK_SHARING)
     checks.check_int(correction, "correction", 0, 2**62)
     if checks.as_int(samples, "samples") <= correction:

@@ -283,7 +283,7 @@ def fake_mask_bits(weight: Tensor, rng_state: Tensor, masks: int, p: float) -> T
 
 
 def stored_shape(masks: int, out_features: int, in_features: int) -> tuple[int, int, int, int]:
-    """Of stored masks, int32: groups of 128 columns, masks, outputs rounded up, words of a group."""
+    """Stored masks, int32: groups of 128 columns, masks, outputs rounded up, words of a group."""
     outs = (out_features + STORED_OUTS_MULTIPLE - 1) // STORED_OUTS_MULTIPLE * STORED_OUTS_MULTIPLE
     return (in_features + 127) // 128, masks, outs, 4
 

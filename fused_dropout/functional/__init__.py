@@ -1,6 +1,13 @@
-"""Functional forms of the layers."""
+"""Dropout as functions of tensors: differentiable, and computed by fused kernels.
 
+The functions have the names, arguments and defaults of their counterparts in ``torch.nn.functional``,
+torchvision and timm. They draw from torch's generators, so that ``torch.manual_seed`` repeats a
+result; ``seed=`` or ``rng_state=`` make a call a pure function of its arguments instead.
+"""
+
+from fused_dropout.functional._alpha_dropout import alpha_dropout, feature_alpha_dropout
 from fused_dropout.functional._bias_act_dropout_add import bias_act_dropout_add
+from fused_dropout.functional._channel_dropout import dropout1d, dropout2d, dropout3d
 from fused_dropout.functional._concrete_dropout import concrete_dropout
 from fused_dropout.functional._drop_block import drop_block1d, drop_block2d, drop_block3d
 from fused_dropout.functional._drop_path import (
@@ -10,17 +17,10 @@ from fused_dropout.functional._drop_path import (
     stochastic_depth,
 )
 from fused_dropout.functional._dropconnect import dropconnect_linear
-from fused_dropout.functional._dropout import (
-    alpha_dropout,
-    dropout,
-    dropout1d,
-    dropout2d,
-    dropout3d,
-    feature_alpha_dropout,
-    locked_dropout,
-)
+from fused_dropout.functional._dropout import dropout
 from fused_dropout.functional._gaussian_dropout import gaussian_dropout
 from fused_dropout.functional._gaussian_noise import gaussian_noise
+from fused_dropout.functional._locked_dropout import locked_dropout
 
 __all__ = [
     "alpha_dropout",

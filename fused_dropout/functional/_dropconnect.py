@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,22 @@ from torch import Tensor, is_autocast_enabled, is_grad_enabled
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout._core import checks, extension
-from fused_dropout._core.rates import inverse_keep_rate, keep_rate, philox_calls
+from fused_dropout._core.rates import (
+    CONVENTIONS,
+    INVERTED,
+    PAPER,
+    Convention,
+    inverse_keep_rate,
+    keep_rate,
+    philox_calls,
+)
 from fused_dropout._core.rng import check_single_source, resolve_rng_state
 from fused_dropout._ops.dropconnect import DropConnectLinear, stored_shape
 
-ROW, EXAMPLE, BATCH = MASK_MODES = ("row", "example", "batch")
-INVERTED, PAPER = CONVENTIONS = ("inverted", "paper")
-AUTO, REGENERATE, PACKED = MASK_STORAGES = ("auto", "regenerate", "packed")
+MaskMode = Literal["row", "example", "batch"]  # or a number of rows
+ROW, EXAMPLE, BATCH = MASK_MODES = get_args(MaskMode)
+MaskStorage = Literal["auto", "regenerate", "packed"]
+AUTO, REGENERATE, PACKED = MASK_STORAGES = get_args(MaskStorage)
 
 # mask_storage="auto": packed bits pay where a mask costs several Philox calls per 128 elements, as
 # long as they stay in the last-level cache; bench/mask_storage.py measures both.
@@ -31,12 +41,12 @@ def dropconnect_linear(
     p: float = 0.5,
     training: bool = True,
     *,
-    mask: str | int = "example",
+    mask: MaskMode | int = "example",
     generator: torch.Generator | None = None,
     seed: int | None = None,
     rng_state: Tensor | None = None,
-    convention: str = "inverted",
-    mask_storage: str = "auto",
+    convention: Convention = "inverted",
+    mask_storage: MaskStorage = "auto",
 ) -> Tensor:
     r"""A linear layer whose every weight is dropped with probability ``p``, anew for every example.
 
@@ -60,8 +70,10 @@ def dropconnect_linear(
             of one item of the first dimension), ``"batch"`` (all), or an int: that many consecutive
             rows (the last group may be smaller).
         generator: draws the random state; default: torch's generator of the input's device.
-        seed: makes the call a pure function: the masks of seed ``seed`` and offset 0.
-        rng_state: int64[2] tensor (seed, offset), likewise.
+        seed: an int that makes the call a pure function of its arguments: it uses the masks of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
         convention: ``"inverted"`` divides by q in training; ``"paper"`` multiplies by q in
             evaluation instead.
         mask_storage: how backward gets the masks back: ``"regenerate"`` draws them again,
@@ -70,13 +82,23 @@ def dropconnect_linear(
             most 16 MiB.
 
     Returns:
-        ``[..., out_features]``, differentiable (twice) in input, weight and bias.
+        A tensor ``[..., out_features]``, differentiable twice in input, weight and bias.
 
     Raises:
         ValueError: p, mask, convention or mask_storage out of range; more than one of generator,
             seed and rng_state.
         RuntimeError: shapes, dtypes or devices that do not fit; no kernels for the device.
         TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> x, weight = torch.ones(2, 4), torch.ones(3, 4)
+        >>> F.dropconnect_linear(x, weight, seed=1)  # each example has a mask of its own
+        tensor([[2., 8., 4.],
+                [6., 4., 6.]])
+        >>> F.dropconnect_linear(x, weight, mask="batch", seed=1)  # both have the same
+        tensor([[2., 8., 4.],
+                [2., 8., 4.]])
     """
     if has_torch_function((input, weight, bias)):
         return handle_torch_function(
@@ -130,7 +152,7 @@ def _multiply(
     weight: Tensor,
     bias: Tensor | None,
     settings: tuple[float, int, float],
-    mask_storage: str,
+    mask_storage: MaskStorage,
     generator: torch.Generator | None,
     seed: int | None,
     rng_state: Tensor | None,
@@ -190,7 +212,7 @@ def _check_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         checks.check_shape(bias, "bias", (weight.shape[0],))
 
 
-def check_mask_mode(mask: str | int) -> None:
+def check_mask_mode(mask: MaskMode | int) -> None:
     """``mask`` is one of MASK_MODES or an int of at least 1."""
     if isinstance(mask, str) and mask in MASK_MODES:
         return
@@ -200,15 +222,15 @@ def check_mask_mode(mask: str | int) -> None:
         rows = 0
     if rows < 1:
         raise ValueError(
-            "mask must be 'row', 'example', 'batch' or an int >= 1 (rows that share a mask), got "
-            f"{mask!r}"
+            f"mask must be {', '.join(map(repr, MASK_MODES))} or an int >= 1 (rows that share a "
+            f"mask), got {mask!r}"
         )
 
 
 _MOST_ROWS = 2**62  # more than any tensor has, and an int64
 
 
-def _rows_per_mask(input: Tensor, mask: str | int) -> int:
+def _rows_per_mask(input: Tensor, mask: MaskMode | int) -> int:
     """How many consecutive rows of the flattened input share a mask."""
     if mask is EXAMPLE and input.dim() == 2:
         return 1
@@ -221,7 +243,7 @@ def _rows_per_mask(input: Tensor, mask: str | int) -> int:
     return rows if mask == BATCH or input.dim() == 1 else rows // input.shape[0]
 
 
-def _stores_masks(mask_storage: str, p: float, n_masks: int, weight: Tensor) -> bool:
+def _stores_masks(mask_storage: MaskStorage, p: float, n_masks: int, weight: Tensor) -> bool:
     """Whether forward draws packed masks for backward to read."""
     if mask_storage != AUTO:
         return mask_storage == PACKED

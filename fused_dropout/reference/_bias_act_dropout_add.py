@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_dropout.reference._masks import keep_rate, mask
+from fused_dropout.reference._masks import Convention, keep_rate, mask
 
-ACTIVATIONS = {
+Activation = Literal["none", "relu", "gelu", "gelu_tanh", "silu"]
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "relu": F.relu,
     "gelu": F.gelu,
@@ -22,16 +26,28 @@ def bias_act_dropout_add(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     p: float = 0.1,
-    activation: str = "none",
+    activation: Activation = "none",
     training: bool = True,
     *,
     seed: int = 0,
     offset: int = 0,
-    convention: str = "inverted",
+    convention: Convention = "inverted",
 ) -> Tensor:
-    """residual + dropout(activation(input + bias)); gradients are plain autograd's.
+    """``residual + dropout(activation(input + bias))``, step by step.
 
-    Arguments as :func:`fused_dropout.functional.bias_act_dropout_add`.
+    Args:
+        input: ``[..., features]``.
+        bias: ``[features]`` or None.
+        residual: the shape of ``input``, or None.
+        p: drop probability in [0, 1].
+        activation: a key of ``ACTIVATIONS``.
+        training: if False, nothing is dropped.
+        seed, offset: the random state, ints modulo 2^64.
+        convention: ``"inverted"`` divides by the keep rate q in training; ``"paper"`` multiplies by
+            q in evaluation instead.
+
+    Returns:
+        A tensor of the shape of ``input``; gradients are plain autograd's.
     """
     q = keep_rate(p)
     output = ACTIVATIONS[activation](input if bias is None else input + bias)

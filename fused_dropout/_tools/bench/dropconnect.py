@@ -31,6 +31,7 @@ from fused_dropout._tools.bench.harness import (
 from fused_dropout._tools.bench.lower_bound import DenseReadingMasks
 from fused_dropout._tools.common import ArgumentError
 from fused_dropout.functional import dropconnect_linear
+from fused_dropout.functional._dropconnect import MaskMode
 
 # How many times a phase passes over all connections, a multiply-add for each.
 PASSES = {"forward": 1, "d_input": 1, "d_weight": 1, "total": 3}
@@ -54,7 +55,7 @@ class Problem:
     in_features: int
     ps: tuple[float, ...] = (0.5, 0.1)
     dtype: str = "float32"
-    mask: str | int = "example"
+    mask: MaskMode | int = "example"
 
     def operand_bytes(self) -> int:
         """Memory for input, weight, bias and output, and the gradient of each."""
@@ -172,7 +173,9 @@ class _Op:
         return row_label(self.name, self.p)
 
 
-def _fused(input: Tensor, weight: Tensor, bias: Tensor, *, p: float, mask: str | int) -> Tensor:
+def _fused(
+    input: Tensor, weight: Tensor, bias: Tensor, *, p: float, mask: MaskMode | int
+) -> Tensor:
     return dropconnect_linear(input, weight, bias, p, mask=mask)
 
 

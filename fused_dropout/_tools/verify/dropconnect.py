@@ -22,18 +22,21 @@ from torch import Tensor
 
 from fused_dropout import reference
 from fused_dropout._core import extension
+from fused_dropout._core.rates import CONVENTIONS, Convention
 from fused_dropout._core.rng import make_rng_state
 from fused_dropout._tools.common import thread_count
 from fused_dropout._tools.table import DTYPES, op_named
 from fused_dropout._tools.verify.checks import Check, Outcome, Settings, Target
 from fused_dropout._tools.verify.errors import error_bound, error_ratio, largest
 from fused_dropout._tools.verify.statistics import one_per_device, statistical_outcome
+from fused_dropout.functional._dropconnect import MaskMode
 
 _ROW = op_named("dropconnect_linear")
 _OP, dropconnect_linear = _ROW.name, _ROW.function
-_MASKS: tuple[str | int, ...] = tuple(dict.fromkeys(dict(case)["mask"] for case in _ROW.settings))
+_MASKS: tuple[MaskMode | int, ...] = tuple(
+    dict.fromkeys(dict(case)["mask"] for case in _ROW.settings)
+)
 _STORAGES = tuple(dict.fromkeys(dict(case)["mask_storage"] for case in _ROW.settings))
-_CONVENTIONS = ("inverted", "paper")
 _PS = (0.5, 0.1, 0.25, 0.3, 0.9, 0.0, 1.0)
 _SHAPES: tuple[tuple[tuple[int, ...], int, int], ...] = (  # leading, out_features, in_features
     ((6,), 5, 33),
@@ -57,8 +60,8 @@ class _Case:
     out_features: int
     in_features: int
     p: float
-    mask: str | int
-    convention: str
+    mask: MaskMode | int
+    convention: Convention
     bias: bool
     seed: int
     offset: int
@@ -136,7 +139,7 @@ def _cases(settings: Settings) -> list[_Case]:
             seed=settings.seed + 2**33 + number, offset=4 * number,
         )
         for number, (mask, p, convention) in enumerate(
-            itertools.product(_MASKS, _PS, _CONVENTIONS)
+            itertools.product(_MASKS, _PS, CONVENTIONS)
         )
         for shape in itertools.islice(shapes, per_setting)
     ]  # fmt: skip
@@ -247,7 +250,7 @@ def _errors(target: Target, dtype: torch.dtype, cases: list[_Case]) -> Outcome:
 
 def _eval_errors(target: Target, dtype: torch.dtype) -> Outcome:
     outcome = Outcome()
-    for shape, p, convention in itertools.product(_SHAPES, (0.3, 1.0), _CONVENTIONS):
+    for shape, p, convention in itertools.product(_SHAPES, (0.3, 1.0), CONVENTIONS):
         case = _Case(*shape, p, "example", convention, bias=True, seed=1, offset=0)
         inputs = _inputs(case, dtype)
         wide = inputs.to(torch.float64)
@@ -358,7 +361,7 @@ def _runs_agree(target: Target, seed: int) -> Outcome:
 def _gradients_check(check: Callable[..., bool], target: Target, seed: int) -> Outcome:
     """`check` is torch.autograd.gradcheck or gradgradcheck; they raise on a difference."""
     outcome = Outcome()
-    for mask, convention, storage in itertools.product(_MASKS, _CONVENTIONS, _STORAGES):
+    for mask, convention, storage in itertools.product(_MASKS, CONVENTIONS, _STORAGES):
         case = _Case((2, 2), 3, 5, 0.3, mask, convention, bias=True, seed=seed, offset=0)
         inputs = _inputs(case, torch.float64).to(target.device)
         op = partial(dropconnect_linear, seed=case.seed, mask_storage=storage, **case.keywords())

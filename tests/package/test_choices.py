@@ -1,0 +1,130 @@
+"""Arguments that take one of some strings: their types and their checks name the same ones."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+
+import fused_dropout
+from fused_dropout import functional, nn, reference, schedules
+
+PRODUCT = (fused_dropout, functional, nn, schedules)
+IMAGE = torch.randn(2, 3, 6, 6)
+ROWS = torch.randn(4, 6)
+LINEAR = torch.nn.Linear(6, 5)
+WEIGHT, BIAS = LINEAR.weight, LINEAR.bias
+
+# What calls each public name that takes a choice; it is given the choices as keywords.
+CALLS: dict[str, Callable[..., Any]] = {
+    "fused_dropout.mc_predict": lambda **choice: fused_dropout.mc_predict(
+        torch.nn.Dropout(0.5), ROWS, 3, **choice
+    ),
+    "fused_dropout.to_dropconnect": lambda **choice: fused_dropout.to_dropconnect(
+        torch.nn.Linear(6, 5), **choice
+    ),
+    "functional.bias_act_dropout_add": lambda **choice: functional.bias_act_dropout_add(
+        ROWS, None, None, 0.5, **choice
+    ),
+    "functional.drop_block1d": lambda **choice: functional.drop_block1d(IMAGE[0], 0.3, 2, **choice),
+    "functional.drop_block2d": lambda **choice: functional.drop_block2d(IMAGE, 0.3, 2, **choice),
+    "functional.drop_block3d": lambda **choice: functional.drop_block3d(
+        IMAGE[None], 0.3, 2, **choice
+    ),
+    "functional.dropconnect_linear": lambda **choice: functional.dropconnect_linear(
+        ROWS, WEIGHT, BIAS, **choice
+    ),
+    "functional.dropout": lambda **choice: functional.dropout(ROWS, **choice),
+    "functional.stochastic_depth": lambda **choice: functional.stochastic_depth(
+        ROWS, 0.5, **choice
+    ),
+    "nn.BiasActDropoutAdd": lambda **choice: nn.BiasActDropoutAdd(6, **choice)(ROWS),
+    "nn.DropBlock1d": lambda **choice: nn.DropBlock1d(0.3, 2, **choice)(IMAGE[0]),
+    "nn.DropBlock2d": lambda **choice: nn.DropBlock2d(0.3, 2, **choice)(IMAGE),
+    "nn.DropBlock3d": lambda **choice: nn.DropBlock3d(0.3, 2, **choice)(IMAGE[None]),
+    "nn.DropConnectLinear": lambda **choice: nn.DropConnectLinear(6, 5, **choice)(ROWS),
+    "nn.Dropout": lambda **choice: nn.Dropout(**choice)(ROWS),
+    "nn.StochasticDepth": lambda **choice: nn.StochasticDepth(0.5, **choice)(ROWS),
+}
+
+
+def strings_of(annotation: Any) -> tuple[str, ...]:
+    """The strings that a type allows: those of a Literal, alone or in a union."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        return tuple(text for part in get_args(annotation) for text in strings_of(part))
+    return ()
+
+
+def public_functions(module: types.ModuleType) -> Iterator[tuple[str, Any]]:
+    """Functions, and constructors of classes, under the name of their module and their own."""
+    for name in module.__all__:
+        value = getattr(module, name)
+        if inspect.isfunction(value) or inspect.isclass(value):
+            yield f"{module.__name__.removeprefix('fused_dropout.')}.{name}", value
+
+
+def hints_of(value: Any) -> dict[str, Any]:
+    return get_type_hints(inspect.unwrap(value.__init__ if inspect.isclass(value) else value))
+
+
+FOUND = [
+    (name, parameter, strings)
+    for module in PRODUCT
+    for name, value in public_functions(module)
+    for parameter, annotation in hints_of(value).items()
+    if (strings := strings_of(annotation))
+]
+
+
+def test_every_function_with_a_choice_is_called_here() -> None:
+    assert {name for name, _, _ in FOUND} == set(CALLS)
+    assert len(FOUND) > 25
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "strings"), FOUND, ids=[f"{name}-{arg}" for name, arg, _ in FOUND]
+)
+def test_type_and_check_agree(name: str, parameter: str, strings: tuple[str, ...]) -> None:
+    for text in strings:
+        assert CALLS[name](**{parameter: text}) is not None
+    for wrong in ("", "other", strings[0].upper(), strings[-1] + " "):
+        with pytest.raises(ValueError) as caught:
+            CALLS[name](**{parameter: wrong})
+        message = str(caught.value)
+        assert message.startswith(parameter), message
+        allowed, _, given = message.rpartition("got")
+        assert [text for text in strings if repr(text) not in allowed] == [], message
+        assert allowed.count("'") == 2 * len(strings), message  # and no others
+        assert repr(wrong) in given, message
+
+
+@pytest.mark.parametrize("module", [*PRODUCT, reference], ids=lambda module: module.__name__)
+def test_no_public_function_takes_any_string(module: types.ModuleType) -> None:
+    """But for devices, whose names torch knows."""
+    for name, value in public_functions(module):
+        for parameter, annotation in hints_of(value).items():
+            if parameter not in ("device", "return"):
+                assert str not in (annotation, *get_args(annotation)), f"{name}: {parameter}"
+
+
+def test_the_reference_allows_the_same_strings() -> None:
+    ours = {(name.partition(".")[2], parameter): strings for name, parameter, strings in FOUND}
+    ours["drop_block", "normalize"] = ours["drop_block2d", "normalize"]
+    ours["drop_block", "gamma"] = ours["drop_block2d", "gamma"]
+    ours["rows_per_mask", "mask"] = ours["dropconnect_linear", "mask"]
+    theirs = {
+        (name.partition(".")[2], parameter): strings
+        for name, value in public_functions(reference)
+        for parameter, annotation in hints_of(value).items()
+        if (strings := strings_of(annotation))
+    }
+    assert len(theirs) == 8
+    assert theirs == {key: ours[key] for key in theirs}
+    assert tuple(reference.ACTIVATIONS) == ours["bias_act_dropout_add", "activation"]
