@@ -5,6 +5,13 @@
 // `static` or in an anonymous namespace, and include none of the system's that hold any.
 #pragma once
 
+#if defined(__GNUC__) && !defined(__clang__)
+// What GCC 12 says of its own intrinsics, and of the loop over a row's rest once it is inlined for
+// a whole block.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Waggressive-loop-optimizations"
+#endif
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
