@@ -8,6 +8,7 @@
 #if defined(__GNUC__) && !defined(__clang__)
 // What GCC 12 says of its own intrinsics, and of the loop over a row's rest once it is inlined for
 // a whole block.
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Waggressive-loop-optimizations"
 #endif
