@@ -13,7 +13,9 @@ constexpr int kScalarTypes = 4;  // in the order of ScalarType
 struct Range {
   int64_t begin;
   int64_t end;
-  int64_t size() const { return end - begin; }
+  // Of no file in particular: the linker must not merge the code of one instruction set with
+  // others.
+  __attribute__((always_inline)) int64_t size() const { return end - begin; }
 };
 
 }  // namespace fused_dropout

@@ -7,10 +7,12 @@ directly here, on a few groups in the middle of it.
 from __future__ import annotations
 
 import ctypes
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
-from support.compiling import shared_library
+from support.compiling import compiler, shared_library
 from support.paths import ROOT
 
 from fused_dropout import reference
@@ -64,3 +66,19 @@ def test_groups(
     expected = np.packbits(kept, axis=1, bitorder="little").view("<u4")
     assert np.array_equal(out[: 4 * count].reshape(count, 4), expected)
     assert (out[4 * count :] == 0xDEADBEEF).all(), "wrote past the groups asked for"
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "plain"])
+def test_the_linker_can_merge_no_code_of_an_instruction_set(isa: str, tmp_path: Path) -> None:
+    """A function that other files have too would be called on processors that cannot run it."""
+    ops = sorted(CSRC.glob("cpu/simd/ops/*.h"))
+    (tmp_path / "simd_ops.h").write_text("".join(f'#include "{path}"\n' for path in ops))
+    flags = ["-std=c++17", "-O0", "-w", f"-I{CSRC}", f"-I{tmp_path}", "-c"]
+    source = CSRC / "cpu" / "simd" / f"isa_{isa}.cpp"
+    subprocess.run([compiler(), *flags, str(source), "-o", "isa.o"], cwd=tmp_path, check=True)
+    command = ["nm", "-C", "--defined-only", "--extern-only", "isa.o"]
+    symbols = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    names = [line.split(maxsplit=2)[2] for line in symbols.stdout.splitlines()]
+    tables = [name for name in names if "fused_dropout::kernels_for<" in name]
+    assert len({name for name in tables if name.endswith("Kernels>()")}) == len(ops)
+    assert set(names) - set(tables) <= {"DW.ref.__gxx_personality_v0"}
