@@ -3,7 +3,6 @@
 // The bias gradient is summed in two stages. The elements are cut into slices whose number depends
 // on the shape alone; each slice has sums of its own, which are then added slice by slice. So the
 // result does not depend on the number of threads.
-
 #include "bias_act_dropout_add.h"
 
 #include <algorithm>

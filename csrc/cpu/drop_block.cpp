@@ -1,6 +1,5 @@
 // IMPL(CPU) of DropBlock. The mask: draw the seeds' bits, dilate them chunk by chunk, count what is
 // kept. Then dropout with these bits, forward and backward alike.
-
 #include "drop_block.h"
 
 #include <algorithm>

@@ -2,7 +2,6 @@
 //
 // Every element of a result is summed in an order that depends on the shapes alone, so results do
 // not change with the number of threads; the cuts below are free to.
-
 #include "dropconnect.h"
 
 #include <algorithm>

@@ -3,7 +3,6 @@
 // Where the elements lie in the order of their mask bits, each thread draws the bits of its stretch
 // just before it uses them. Everything else (shared dimensions, channels_last, transposed inputs)
 // draws the packed mask first (masked_elements.h).
-
 #include "dropout.h"
 
 #include <algorithm>

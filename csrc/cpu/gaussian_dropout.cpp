@@ -1,8 +1,6 @@
 // IMPL(CPU) of Gaussian dropout.
 #include "gaussian_dropout.h"
 
-#include <tuple>
-
 #include "../ops/gaussian_dropout.h"
 #include "../ops/row_major.h"
 #include "dispatch.h"

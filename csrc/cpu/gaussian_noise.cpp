@@ -1,8 +1,6 @@
 // IMPL(CPU) of Gaussian noise of given mean and variance.
 #include "gaussian_noise.h"
 
-#include <tuple>
-
 #include "../ops/gaussian_noise.h"
 #include "../ops/row_major.h"
 #include "dispatch.h"

@@ -1,5 +1,4 @@
 // IMPL(CPU) of the mask operators.
-
 #include "mask.h"
 
 #include "../ops/mask.h"

@@ -2,7 +2,6 @@
 //
 // Workspace, freed to the caching allocator on return: the bias gradient's partial sums, about a
 // float for 32 elements of a large tensor.
-
 #include <tuple>
 
 #include "../ops/bias_act_dropout_add.h"

@@ -1,6 +1,4 @@
 // IMPL(CUDA) of Gaussian dropout.
-#include <tuple>
-
 #include "../ops/gaussian_dropout.h"
 #include "../ops/row_major.h"
 #include "binding.h"

@@ -1,6 +1,4 @@
 // IMPL(CUDA) of Gaussian noise of given mean and variance.
-#include <tuple>
-
 #include "../ops/gaussian_noise.h"
 #include "../ops/row_major.h"
 #include "binding.h"
