@@ -209,8 +209,8 @@ Tensor d_bias(const Tensor& grad_output, const Tensor& rng_state, double p, int6
   const Scratch<uint32_t> bits = draw_bias_bits(layer, rng_state);
   Tensor result = empty({layer.out_features}, dtype_of(grad_output), grad_output);
   const BiasGradArgs args{
-      view_of(grad_output),    layer.rows, layer.out_features,       rows_per_mask,
-      scale, bits.get(), result.mutable_data_ptr()};
+      view_of(grad_output),     layer.rows, layer.out_features, rows_per_mask, scale, bits.get(),
+      result.mutable_data_ptr()};
   const auto run = kernels<Kernels>().bias_grad[kernel_index(grad_output)];
   const int64_t grain = std::max<int64_t>(1, kSerialWork / (layer.rows * kGroupColumns + 1));
   parallel_for(0, group_count(layer.out_features), grain, [&](int64_t begin, int64_t end) {

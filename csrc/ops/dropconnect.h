@@ -96,13 +96,8 @@ inline DropConnectProblem make_problem(const Layer& layer, const MaskRule& rule,
                         reinterpret_cast<uintptr_t>(bits) % kAlignment,
                         " (a view into a larger tensor: clone it)");
   }
-  return {rule,
-          layer.rows,
-          layer.in_features,
-          layer.out_features,
-          layer.rows_per_mask,
-          layer.scale,
-          bits};
+  return {rule,        layer.rows, layer.in_features, layer.out_features, layer.rows_per_mask,
+          layer.scale, bits};
 }
 
 }  // namespace fused_dropout::dropconnect
