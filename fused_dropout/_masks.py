@@ -28,22 +28,30 @@ def mask(
     """The keep mask of ``shape``: True with probability q = rint((1 - p) 2^digits) / 2^digits.
 
     A pure function of its arguments: the same on every device, instruction set and number of
-    threads. The last dimension is the contract's columns, the product of the others its rows.
+    threads. The mask contract sees a matrix: its columns are the last dimension, its rows all
+    others.
 
     Args:
-        shape: any shape; an int is a vector.
+        shape: the mask's shape; an int is a vector.
         p: drop probability in [0, 1].
         seed, offset: ints in the range that :func:`torch.manual_seed` takes, modulo 2^64.
-        stream: 0..127; masks of different streams are independent.
-        digits: 1..32 binary digits of the keep rate.
+        stream: 0 to 127; masks of different streams are independent.
+        digits: number of binary digits of the keep rate q = rint((1 - p) 2^digits) / 2^digits, 1 to
+            32.
         device: where to draw; default: torch's default device, the CPU unless you changed it.
 
     Returns:
-        bool tensor of ``shape``, True = kept.
+        A bool tensor of ``shape``, True where an element is kept.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range, named in the message.
+        ValueError: an argument out of range, which the message names.
+        TypeError: an argument of the wrong type.
         RuntimeError: a device that this build has no kernels for.
+
+    Example:
+        >>> import fused_dropout
+        >>> fused_dropout.mask(4, 0.5, seed=1)
+        tensor([False,  True, False, False])
     """
     sizes = checks.as_shape(shape, "shape")
     drawn = _draw_mask("mask", sizes, p, seed, offset, stream, digits, device)
@@ -60,10 +68,33 @@ def packed_mask(
     digits: int = 16,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """:func:`mask` with 32 elements of the last dimension in each word, bit 0 first.
+    """The keep mask of ``shape`` as bits: 32 elements of the last dimension in each word.
+
+    Bit k % 32 of word k // 32 is element k of :func:`fused_dropout.mask` with the same arguments, 1
+    for True. A pure function of its arguments: the same on every device, instruction set and number
+    of threads.
+
+    Args:
+        shape: the mask's shape; an int is a vector.
+        p: drop probability in [0, 1].
+        seed, offset: ints in the range that :func:`torch.manual_seed` takes, modulo 2^64.
+        stream: 0 to 127; masks of different streams are independent.
+        digits: number of binary digits of the keep rate q = rint((1 - p) 2^digits) / 2^digits, 1 to
+            32.
+        device: where to draw; default: torch's default device, the CPU unless you changed it.
 
     Returns:
-        uint32 tensor of shape ``[*shape[:-1], ceil(shape[-1] / 32)]``; bits past the end are 0.
+        A uint32 tensor of shape ``[*shape[:-1], ceil(shape[-1] / 32)]``; bits past the end are 0.
+
+    Raises:
+        ValueError: an argument out of range, which the message names.
+        TypeError: an argument of the wrong type.
+        RuntimeError: a device that this build has no kernels for.
+
+    Example:
+        >>> import fused_dropout
+        >>> fused_dropout.packed_mask(4, 0.5, seed=1)  # 2 = 0b0010: element 1 is kept
+        tensor([2], dtype=torch.uint32)
     """
     sizes = checks.as_shape(shape, "shape")
     drawn = _draw_mask("packed_mask", sizes, p, seed, offset, stream, digits, device)
@@ -86,14 +117,23 @@ def uniform_noise(
     the same bits, in float32 and float64 the same numbers.
 
     Args:
-        size: any shape; an int is a vector.
+        size: the tensor's shape; an int is a vector.
         seed, offset: ints in the range that :func:`torch.manual_seed` takes, modulo 2^64.
         dtype: torch.float32 or torch.float64.
-        device: where to draw; default: torch's default device.
+        device: where to draw; default: torch's default device, the CPU unless you changed it.
+
+    Returns:
+        A tensor of shape ``size`` and type ``dtype``.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        ValueError: an argument out of range, which the message names.
+        TypeError: an argument of the wrong type.
         RuntimeError: a device that this build has no kernels for.
+
+    Example:
+        >>> import fused_dropout
+        >>> fused_dropout.uniform_noise(3, seed=1)
+        tensor([0.6027, 0.3202, 0.1144])
     """
     return _draw_noise("uniform_noise", size, seed, offset, dtype, device)
 
@@ -106,14 +146,33 @@ def normal_noise(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    r"""Standard normal numbers, a function of :func:`uniform_noise` of the same arguments.
+    """Standard normal numbers, a pure function of (seed, offset, element).
 
-    Of each two neighbouring uniforms (a, b), elements 2 k and 2 k + 1, come
-    ``sqrt(-2 ln a) cos(2 pi b)`` and ``sqrt(-2 ln a) sin(2 pi b)``. The largest is 5.8 in size.
-    Devices round differently: a float32 is within 4 units in the last place of the exact number.
+    They are made of :func:`fused_dropout.uniform_noise` of the same arguments: two neighbouring
+    uniforms a and b, elements 2 k and 2 k + 1, become ``sqrt(-2 ln a) cos(2 pi b)`` and
+    ``sqrt(-2 ln a) sin(2 pi b)``. The largest is 5.8 in size. Devices round differently: a float32
+    is within 4 units in the last place of the exact number.
 
-    Source: Box and Muller, "A Note on the Generation of Random Normal Deviates", 1958. Arguments
-    and errors as :func:`uniform_noise`.
+    Source: Box and Muller, "A Note on the Generation of Random Normal Deviates", 1958.
+
+    Args:
+        size: the tensor's shape; an int is a vector.
+        seed, offset: ints in the range that :func:`torch.manual_seed` takes, modulo 2^64.
+        dtype: torch.float32 or torch.float64.
+        device: where to draw; default: torch's default device, the CPU unless you changed it.
+
+    Returns:
+        A tensor of shape ``size`` and type ``dtype``.
+
+    Raises:
+        ValueError: an argument out of range, which the message names.
+        TypeError: an argument of the wrong type.
+        RuntimeError: a device that this build has no kernels for.
+
+    Example:
+        >>> import fused_dropout
+        >>> fused_dropout.normal_noise(3, seed=1)
+        tensor([-0.4295,  0.9100, -1.0072])
     """
     return _draw_noise("normal_noise", size, seed, offset, dtype, device)
 

@@ -1,4 +1,4 @@
-"""Drop rates that change during training."""
+"""Drop rates that change during training: schedules that are stepped like torch's schedulers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LinearSchedule:
 
     Steps like a scheduler of ``torch.optim.lr_scheduler``: on construction every module gets
     ``start``; after k calls of :meth:`step` it has ``start + (stop - start) k / total_steps``, and
-    from ``total_steps`` on it stays at exactly ``stop``.
+    from ``total_steps`` on it stays at exactly ``stop``::
 
         schedule = LinearSchedule(model, total_steps=epochs * len(loader))
         for batch in loader:

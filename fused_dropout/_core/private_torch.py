@@ -2,7 +2,8 @@
 
 The rest of the package uses the names without an underscore and does not know what is behind them.
 Where a release of torch lacks a private name, its fallback takes the general path: right, but with
-more work in every call; one that gives up more says what. `tests/test_private_torch.py` runs them.
+more work in every call; one that gives up more says what. ``tests/package/test_private_torch.py``
+runs them.
 """
 
 from __future__ import annotations
@@ -160,12 +161,12 @@ except ImportError:  # then tuples, lists and dicts alone, and not what others h
     from torch.fx.node import map_aggregate
 
     def flatten(tree: Any) -> tuple[list[Any], Any]:  # type: ignore[misc]
-        """The leaves of nested containers, and what `unflatten` needs to put others there."""
+        """The leaves of nested containers, and what ``unflatten`` needs to put others there."""
         leaves: list[Any] = []
         map_aggregate(tree, leaves.append)
         return leaves, tree
 
     def unflatten(leaves: Sequence[Any], structure: Any) -> Any:  # type: ignore[misc]
-        """The containers that `flatten` was given, with other leaves."""
+        """The containers that ``flatten`` was given, with other leaves."""
         following = iter(leaves)
         return map_aggregate(structure, lambda _: next(following))

@@ -1,4 +1,4 @@
-"""Swap `torch.nn.Linear` for `DropConnectLinear` in an existing model, and back."""
+"""Swaps :class:`torch.nn.Linear` for DropConnect layers in an existing model, and back."""
 
 from __future__ import annotations
 
@@ -24,30 +24,45 @@ def to_dropconnect(
     mask_storage: MaskStorage = "auto",
     filter: LinearFilter | None = None,
 ) -> nn.Module:
-    """Replace the `torch.nn.Linear` layers of a model by DropConnect layers.
+    """Replaces the :class:`torch.nn.Linear` layers of a model by DropConnect layers.
 
-    The new layers hold the same Parameter objects, so optimizers, tied weights, requires_grad
-    flags and state_dict keys stay valid and nothing is copied; the training flag, device, dtype
-    and hooks carry over. A layer used in several places is replaced by one layer there too. Only
-    the exact type `torch.nn.Linear` is replaced: a subclass, or a layer whose weight is computed
+    The new layers hold the same Parameter objects, so optimizers, tied weights, requires_grad flags
+    and state_dict keys stay valid and nothing is copied; the training flag, device, dtype and hooks
+    carry over. A layer used in several places is replaced by one layer there too. Only the exact
+    type :class:`torch.nn.Linear` is replaced: a subclass, or a layer whose weight is computed
     (weight_norm, parametrizations), means more than its weight and is left alone.
 
-    With convention="paper", beware of code that reads `layer.weight` instead of calling the
-    layer, such as the evaluation fast path of `torch.nn.TransformerEncoderLayer`: it misses the
-    keep rate that this convention multiplies by. The default convention needs no such factor.
+    With ``convention="paper"``, beware of code that reads ``layer.weight`` instead of calling the
+    layer, such as the evaluation fast path of :class:`torch.nn.TransformerEncoderLayer`: it misses
+    the keep rate that this convention multiplies by. The default convention needs no such factor.
 
     Args:
-        module: changed in place; may itself be a `torch.nn.Linear`.
-        p, mask, convention, mask_storage: as for `DropConnectLinear`.
-        filter: called with the qualified name ("" for `module` itself) and the layer; only
-            layers for which it returns True are replaced. All, if None.
+        module: changed in place; may itself be a :class:`torch.nn.Linear`.
+        p: drop probability in [0, 1].
+        mask: the rows of the input that share a mask: ``"row"`` (none), ``"example"`` (those of one
+            item of the first dimension), ``"batch"`` (all), or an int of at least 1: that many
+            consecutive rows.
+        convention: ``"inverted"`` divides by the keep rate in training; ``"paper"`` multiplies by
+            it in evaluation instead.
+        mask_storage: how backward gets the masks: ``"regenerate"`` draws them again, ``"packed"``
+            keeps 1 bit per connection, ``"auto"`` takes the faster of the two.
+        filter: called with the qualified name ("" for ``module`` itself) and the layer; only layers
+            for which it returns True are replaced. Default: all are.
 
     Returns:
-        `module`, or the new layer where `module` itself was replaced.
+        ``module``, or the new layer where ``module`` itself was replaced.
 
     Raises:
-        ValueError, TypeError: `module` is no module, or bad `p`, `mask`, `convention` or
-            `mask_storage`; before anything is changed.
+        ValueError: p, mask, convention or mask_storage out of range; nothing is changed then.
+        TypeError: ``module`` is no module, or an argument of the wrong type; nothing is changed
+            then.
+
+    Example:
+        >>> import fused_dropout
+        >>> fused_dropout.to_dropconnect(torch.nn.Sequential(torch.nn.Linear(8, 4)), p=0.3)
+        Sequential(
+          (0): DropConnectLinear(in_features=8, out_features=4, bias=True, p=0.3, mask='example')
+        )
     """
 
     def build(in_features: int, out_features: int, bias: bool) -> DropConnectLinear:
@@ -76,17 +91,20 @@ def to_dropconnect(
 
 
 def to_linear(module: nn.Module) -> nn.Module:
-    """Replace the `DropConnectLinear` layers of a model by `torch.nn.Linear`: the inverse.
+    """Replaces the DropConnect layers of a model by :class:`torch.nn.Linear`.
 
-    Parameters are shared and `module` is changed in place, as in `to_dropconnect`. A layer with
-    convention="paper" computes q (W x + b) in evaluation (q the keep rate), which a Linear on the
-    same parameters does not: such a model changes its outputs.
+    The inverse of :func:`fused_dropout.to_dropconnect`: the parameters are shared. A layer with
+    ``convention="paper"`` computes q (W x + b) in evaluation (q is the keep rate), which a Linear
+    on the same parameters does not: such a model changes its outputs.
+
+    Args:
+        module: changed in place; may itself be a :class:`fused_dropout.nn.DropConnectLinear`.
 
     Returns:
-        `module`, or the new layer where `module` itself was replaced.
+        ``module``, or the new layer where ``module`` itself was replaced.
 
     Raises:
-        TypeError: `module` is no module.
+        TypeError: ``module`` is no module.
     """
 
     def swap(name: str, layer: nn.Module) -> nn.Module | None:
@@ -99,7 +117,7 @@ def to_linear(module: nn.Module) -> nn.Module:
 
 
 def _take_over(old: nn.Module, new: _Layer) -> _Layer:
-    """Give `new` all the state of `old` that a Linear has: parameters, training flag, hooks."""
+    """Gives ``new`` all that a Linear has of ``old``: parameters, training flag, hooks."""
     for key in vars(nn.Linear(1, 1, device="meta")):
         vars(new)[key] = vars(old)[key]
     return new

@@ -22,7 +22,12 @@ Predict = Callable[..., Tensor]  # of the tensors in the model's arguments
 
 
 class MCPrediction(NamedTuple):
-    """Moments of a model's output over its masks."""
+    """Moments of a model's output over its masks.
+
+    Attributes:
+        mean: tensor of the output's shape.
+        variance: tensor of the output's shape.
+    """
 
     mean: Tensor
     variance: Tensor
@@ -134,7 +139,7 @@ def mc_predict(
             masks are independent whatever a layer shares over its batch.
         transform: applied to the model's output, for instance ``lambda y: y.softmax(-1)``.
         correction: the variance is divided by ``samples - correction``, as in :func:`torch.var`.
-        types: as for :func:`mc_dropout`.
+        types: further classes whose instances drop, as for :func:`mc_dropout`.
         enable_grad: keep the graph, of all passes, for gradients.
         kwargs: the model's keyword arguments; tensors in them are treated as those in ``x``.
         modules: the modules that a function runs, for :func:`mc_dropout`; default: the module that

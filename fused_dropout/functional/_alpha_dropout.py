@@ -31,13 +31,49 @@ def alpha_dropout(
     seed: int | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    r"""Sets elements to SELU's floor and keeps mean 0 and variance 1, as torch's of this name.
+    """Sets elements to SELU's lowest value with probability ``p``, and keeps mean and variance.
 
-    With keep rate q, drop rate d = 1 - q and floor f = -1.7581, kept elements become ``a x + b``
-    and dropped ones ``a f + b``, where ``a = (q + f^2 d q)^(-1/2)`` and ``b = -a f d``.
+    Equivalent to :func:`torch.nn.functional.alpha_dropout`, with exact rates. An input of mean 0
+    and variance 1, such as SELU's output, keeps both. Backward draws the mask again from 16 bytes
+    of random state.
+
+    With keep rate q, drop rate d = 1 - q and floor f = -1.7581, an element x that is kept becomes
+    ``a x + b`` and a dropped one ``a f + b``, where ``a = (q + f^2 d q)^(-1/2)`` and
+    ``b = -a f d``. At p = 1 the result is 0.
+
+    The mask has the shape of ``input`` with the dimensions of ``broadcast_dims`` set to 1; its
+    elements in row-major order are those of
+    ``fused_dropout.mask(numel, p, seed=seed, offset=offset)``.
 
     Source: Klambauer et al., "Self-Normalizing Neural Networks", NeurIPS 2017, section 3.
-    Arguments and errors as :func:`dropout`.
+
+    Args:
+        input: any shape, strides and memory format; float32, bfloat16, float16 or float64.
+        p: drop probability in [0, 1]. The keep rate is q = rint((1 - p) 2^16) / 2^16.
+        training: if False, the default as in torch, returns ``input``.
+        inplace: write the result into ``input``.
+        broadcast_dims: dimensions along which the mask is shared; default: none.
+        generator: draws the random state; default: torch's generator of the input's device.
+        seed: an int that makes the call a pure function of its arguments: it uses the mask of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
+
+    Returns:
+        A tensor of the shape and memory format of ``input``, differentiable any number of times.
+
+    Raises:
+        ValueError: p out of range; more than one of generator, seed and rng_state.
+        IndexError: a dimension of ``broadcast_dims`` that ``input`` does not have.
+        RuntimeError: an integer dtype (NotImplementedError for complex numbers and 8-bit floats, as
+            in torch); no kernels for the device; ``inplace`` on a leaf that requires grad, or on
+            elements that share memory.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.alpha_dropout(torch.zeros(4), 0.5, training=True, seed=1)
+        tensor([-0.7792,  0.7792, -0.7792, -0.7792])
     """
     if has_torch_function_unary(input):
         return handle_torch_function(
@@ -67,7 +103,49 @@ def feature_alpha_dropout(
     seed: int | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    """:func:`alpha_dropout` of whole channels of ``[N, C, ...]``, as torch's of this name."""
+    """Sets channels to SELU's lowest value with probability ``p``, and keeps mean and variance.
+
+    Equivalent to :func:`torch.nn.functional.feature_alpha_dropout`, with exact rates: alpha dropout
+    of whole channels. Backward draws the mask again from 16 bytes of random state.
+
+    With keep rate q, drop rate d = 1 - q and floor f = -1.7581, an element x that is kept becomes
+    ``a x + b`` and a dropped one ``a f + b``, where ``a = (q + f^2 d q)^(-1/2)`` and
+    ``b = -a f d``. At p = 1 the result is 0.
+
+    Channel c of example n has element ``n * C + c`` of
+    ``fused_dropout.mask(N * C, p, seed=seed, offset=offset)``.
+
+    Source: Klambauer et al., "Self-Normalizing Neural Networks", NeurIPS 2017, section 3.
+
+    Args:
+        input: ``[N, C, ...]``; any strides and memory format; float32, bfloat16, float16 or
+            float64.
+        p: drop probability in [0, 1]. The keep rate is q = rint((1 - p) 2^16) / 2^16.
+        training: if False, the default as in torch, returns ``input``.
+        inplace: write the result into ``input``.
+        generator: draws the random state; default: torch's generator of the input's device.
+        seed: an int that makes the call a pure function of its arguments: it uses the mask of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
+
+    Returns:
+        A tensor of the shape and memory format of ``input``, differentiable any number of times.
+
+    Raises:
+        ValueError: p out of range; more than one of generator, seed and rng_state.
+        RuntimeError: fewer than 2 dimensions, in training; an integer dtype (NotImplementedError
+            for complex numbers and 8-bit floats, as in torch); no kernels for the device;
+            ``inplace`` on a leaf that requires grad, or on elements that share memory.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.feature_alpha_dropout(torch.zeros(1, 3, 2), 0.5, training=True, seed=1)
+        tensor([[[-0.7792, -0.7792],
+                 [ 0.7792,  0.7792],
+                 [-0.7792, -0.7792]]])
+    """
     if has_torch_function_unary(input):
         return handle_torch_function(
             feature_alpha_dropout,

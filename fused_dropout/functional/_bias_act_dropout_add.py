@@ -39,10 +39,10 @@ def bias_act_dropout_add(
 ) -> Tensor:
     r"""``residual + dropout(activation(input + bias), p)`` in one pass over memory.
 
-    Equivalent to ``F.dropout(F.gelu(input + bias), p, training) + residual`` and its like, computed
-    in float32 (float64 for float64) and rounded once. One pass of backward gives the gradients of
-    input and bias. For it, forward keeps 16 bytes of random state, and input and bias unless
-    ``activation="none"``, as eager autograd does for the activation alone.
+    Equivalent to ``F.dropout(F.gelu(input + bias), p, training) + residual``, for any of the
+    activations, computed in float32 (float64 for float64) and rounded once. One pass of backward
+    gives the gradients of input and bias. For it, forward keeps 16 bytes of random state, and input
+    and bias unless ``activation="none"``, as eager autograd does for the activation alone.
 
     The mask is that of :func:`fused_dropout.functional.dropout`: element k of the input, counted in
     logical (row-major) order, has bit k of the mask of one row and stream 0.
@@ -72,20 +72,30 @@ def bias_act_dropout_add(
         training: if False, nothing is dropped: ``residual + activation(input + bias)`` (with
             ``convention="paper"`` the activation times q).
         generator: draws the random state; default: torch's generator of the input's device.
-        seed: makes the call a pure function: the mask of seed ``seed`` and offset 0.
-        rng_state: int64[2] tensor (seed, offset), likewise.
+        seed: an int that makes the call a pure function of its arguments: it uses the mask of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
         convention: ``"inverted"`` divides by q in training; ``"paper"`` multiplies by q in
             evaluation instead.
 
     Returns:
-        The shape and memory format of ``input``; never ``input`` or ``residual`` itself. A dropped
-        element is exactly its residual (or 0), whatever input and bias hold there.
+        A tensor of the shape and memory format of ``input``; never ``input`` or ``residual``
+        itself. A dropped element is exactly its residual (or 0), whatever input and bias hold
+        there.
 
     Raises:
         ValueError: p, activation or convention out of range; more than one of generator, seed and
             rng_state.
         RuntimeError: shapes, dtypes or devices that do not fit; no kernels for the device.
         TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> x, bias, residual = torch.ones(2, 4), torch.zeros(4), torch.full((2, 4), 10.0)
+        >>> F.bias_act_dropout_add(x, bias, residual, 0.5, "relu", seed=1)
+        tensor([[10., 12., 10., 10.],
+                [10., 12., 12., 12.]])
     """
     if has_torch_function((input, bias, residual)):
         return handle_torch_function(

@@ -22,12 +22,47 @@ def dropout1d(
     seed: int | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    """Drops whole channels of ``[N, C, L]`` or ``[C, L]``, as torch's function of this name.
+    """Zeroes channels of sequences ``[N, C, L]`` with probability ``p`` and scales up the others.
 
-    Channel c of example n has element n C + c of the mask (see :func:`dropout`).
+    The channels that are kept are divided by the keep rate. Equivalent to
+    :func:`torch.nn.functional.dropout1d`, with exact rates. Backward draws the mask again from 16
+    bytes of random state.
+
+    Each channel of each example has one element of the mask: channel c of example n has element
+    ``n * C + c`` of ``fused_dropout.mask(N * C, p, seed=seed, offset=offset)``. A dropped channel
+    is 0, and so is its gradient, even where ``input`` or the gradient is infinite or NaN.
 
     Source: Tompson et al., "Efficient Object Localization Using Convolutional Networks", CVPR 2015.
-    Arguments and errors as :func:`dropout`; RuntimeError for another number of dimensions.
+
+    Args:
+        input: ``[N, C, L]`` or ``[C, L]``; any strides and memory format; float32, bfloat16,
+            float16 or float64.
+        p: drop probability in [0, 1]. The keep rate is q = rint((1 - p) 2^16) / 2^16, and the scale
+            is exactly 1/q.
+        training: if False, returns ``input``.
+        inplace: write the result into ``input``.
+        generator: draws the random state; default: torch's generator of the input's device.
+        seed: an int that makes the call a pure function of its arguments: it uses the mask of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
+
+    Returns:
+        A tensor of the shape and memory format of ``input``, differentiable any number of times.
+
+    Raises:
+        ValueError: p out of range; more than one of generator, seed and rng_state.
+        RuntimeError: another number of dimensions; an integer dtype (NotImplementedError for
+            complex numbers and 8-bit floats, as in torch); no kernels for the device; ``inplace``
+            on a leaf that requires grad, or on elements that share memory.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.dropout1d(torch.ones(1, 3, 4), 0.5, seed=1)
+        tensor([[[0., 0., 0., 0.],
+                 [2., 2., 2., 2.],
+                 [0., 0., 0., 0.]]])
     """
     if has_torch_function_unary(input):
         return handle_torch_function(
@@ -61,11 +96,50 @@ def dropout2d(
     seed: int | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    """Drops whole channels of ``[N, C, H, W]``, as torch's function of this name.
+    """Zeroes channels of images ``[N, C, H, W]`` with probability ``p``, scales up the others.
 
-    Like torch's, it reads 3 dimensions as ``[N, C, L]``, with a warning, and takes any number from
-    2 on.
-    Source, arguments and errors as :func:`dropout1d`.
+    The channels that are kept are divided by the keep rate. Equivalent to
+    :func:`torch.nn.functional.dropout2d`, with exact rates. Backward draws the mask again from 16
+    bytes of random state.
+
+    Each channel of each example has one element of the mask: channel c of example n has element
+    ``n * C + c`` of ``fused_dropout.mask(N * C, p, seed=seed, offset=offset)``. A dropped channel
+    is 0, and so is its gradient, even where ``input`` or the gradient is infinite or NaN.
+
+    As in torch, any number of dimensions from 2 on is read as ``[N, C, ...]``.
+
+    Source: Tompson et al., "Efficient Object Localization Using Convolutional Networks", CVPR 2015.
+
+    Args:
+        input: ``[N, C, H, W]``; any strides and memory format; float32, bfloat16, float16 or
+            float64.
+        p: drop probability in [0, 1]. The keep rate is q = rint((1 - p) 2^16) / 2^16, and the scale
+            is exactly 1/q.
+        training: if False, returns ``input``.
+        inplace: write the result into ``input``.
+        generator: draws the random state; default: torch's generator of the input's device.
+        seed: an int that makes the call a pure function of its arguments: it uses the mask of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
+
+    Returns:
+        A tensor of the shape and memory format of ``input``, differentiable any number of times.
+
+    Warns:
+        UserWarning: ``input`` does not have 4 dimensions.
+
+    Raises:
+        ValueError: p out of range; more than one of generator, seed and rng_state.
+        RuntimeError: fewer than 2 dimensions, in training; an integer dtype (NotImplementedError
+            for complex numbers and 8-bit floats, as in torch); no kernels for the device;
+            ``inplace`` on a leaf that requires grad, or on elements that share memory.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.dropout2d(torch.ones(1, 3, 8, 8), 0.5, seed=1).amax((2, 3))  # of each channel
+        tensor([[0., 2., 0.]])
     """
     if has_torch_function_unary(input):
         return handle_torch_function(
@@ -102,10 +176,50 @@ def dropout3d(
     seed: int | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    """Drops whole channels of ``[N, C, D, H, W]`` or ``[C, D, H, W]``, as torch's of this name.
+    """Zeroes channels of volumes ``[N, C, D, H, W]`` with probability ``p``, scales up the others.
 
-    Like torch's, it takes fewer dimensions with a warning, the first of them for C. Source,
-    arguments and errors as :func:`dropout1d`.
+    The channels that are kept are divided by the keep rate. Equivalent to
+    :func:`torch.nn.functional.dropout3d`, with exact rates. Backward draws the mask again from 16
+    bytes of random state.
+
+    Each channel of each example has one element of the mask: channel c of example n has element
+    ``n * C + c`` of ``fused_dropout.mask(N * C, p, seed=seed, offset=offset)``. A dropped channel
+    is 0, and so is its gradient, even where ``input`` or the gradient is infinite or NaN.
+
+    As in torch, any number of dimensions but 5 is read as ``[C, ...]``.
+
+    Source: Tompson et al., "Efficient Object Localization Using Convolutional Networks", CVPR 2015.
+
+    Args:
+        input: ``[N, C, D, H, W]`` or ``[C, D, H, W]``; any strides and memory format; float32,
+            bfloat16, float16 or float64.
+        p: drop probability in [0, 1]. The keep rate is q = rint((1 - p) 2^16) / 2^16, and the scale
+            is exactly 1/q.
+        training: if False, returns ``input``.
+        inplace: write the result into ``input``.
+        generator: draws the random state; default: torch's generator of the input's device.
+        seed: an int that makes the call a pure function of its arguments: it uses the mask of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
+
+    Returns:
+        A tensor of the shape and memory format of ``input``, differentiable any number of times.
+
+    Warns:
+        UserWarning: ``input`` does not have 4 or 5 dimensions.
+
+    Raises:
+        ValueError: p out of range; more than one of generator, seed and rng_state.
+        RuntimeError: no dimensions, in training; an integer dtype (NotImplementedError for complex
+            numbers and 8-bit floats, as in torch); no kernels for the device; ``inplace`` on a leaf
+            that requires grad, or on elements that share memory.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.dropout3d(torch.ones(1, 3, 4, 8, 8), 0.5, seed=1).amax((2, 3, 4))  # of each channel
+        tensor([[0., 2., 0.]])
     """
     if has_torch_function_unary(input):
         return handle_torch_function(

@@ -38,18 +38,26 @@ def concrete_dropout(
         temperature: above 0; the mask tends to 0 and 1 as it tends to 0. The paper uses 0.1.
         training: if False, returns ``input``.
         generator: draws the random state; default: torch's generator of the input's device.
-        seed: makes the call a pure function: the noise of seed ``seed`` and offset 0.
-        rng_state: int64[2] tensor (seed, offset), likewise.
+        seed: an int that makes the call a pure function of its arguments: it uses the noise of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
 
     Returns:
-        The shape and memory format of ``input``, differentiable any number of times in ``input``
-        and ``logit_p``. The gradient of ``logit_p`` is summed in an order that depends on the shape
-        alone. 1 - z is small but not 0 where an element is dropped: infinite and NaN elements stay.
+        A tensor of the shape and memory format of ``input``, differentiable any number of times in
+        ``input`` and ``logit_p``. The gradient of ``logit_p`` is summed in an order that
+        depends on the shape alone. Where an element is dropped, 1 - z is small but not 0: infinite
+        and NaN elements stay so.
 
     Raises:
         ValueError: temperature out of range; more than one of generator, seed and rng_state.
         RuntimeError: shapes, dtypes or devices that do not fit; no kernels for the device.
         TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.concrete_dropout(torch.ones(4), torch.zeros(1), seed=1).round(decimals=2)  # p = 0.5
+        tensor([0.0300, 2.0000, 2.0000, 0.0000])
     """
     if has_torch_function((input, logit_p)):
         return handle_torch_function(

@@ -37,7 +37,64 @@ def drop_block1d(
     seed: int | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    """Drops ``block_size`` elements in a row of ``[N, C, L]``; see :func:`drop_block2d`."""
+    """Zeroes runs of elements in every channel and scales up what is left.
+
+    DropBlock in one dimension, with the arguments of :func:`torchvision.ops.drop_block2d`. Block
+    sizes may be even, and a block that is longer than the channel is cut to it. Kept elements are
+    counted in integers, whatever the dtype. Dropped elements become 0 even where the input is
+    infinite or NaN.
+
+    What is dropped: a block of ``b`` elements can begin at ``L - b + 1`` places of a channel. Each
+    place is a seed, dropped with probability gamma on its own; in the order of (sample, channel,
+    position) the seeds are the columns of a one-row mask of stream 0 with 32 digits. A dropped seed
+    drops the block that begins there, and what no dropped block covers is kept. With
+    ``share_channels`` there are the seeds of one channel only.
+
+    Source: Ghiasi, Lin and Le, "DropBlock: A regularization method for convolutional networks",
+    NeurIPS 2018.
+
+    Args:
+        input: ``[N, C, L]``, any strides and memory format; float32, bfloat16, float16 or float64.
+        p: rate of elements to drop, in [0, 1].
+        block_size: length of the runs in elements, an int of at least 1 or a sequence of one.
+        inplace: write the result into ``input``.
+        eps: added to the number of kept elements before dividing by it; at least 0.
+        training: if False, returns ``input``.
+        normalize: kept elements are multiplied by (number of elements) / (number kept + eps),
+            counted over the whole ``"batch"`` or over each ``"sample"``; ``"none"`` leaves them as
+            they are.
+        share_channels: all channels of a sample get the same regions, as in timm.
+        gamma: ``"paper"``: gamma is ``p L / (b (L - b + 1))``, as in the paper; the rate of dropped
+            elements is then lower than p, since blocks overlap. ``"exact"``: gamma is such that the
+            expected rate is p; torch.compile then compiles for each size by itself.
+        gamma_scale: gamma is multiplied by it, and limited to 1; at least 0; timm's argument.
+        with_noise: dropped elements become normal noise instead of 0, and kept elements stay as
+            they are, whatever ``normalize`` says; timm's argument. The noise is
+            :func:`fused_dropout.normal_noise` of the same random state and the input's shape, with
+            one channel only where channels are shared.
+        generator: draws the random state; default: torch's generator of the input's device.
+        seed: an int that makes the call a pure function of its arguments: it uses the mask of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
+
+    Returns:
+        A tensor of the shape and memory format of ``input``, differentiable any number of times.
+        Backward reads the mask from packed bits, 1/32 of a float32 input's memory.
+
+    Raises:
+        ValueError: p, block_size, eps, normalize, gamma or gamma_scale out of range; another number
+            of dimensions; more than one of generator, seed and rng_state.
+        RuntimeError: an integer dtype (NotImplementedError for complex numbers and 8-bit floats, as
+            in torch); no kernels for the device; ``inplace`` on a leaf that requires grad, or on
+            elements that share memory.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.drop_block1d(torch.ones(1, 1, 12), 0.4, 3, normalize="none", seed=0)
+        tensor([[[1., 1., 0., 0., 0., 1., 1., 0., 0., 0., 1., 1.]]])
+    """
     if has_torch_function_unary(input):
         return handle_torch_function(
             drop_block1d,
@@ -78,19 +135,19 @@ def drop_block2d(
     seed: int | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    r"""Zeroes square regions of every channel of ``[N, C, H, W]`` and scales up what is left.
+    """Zeroes rectangles in every channel of an image and scales up what is left.
 
     Equivalent to ``torchvision.ops.drop_block2d``, whose arguments, defaults and distribution it
-    has. What differs: block sizes may be even; a block that is larger than the map is cut to it
-    along each dimension by itself (torchvision cuts all its sides to the smallest size; a pair as
-    ``block_size`` gives that); kept elements are counted in integers, whatever the dtype; dropped
-    elements become 0 even where the input is infinite or NaN.
+    has, with these differences. Block sizes may be even. A block that is larger than the map is cut
+    to it along each dimension by itself (torchvision cuts all its sides to the smallest size; a
+    pair as ``block_size`` gives that). Kept elements are counted in integers, whatever the dtype.
+    Dropped elements become 0 even where the input is infinite or NaN.
 
-    What is dropped: a block of ``bh x bw`` can begin at (H - bh + 1) (W - bw + 1) places of a map.
-    Each place is a seed, dropped with probability gamma on its own; in the order of (sample,
-    channel, row, column) they are the columns of a one-row mask of stream 0 with 32 digits. A
-    dropped seed drops the block that begins there, and what no dropped block covers is kept. With
-    ``share_channels`` there are the seeds of one channel only.
+    What is dropped: a block of ``bh x bw`` elements can begin at ``(H - bh + 1) (W - bw + 1)``
+    places of a channel. Each place is a seed, dropped with probability gamma on its own; in the
+    order of (sample, channel, row, column) the seeds are the columns of a one-row mask of stream 0
+    with 32 digits. A dropped seed drops the block that begins there, and what no dropped block
+    covers is kept. With ``share_channels`` there are the seeds of one channel only.
 
     Source: Ghiasi, Lin and Le, "DropBlock: A regularization method for convolutional networks",
     NeurIPS 2018.
@@ -99,36 +156,48 @@ def drop_block2d(
         input: ``[N, C, H, W]``, any strides and memory format; float32, bfloat16, float16 or
             float64.
         p: rate of elements to drop, in [0, 1].
-        block_size: side of the regions, or one for each dimension.
+        block_size: sides of the rectangles in elements, at least 1: an int, or (height, width).
         inplace: write the result into ``input``.
-        eps: added to the number of kept elements before dividing by it.
+        eps: added to the number of kept elements before dividing by it; at least 0.
         training: if False, returns ``input``.
         normalize: kept elements are multiplied by (number of elements) / (number kept + eps),
             counted over the whole ``"batch"`` or over each ``"sample"``; ``"none"`` leaves them as
             they are.
-        share_channels: all channels of a sample get the same regions, as in timm's.
-        gamma: ``"paper"``: gamma is the paper's p H W / (bh bw (H - bh + 1) (W - bw + 1)), as
-            torchvision's, which makes the realised rate lower than p, since regions overlap.
-            ``"exact"``: gamma is such that the expected rate is p; torch.compile then compiles
-            for each size by itself.
-        gamma_scale: gamma is multiplied by it, and limited to 1; timm's.
+        share_channels: all channels of a sample get the same regions, as in timm.
+        gamma: ``"paper"``: gamma is ``p H W / (bh bw (H - bh + 1) (W - bw + 1))``, as in the paper
+            and torchvision; the rate of dropped elements is then lower than p, since blocks
+            overlap. ``"exact"``: gamma is such that the expected rate is p; torch.compile then
+            compiles for each size by itself.
+        gamma_scale: gamma is multiplied by it, and limited to 1; at least 0; timm's argument.
         with_noise: dropped elements become normal noise instead of 0, and kept elements stay as
-            they are, whatever ``normalize`` says; as in timm's. The noise is
+            they are, whatever ``normalize`` says; timm's argument. The noise is
             :func:`fused_dropout.normal_noise` of the same random state and the input's shape, with
             one channel only where channels are shared.
         generator: draws the random state; default: torch's generator of the input's device.
-        seed: makes the call a pure function: the mask of seed ``seed`` and offset 0.
-        rng_state: int64[2] tensor (seed, offset), likewise.
+        seed: an int that makes the call a pure function of its arguments: it uses the mask of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
 
     Returns:
-        The shape and memory format of ``input``, differentiable (any number of times). Backward
-        reads the mask from packed bits, 1/32 of a float32 input's memory.
+        A tensor of the shape and memory format of ``input``, differentiable any number of times.
+        Backward reads the mask from packed bits, 1/32 of a float32 input's memory.
 
     Raises:
         ValueError: p, block_size, eps, normalize, gamma or gamma_scale out of range; another number
             of dimensions; more than one of generator, seed and rng_state.
-        RuntimeError: a dtype that is not floating point; no kernels for the device.
+        RuntimeError: an integer dtype (NotImplementedError for complex numbers and 8-bit floats, as
+            in torch); no kernels for the device; ``inplace`` on a leaf that requires grad, or on
+            elements that share memory.
         TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.drop_block2d(torch.ones(1, 1, 4, 6), 0.3, 2, normalize="none", seed=0)
+        tensor([[[[1., 1., 1., 1., 1., 1.],
+                  [1., 1., 0., 0., 1., 1.],
+                  [0., 0., 0., 0., 1., 1.],
+                  [0., 0., 1., 1., 1., 1.]]]])
     """
     if has_torch_function_unary(input):
         return handle_torch_function(
@@ -170,7 +239,72 @@ def drop_block3d(
     seed: int | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    """Drops cubes of every channel of ``[N, C, D, H, W]``; see :func:`drop_block2d`."""
+    """Zeroes boxes in every channel of a volume and scales up what is left.
+
+    Equivalent to ``torchvision.ops.drop_block3d``, whose arguments, defaults and distribution it
+    has, with these differences. Block sizes may be even. A block that is larger than the map is cut
+    to it along each dimension by itself (torchvision cuts all its sides to the smallest size; three
+    sizes as ``block_size`` gives that). Kept elements are counted in integers, whatever the dtype.
+    Dropped elements become 0 even where the input is infinite or NaN.
+
+    What is dropped: a block of ``bd x bh x bw`` elements can begin at
+    ``(D - bd + 1) (H - bh + 1) (W - bw + 1)`` places of a channel. Each place is a seed, dropped
+    with probability gamma on its own; in the order of (sample, channel, depth, row, column) the
+    seeds are the columns of a one-row mask of stream 0 with 32 digits. A dropped seed drops the
+    block that begins there, and what no dropped block covers is kept. With ``share_channels`` there
+    are the seeds of one channel only.
+
+    Source: Ghiasi, Lin and Le, "DropBlock: A regularization method for convolutional networks",
+    NeurIPS 2018.
+
+    Args:
+        input: ``[N, C, D, H, W]``, any strides and memory format; float32, bfloat16, float16 or
+            float64.
+        p: rate of elements to drop, in [0, 1].
+        block_size: sides of the boxes in elements, at least 1: an int, or (depth, height, width).
+        inplace: write the result into ``input``.
+        eps: added to the number of kept elements before dividing by it; at least 0.
+        training: if False, returns ``input``.
+        normalize: kept elements are multiplied by (number of elements) / (number kept + eps),
+            counted over the whole ``"batch"`` or over each ``"sample"``; ``"none"`` leaves them as
+            they are.
+        share_channels: all channels of a sample get the same regions, as in timm.
+        gamma: ``"paper"``: gamma is
+            ``p D H W / (bd bh bw (D - bd + 1) (H - bh + 1) (W - bw + 1))``, as in the paper and
+            torchvision; the rate of dropped elements is then lower than p, since blocks overlap.
+            ``"exact"``: gamma is such that the expected rate is p; torch.compile then compiles for
+            each size by itself.
+        gamma_scale: gamma is multiplied by it, and limited to 1; at least 0; timm's argument.
+        with_noise: dropped elements become normal noise instead of 0, and kept elements stay as
+            they are, whatever ``normalize`` says; timm's argument. The noise is
+            :func:`fused_dropout.normal_noise` of the same random state and the input's shape, with
+            one channel only where channels are shared.
+        generator: draws the random state; default: torch's generator of the input's device.
+        seed: an int that makes the call a pure function of its arguments: it uses the mask of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
+
+    Returns:
+        A tensor of the shape and memory format of ``input``, differentiable any number of times.
+        Backward reads the mask from packed bits, 1/32 of a float32 input's memory.
+
+    Raises:
+        ValueError: p, block_size, eps, normalize, gamma or gamma_scale out of range; another number
+            of dimensions; more than one of generator, seed and rng_state.
+        RuntimeError: an integer dtype (NotImplementedError for complex numbers and 8-bit floats, as
+            in torch); no kernels for the device; ``inplace`` on a leaf that requires grad, or on
+            elements that share memory.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.drop_block3d(torch.ones(1, 1, 2, 4, 6), 0.3, 2, normalize="none", seed=0)[0, 0, 0]
+        tensor([[1., 1., 1., 1., 1., 1.],
+                [1., 1., 0., 0., 1., 1.],
+                [0., 0., 0., 0., 1., 1.],
+                [0., 0., 1., 1., 1., 1.]])
+    """
     if has_torch_function_unary(input):
         return handle_torch_function(
             drop_block3d,

@@ -34,10 +34,10 @@ def stochastic_depth(
     seed: int | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    """Zeroes samples with probability ``p`` and divides the others by the keep rate.
+    """Zeroes whole samples with probability ``p`` and divides the others by the keep rate.
 
-    Equivalent to :func:`torchvision.ops.stochastic_depth`, with exact rates; what is dropped is
-    exactly 0, whatever it was.
+    Equivalent to :func:`torchvision.ops.stochastic_depth`, with exact rates. What is dropped is
+    exactly 0, even where it was infinite or NaN.
 
     Source: Huang, Sun, Liu, Sedra and Weinberger, "Deep Networks with Stochastic Depth", ECCV 2016,
     section 3 (which multiplies by the keep rate in evaluation instead).
@@ -47,20 +47,31 @@ def stochastic_depth(
         p: drop probability in [0, 1]. The keep rate is q = rint((1 - p) 2^16) / 2^16, and the scale
             is exactly 1/q.
         mode: ``"row"``: sample n is kept if element n of the mask is (``fused_dropout.mask(N, p)``
-            with the same random state); ``"batch"``: all are if element 0 is.
+            with the same random state); ``"batch"``: all samples are kept if element 0 is.
         training: if False, returns ``input``.
         generator: draws the random state; default: torch's generator of the input's device.
-        seed: makes the call a pure function: the mask of seed ``seed`` and offset 0.
-        rng_state: int64[2] tensor (seed, offset), likewise.
+        seed: an int that makes the call a pure function of its arguments: it uses the mask of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
 
     Returns:
-        The shape and memory format of ``input``, differentiable (any number of times).
+        A tensor of the shape and memory format of ``input``, differentiable any number of times.
 
     Raises:
         ValueError: p or mode out of range; more than one of generator, seed and rng_state.
         IndexError: ``"row"`` for a tensor without dimensions, in training.
-        RuntimeError: a dtype that is not floating point; no kernels for the device.
+        RuntimeError: an integer dtype (NotImplementedError for complex numbers and 8-bit floats, as
+            in torch); no kernels for the device.
         TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.stochastic_depth(torch.ones(4, 2), 0.5, "row", seed=1)
+        tensor([[0., 0.],
+                [2., 2.],
+                [0., 0.],
+                [0., 0.]])
     """
     if has_torch_function_unary(input):
         return handle_torch_function(
@@ -94,15 +105,45 @@ def drop_path(
     seed: int | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    """:func:`stochastic_depth` of rows with the signature of timm's ``drop_path``.
+    """Zeroes whole samples with probability ``drop_prob`` and scales up the others.
+
+    Equivalent to timm's ``drop_path``, whose arguments it has, with exact rates; the same as
+    :func:`fused_dropout.functional.stochastic_depth` with mode ``"row"``. Sample n is kept if
+    element n of ``fused_dropout.mask(N, drop_prob)`` with the same random state is. What is dropped
+    is exactly 0, even where it was infinite or NaN.
+
+    Source: Huang, Sun, Liu, Sedra and Weinberger, "Deep Networks with Stochastic Depth", ECCV 2016,
+    section 3 (which multiplies by the keep rate in evaluation instead).
 
     Args:
-        x: ``[N, ...]``.
-        drop_prob: ``p`` of :func:`stochastic_depth`.
-        training: if False, returns ``x``.
-        scale_by_keep: divide what is kept by the keep rate.
+        x: ``[N, ...]``, any strides; float32, bfloat16, float16 or float64.
+        drop_prob: drop probability in [0, 1]. The keep rate is q = rint((1 - drop_prob) 2^16) /
+            2^16.
+        training: if False, the default as in timm, returns ``x``.
+        scale_by_keep: divide what is kept by the keep rate, exactly.
+        generator: draws the random state; default: torch's generator of the input's device.
+        seed: an int that makes the call a pure function of its arguments: it uses the mask of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
 
-    The other arguments and errors as :func:`stochastic_depth`.
+    Returns:
+        A tensor of the shape and memory format of ``x``, differentiable any number of times.
+
+    Raises:
+        ValueError: drop_prob out of range; more than one of generator, seed and rng_state.
+        IndexError: a tensor without dimensions, in training.
+        RuntimeError: an integer dtype (NotImplementedError for complex numbers and 8-bit floats, as
+            in torch); no kernels for the device.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.drop_path(torch.ones(4, 2), 0.5, training=True, seed=1)
+        tensor([[0., 0.],
+                [2., 2.],
+                [0., 0.],
+                [0., 0.]])
     """
     if has_torch_function_unary(x):
         return handle_torch_function(
@@ -138,24 +179,48 @@ def drop_path_add(
     seed: int | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    """``x + drop_path(branch)`` in one pass: a residual block's end.
+    """``x + drop_path(branch)`` in one pass over memory: the end of a residual block.
 
     Where the branch of a sample is dropped, the result is exactly ``x``. The sum is rounded once,
-    and the gradient of ``x`` is the result's own, uncopied.
+    and the gradient of ``x`` is the result's own, uncopied. Sample n of the branch is kept if
+    element n of ``fused_dropout.mask(N, drop_prob)`` with the same random state is.
+
+    Source: Huang, Sun, Liu, Sedra and Weinberger, "Deep Networks with Stochastic Depth", ECCV 2016,
+    section 3 (which multiplies by the keep rate in evaluation instead).
 
     Args:
-        x: ``[N, ...]``.
-        branch: same shape and device. Of two dtypes, the lesser is converted first, as ``+`` does;
-            that is a pass of its own.
-        drop_prob, training, scale_by_keep: as for :func:`drop_path`; without training the result
-            is ``x + branch``.
+        x: ``[N, ...]``, any strides; float32, bfloat16, float16 or float64.
+        branch: tensor of the shape and device of ``x``. Where the dtypes differ, the lesser is
+            converted first, as ``+`` does; that is a pass of its own.
+        drop_prob: drop probability in [0, 1]. The keep rate is q = rint((1 - drop_prob) 2^16) /
+            2^16.
+        training: if False, the default as in timm, the result is ``x + branch``.
+        scale_by_keep: divide what is kept by the keep rate, exactly.
+        generator: draws the random state; default: torch's generator of the input's device.
+        seed: an int that makes the call a pure function of its arguments: it uses the mask of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
 
     Returns:
-        The shape of ``x`` and, in training, the memory format of ``branch``; differentiable (any
-        number of times).
+        A tensor of the shape of ``x`` and, in training, the memory format of ``branch``;
+        differentiable any number of times.
 
-    The other arguments and errors as :func:`stochastic_depth`; RuntimeError for another shape or
-    device of ``branch``.
+    Raises:
+        ValueError: drop_prob out of range; more than one of generator, seed and rng_state.
+        IndexError: tensors without dimensions, in training.
+        RuntimeError: ``branch`` has another shape or device than ``x``; an integer dtype
+            (NotImplementedError for complex numbers and 8-bit floats, as in torch); no kernels for
+            the device.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.drop_path_add(torch.ones(4, 2), torch.ones(4, 2), 0.5, training=True, seed=1)
+        tensor([[1., 1.],
+                [3., 3.],
+                [1., 1.],
+                [1., 1.]])
     """
     if has_torch_function((x, branch)):
         return handle_torch_function(
@@ -203,11 +268,20 @@ def linear_drop_rates(drop_rate: float, depth: int) -> list[float]:
     ``drop_rate / depth`` instead: those are ``linear_drop_rates(drop_rate, depth + 1)[1:]``.
 
     Args:
-        drop_rate: in [0, 1].
+        drop_rate: drop probability of the last block, in [0, 1].
         depth: number of blocks, 0 or more; a single block gets 0.
 
+    Returns:
+        A list of ``depth`` floats.
+
     Raises:
-        ValueError, TypeError: an argument out of range or of the wrong type.
+        ValueError: an argument out of range.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.linear_drop_rates(0.5, 3)
+        [0.0, 0.25, 0.5]
     """
     drop_rate = checks.check_probability(drop_rate, "drop_rate")
     depth = checks.check_int(depth, "depth", 0, 2**31 - 1)

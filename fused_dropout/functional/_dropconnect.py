@@ -69,8 +69,10 @@ def dropconnect_linear(
             of one item of the first dimension), ``"batch"`` (all), or an int: that many consecutive
             rows (the last group may be smaller).
         generator: draws the random state; default: torch's generator of the input's device.
-        seed: makes the call a pure function: the masks of seed ``seed`` and offset 0.
-        rng_state: int64[2] tensor (seed, offset), likewise.
+        seed: an int that makes the call a pure function of its arguments: it uses the masks of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
         convention: ``"inverted"`` divides by q in training; ``"paper"`` multiplies by q in
             evaluation instead.
         mask_storage: how backward gets the masks back: ``"regenerate"`` draws them again,
@@ -79,13 +81,23 @@ def dropconnect_linear(
             most 16 MiB.
 
     Returns:
-        ``[..., out_features]``, differentiable (twice) in input, weight and bias.
+        A tensor ``[..., out_features]``, differentiable twice in input, weight and bias.
 
     Raises:
         ValueError: p, mask, convention or mask_storage out of range; more than one of generator,
             seed and rng_state.
         RuntimeError: shapes, dtypes or devices that do not fit; no kernels for the device.
         TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> x, weight = torch.ones(2, 4), torch.ones(3, 4)
+        >>> F.dropconnect_linear(x, weight, seed=1)  # each example has a mask of its own
+        tensor([[2., 8., 4.],
+                [6., 4., 6.]])
+        >>> F.dropconnect_linear(x, weight, mask="batch", seed=1)  # both have the same
+        tensor([[2., 8., 4.],
+                [2., 8., 4.]])
     """
     if has_torch_function((input, weight, bias)):
         return handle_torch_function(

@@ -38,7 +38,7 @@ def dropout(
     rng_state: Tensor | None = None,
     convention: Convention = "inverted",
 ) -> Tensor:
-    r"""Zeroes elements with probability ``p`` and divides the others by the keep rate.
+    """Zeroes elements with probability ``p`` and divides the others by the keep rate.
 
     Equivalent to :func:`torch.nn.functional.dropout`, with exact rates, and to
     ``flax.linen.Dropout`` with ``broadcast_dims``. Backward draws the mask again from 16 bytes of
@@ -58,23 +58,33 @@ def dropout(
             is exactly 1/q.
         training: if False, returns ``input`` (times q with ``convention="paper"``).
         inplace: write the result into ``input``.
-        broadcast_dims: dimensions along which the mask is shared.
+        broadcast_dims: dimensions along which the mask is shared; default: none.
         generator: draws the random state; default: torch's generator of the input's device.
-        seed: makes the call a pure function: the mask of seed ``seed`` and offset 0.
-        rng_state: int64[2] tensor (seed, offset), likewise.
+        seed: an int that makes the call a pure function of its arguments: it uses the mask of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
         convention: ``"inverted"`` divides by q in training; ``"paper"`` multiplies by q in
             evaluation instead.
 
     Returns:
-        The shape and memory format of ``input``, differentiable (any number of times).
+        A tensor of the shape and memory format of ``input``, differentiable any number of times.
 
     Raises:
         ValueError: p or convention out of range; more than one of generator, seed and rng_state.
-        IndexError: a dimension of ``broadcast_dims`` that ``input`` lacks.
-        RuntimeError: a dtype that is not one of those above (NotImplementedError for complex and
-            8-bit floats, as torch); no kernels for the device; ``inplace`` on a leaf that requires
-            grad, or on elements that share memory.
+        IndexError: a dimension of ``broadcast_dims`` that ``input`` does not have.
+        RuntimeError: an integer dtype (NotImplementedError for complex numbers and 8-bit floats, as
+            in torch); no kernels for the device; ``inplace`` on a leaf that requires grad, or on
+            elements that share memory.
         TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.dropout(torch.ones(8), 0.5, seed=1)
+        tensor([0., 2., 0., 0., 0., 2., 2., 2.])
+        >>> F.dropout(torch.ones(2, 4), 0.5, broadcast_dims=[0], seed=1)  # one mask for both rows
+        tensor([[0., 2., 0., 0.],
+                [0., 2., 0., 0.]])
     """
     if has_torch_function_unary(input):
         return handle_torch_function(

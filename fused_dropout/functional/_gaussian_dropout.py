@@ -40,17 +40,26 @@ def gaussian_dropout(
         training: if False, returns ``input``; so does p = 0.
         inplace: write the result into ``input``.
         generator: draws the random state; default: torch's generator of the input's device.
-        seed: makes the call a pure function: the noise of seed ``seed`` and offset 0.
-        rng_state: int64[2] tensor (seed, offset), likewise.
+        seed: an int that makes the call a pure function of its arguments: it uses the noise of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
 
     Returns:
-        The shape and memory format of ``input``, differentiable (any number of times). Infinite and
-        NaN elements stay so: nothing is dropped.
+        A tensor of the shape and memory format of ``input``, differentiable any number of times.
+        Infinite and NaN elements stay so: nothing is dropped.
 
     Raises:
         ValueError: p out of range; more than one of generator, seed and rng_state.
-        RuntimeError: a dtype that is not floating point; no kernels for the device.
+        RuntimeError: an integer dtype (NotImplementedError for complex numbers and 8-bit floats, as
+            in torch); no kernels for the device; ``inplace`` on a leaf that requires grad, or on
+            elements that share memory.
         TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.gaussian_dropout(torch.ones(4), 0.5, seed=1)
+        tensor([ 0.5705,  1.9100, -0.0072, -0.8226])
     """
     if has_torch_function_unary(input):
         return handle_torch_function(

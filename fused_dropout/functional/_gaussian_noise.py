@@ -24,9 +24,9 @@ def gaussian_noise(
 
     .. math:: out = mean + \sqrt{variance + eps} \; z, \quad z \sim N(0, 1)
 
-    z is :func:`fused_dropout.normal_noise` of the shape of ``mean``. It is what the local
-    reparameterisation trick needs of a layer whose weights are normal. Backward draws z again: 16
-    bytes of random state and ``variance`` are kept for it.
+    z is :func:`fused_dropout.normal_noise` of the shape of ``mean``. The local reparameterisation
+    trick needs it for a layer whose weights are normal. Backward draws z again: 16 bytes of random
+    state and ``variance`` are kept for it.
 
     Source: Kingma, Salimans and Welling, "Variational Dropout and the Local Reparameterization
     Trick", NeurIPS 2015, section 2.2.
@@ -36,16 +36,23 @@ def gaussian_noise(
         variance: the shape, dtype and device of ``mean``; at least -eps, or the result is NaN.
         eps: added to the variance, at least 0, so that its gradient is finite where it is 0.
         generator: draws the random state; default: torch's generator of the device of ``mean``.
-        seed: makes the call a pure function: the noise of seed ``seed`` and offset 0.
-        rng_state: int64[2] tensor (seed, offset), likewise.
+        seed: an int that makes the call a pure function of its arguments: it uses the noise of seed
+            ``seed`` and offset 0.
+        rng_state: int64 tensor ``[2]`` (seed, offset), which does the same for any offset; see
+            :func:`fused_dropout.make_rng_state`.
 
     Returns:
-        The shape and memory format of ``mean``, differentiable any number of times.
+        A tensor of the shape and memory format of ``mean``, differentiable any number of times.
 
     Raises:
         ValueError: eps out of range; more than one of generator, seed and rng_state.
         RuntimeError: shapes, dtypes or devices that do not fit; no kernels for the device.
         TypeError: an argument of the wrong type.
+
+    Example:
+        >>> from fused_dropout import functional as F
+        >>> F.gaussian_noise(torch.zeros(4), torch.ones(4), seed=1)
+        tensor([-0.4295,  0.9100, -1.0072, -1.8226])
     """
     if has_torch_function((mean, variance)):
         return handle_torch_function(

@@ -32,19 +32,21 @@ class BiasActDropoutAdd(torch.nn.Module):
     Args:
         features: size of the input's last dimension.
         p: drop probability in [0, 1].
-        activation: ``"none"``, ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``.
-        bias: whether there is a bias; it starts at 0, as those of torch's normalisation layers.
+        activation: ``"none"``, ``"relu"``, ``"gelu"`` (x Phi(x)), ``"gelu_tanh"`` (torch's
+            ``approximate="tanh"``) or ``"silu"``.
+        bias: whether there is a bias; it starts at 0, as in torch's normalisation layers.
         convention: ``"inverted"`` (divide by the keep rate in training) or ``"paper"`` (multiply by
             it in evaluation).
-        device, dtype: of the bias, as :class:`torch.nn.Linear`.
+        device, dtype: of the bias; default: torch's.
 
     Shape:
-        input and, if given, residual: ``[..., features]``; the output is shaped alike.
+        input and, if given, residual: ``[..., features]``; output: the same.
 
     Raises:
         ValueError: features, p, activation or convention out of range.
         TypeError: an argument of the wrong type.
-        RuntimeError: as the functional form, when called.
+        RuntimeError: when called, an input that
+            :func:`fused_dropout.functional.bias_act_dropout_add` refuses.
     """
 
     bias: Tensor | None

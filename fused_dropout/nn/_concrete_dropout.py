@@ -14,7 +14,12 @@ from fused_dropout.functional._concrete_dropout import concrete_dropout
 
 
 class ConcreteRegularisation(NamedTuple):
-    """The two terms of a layer's regularisation, scalars to be added to the loss."""
+    """The two terms of a layer's regularisation, to be added to the loss.
+
+    Attributes:
+        weight: scalar tensor, the part that the squared weights make.
+        dropout: scalar tensor, the part that the entropy of the drop probability makes.
+    """
 
     weight: Tensor
     dropout: Tensor
@@ -32,22 +37,25 @@ class ConcreteDropout(torch.nn.Module):
 
     Args:
         layer: the layer whose input is dropped, or None.
-        weight_regulariser: times the squared weights; l^2 / (tau N) for the prior length scale l,
-            the model's precision tau (1 for cross entropy) and N training examples.
-        dropout_regulariser: times the entropy; 2 / (tau N), for cross entropy 1 / N.
-        init_min, init_max: the first p is sigmoid of a uniform number between their logits.
-        temperature: of the relaxed mask.
+        weight_regulariser: factor of the squared weights: l^2 / (tau N) for the prior length scale
+            l, the model's precision tau (1 for cross entropy) and N training examples.
+        dropout_regulariser: factor of the entropy: 2 / (tau N), for cross entropy 1 / N.
+        init_min, init_max: bounds of the first p, in (0, 1): its logit is uniform between theirs.
+        temperature: of the relaxed mask, above 0.
         features: K in the paper, elements of one example's input; default: ``in_features`` of the
             layer if it has any, else those of the last input, whose first dimension counts the
             examples, as in the authors' code.
-        device, dtype: of ``logit_p``, the parameter, ``[1]``; default: those of the layer.
+        device, dtype: of the parameter ``logit_p``, which has one element; default: those of the
+            layer.
 
     Shape:
         input and output: as the layer's; any without one.
 
     Raises:
-        ValueError, TypeError: an argument out of range or of the wrong type.
-        RuntimeError: as :func:`fused_dropout.functional.concrete_dropout`, when called.
+        ValueError: an argument out of range.
+        TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.concrete_dropout`
+            refuses.
     """
 
     drops_in_training = True  # for fused_dropout.mc_dropout
@@ -105,7 +113,7 @@ class ConcreteDropout(torch.nn.Module):
         return dropped if self.layer is None else self.layer(dropped)
 
     def regulariser(self, layer: torch.nn.Module | None = None) -> ConcreteRegularisation:
-        """What the loss must have added: ``sum(module.regulariser())``.
+        """What must be added to the loss: ``sum(module.regulariser())``.
 
         ``weight`` is weight_regulariser / (1 - p) times the sum of the squared weights, that is of
         the layer's parameters of two dimensions or more; 0 without a layer. ``dropout`` is
@@ -114,6 +122,9 @@ class ConcreteDropout(torch.nn.Module):
 
         Args:
             layer: the layer that the dropped input goes to, where this module does not hold it.
+
+        Returns:
+            (weight, dropout), two scalar tensors.
 
         Raises:
             RuntimeError: ``features`` is not given, the layer has no ``in_features``, and the

@@ -13,7 +13,7 @@ from fused_dropout.nn._package_name import ShowsPackage
 
 
 class _DropBlock(ShowsPackage, torch.nn.Module):
-    """What the layers share; `_dims` is the number of spatial dimensions."""
+    """What the layers share; ``_dims`` is the number of spatial dimensions."""
 
     drops_in_training = True  # for fused_dropout.mc_dropout
     _dims: int
@@ -79,42 +79,111 @@ class _DropBlock(ShowsPackage, torch.nn.Module):
 
 
 class DropBlock1d(_DropBlock):
-    """:class:`DropBlock2d` for inputs ``[N, C, L]``."""
+    """Zeroes runs of elements in every channel of ``[N, C, L]`` in training, scales up the rest.
 
-    _dims = 1
-
-
-class DropBlock2d(_DropBlock):
-    """Drops square regions of every channel of ``[N, C, H, W]`` in training.
-
-    Equivalent to ``torchvision.ops.DropBlock2d``, whose arguments and distribution it has.
-    See :func:`fused_dropout.functional.drop_block2d`.
+    The arguments are those of ``torchvision.ops.DropBlock2d``. In evaluation the input is returned
+    as it is. The layer calls :func:`fused_dropout.functional.drop_block1d`, which says what is
+    dropped.
 
     Source: Ghiasi, Lin and Le, "DropBlock: A regularization method for convolutional networks",
     NeurIPS 2018.
 
     Args:
         p: rate of elements to drop, in [0, 1].
-        block_size: side of the regions, or one for each dimension.
+        block_size: length of the runs in elements, an int of at least 1 or a sequence of one.
         inplace: write the result into the input.
-        eps: added to the number of kept elements before dividing by it.
-        normalize: ``"batch"``, ``"sample"`` or ``"none"``.
+        eps: added to the number of kept elements before dividing by it; at least 0.
+        normalize: kept elements are scaled up by their share of all elements of the ``"batch"`` or
+            of each ``"sample"``; ``"none"``: they stay as they are.
         share_channels: all channels of a sample get the same regions.
-        gamma: ``"paper"`` or ``"exact"``.
-        gamma_scale: gamma is multiplied by it, and limited to 1.
+        gamma: drop probability of a block: ``"paper"`` computes it as the paper, which drops fewer
+            elements than p, since blocks overlap; ``"exact"`` so that the expected rate of dropped
+            elements is p.
+        gamma_scale: that probability is multiplied by it, and limited to 1; at least 0.
         with_noise: dropped elements become normal noise, and kept ones are not scaled.
 
     Shape:
-        input and output ``[N, C, H, W]``.
+        input: ``[N, C, L]``; output: the same.
 
     Raises:
-        ValueError, TypeError: an argument out of range, or of the wrong type.
+        ValueError: an argument out of range; when called, an input of another number of dimensions.
+        TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.drop_block1d`
+            refuses.
+    """
+
+    _dims = 1
+
+
+class DropBlock2d(_DropBlock):
+    """Zeroes rectangles in every channel of ``[N, C, H, W]`` in training, scales up the rest.
+
+    Equivalent to ``torchvision.ops.DropBlock2d``, whose arguments and distribution it has. In
+    evaluation the input is returned as it is. The layer calls
+    :func:`fused_dropout.functional.drop_block2d`, which says what is dropped.
+
+    Source: Ghiasi, Lin and Le, "DropBlock: A regularization method for convolutional networks",
+    NeurIPS 2018.
+
+    Args:
+        p: rate of elements to drop, in [0, 1].
+        block_size: sides of the rectangles in elements, at least 1: an int, or (height, width).
+        inplace: write the result into the input.
+        eps: added to the number of kept elements before dividing by it; at least 0.
+        normalize: kept elements are scaled up by their share of all elements of the ``"batch"`` or
+            of each ``"sample"``; ``"none"``: they stay as they are.
+        share_channels: all channels of a sample get the same regions.
+        gamma: drop probability of a block: ``"paper"`` computes it as the paper, which drops fewer
+            elements than p, since blocks overlap; ``"exact"`` so that the expected rate of dropped
+            elements is p.
+        gamma_scale: that probability is multiplied by it, and limited to 1; at least 0.
+        with_noise: dropped elements become normal noise, and kept ones are not scaled.
+
+    Shape:
+        input: ``[N, C, H, W]``; output: the same.
+
+    Raises:
+        ValueError: an argument out of range; when called, an input of another number of dimensions.
+        TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.drop_block2d`
+            refuses.
     """
 
     _dims = 2
 
 
 class DropBlock3d(_DropBlock):
-    """:class:`DropBlock2d` for inputs ``[N, C, D, H, W]``."""
+    """Zeroes boxes in every channel of ``[N, C, D, H, W]`` in training, scales up the rest.
+
+    Equivalent to ``torchvision.ops.DropBlock3d``, whose arguments and distribution it has. In
+    evaluation the input is returned as it is. The layer calls
+    :func:`fused_dropout.functional.drop_block3d`, which says what is dropped.
+
+    Source: Ghiasi, Lin and Le, "DropBlock: A regularization method for convolutional networks",
+    NeurIPS 2018.
+
+    Args:
+        p: rate of elements to drop, in [0, 1].
+        block_size: sides of the boxes in elements, at least 1: an int, or (depth, height, width).
+        inplace: write the result into the input.
+        eps: added to the number of kept elements before dividing by it; at least 0.
+        normalize: kept elements are scaled up by their share of all elements of the ``"batch"`` or
+            of each ``"sample"``; ``"none"``: they stay as they are.
+        share_channels: all channels of a sample get the same regions.
+        gamma: drop probability of a block: ``"paper"`` computes it as the paper, which drops fewer
+            elements than p, since blocks overlap; ``"exact"`` so that the expected rate of dropped
+            elements is p.
+        gamma_scale: that probability is multiplied by it, and limited to 1; at least 0.
+        with_noise: dropped elements become normal noise, and kept ones are not scaled.
+
+    Shape:
+        input: ``[N, C, D, H, W]``; output: the same.
+
+    Raises:
+        ValueError: an argument out of range; when called, an input of another number of dimensions.
+        TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.drop_block3d`
+            refuses.
+    """
 
     _dims = 3

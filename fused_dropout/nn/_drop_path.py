@@ -23,20 +23,26 @@ torch.fx.wrap("drop_path_add")
 
 
 class StochasticDepth(ShowsPackage, torch.nn.Module):
-    """Zeroes samples in training; :class:`torchvision.ops.StochasticDepth` on the package's masks.
+    """Zeroes whole samples in training; replaces ``torchvision.ops.StochasticDepth``.
+
+    Samples are dropped with probability ``p``, and the others are divided by the keep rate; in
+    evaluation the input is returned as it is. The layer calls
+    :func:`fused_dropout.functional.stochastic_depth`.
 
     Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
-    See :func:`fused_dropout.functional.stochastic_depth`.
 
     Args:
         p: drop probability in [0, 1].
-        mode: ``"row"`` (each sample by itself) or ``"batch"`` (all or none).
+        mode: ``"row"``: each sample is dropped by itself; ``"batch"``: all samples are, or none.
 
     Shape:
-        input ``[N, ...]``, output the same.
+        input: ``[N, ...]``; output: the same.
 
     Raises:
-        ValueError, TypeError: p or mode out of range or of the wrong type.
+        ValueError: p or mode out of range.
+        TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.stochastic_depth`
+            refuses.
     """
 
     drops_in_training = True  # for fused_dropout.mc_dropout
@@ -55,20 +61,24 @@ class StochasticDepth(ShowsPackage, torch.nn.Module):
 
 
 class DropPath(ShowsPackage, torch.nn.Module):
-    """Zeroes samples in training; timm's layer of this name on the package's masks.
+    """Zeroes whole samples in training; replaces timm's layer of this name.
+
+    Samples are dropped with probability ``drop_prob``; in evaluation the input is returned as it
+    is. The layer calls :func:`fused_dropout.functional.drop_path`.
 
     Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
-    See :func:`fused_dropout.functional.drop_path`.
 
     Args:
         drop_prob: drop probability in [0, 1].
         scale_by_keep: divide what is kept by the keep rate.
 
     Shape:
-        input ``[N, ...]``, output the same.
+        x: ``[N, ...]``; output: the same.
 
     Raises:
-        ValueError, TypeError: an argument out of range or of the wrong type.
+        ValueError: drop_prob out of range.
+        TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.drop_path` refuses.
     """
 
     drops_in_training = True  # for fused_dropout.mc_dropout
@@ -86,13 +96,34 @@ class DropPath(ShowsPackage, torch.nn.Module):
 
 
 class DropPathAdd(DropPath):
-    """The sum at a residual block's end: called with ``(x, branch)``, ``x + drop_path(branch)``.
+    """``x + drop_path(branch)`` in one pass: the sum at the end of a residual block.
 
-    One pass where :class:`DropPath` and ``+`` take two. Parameters as :class:`DropPath`'s; see
+    It is called with ``(x, branch)``, and takes one pass over memory where :class:`DropPath` and
+    ``+`` take two. In training whole samples of the branch are dropped with probability
+    ``drop_prob``; in evaluation the result is ``x + branch``. The layer calls
     :func:`fused_dropout.functional.drop_path_add`.
 
+    Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
+
+    Args:
+        drop_prob: drop probability in [0, 1].
+        scale_by_keep: divide what is kept by the keep rate.
+
     Shape:
-        x and branch ``[N, ...]``, output the same.
+        x and branch: ``[N, ...]``, the same; output: the same.
+
+    Raises:
+        ValueError: drop_prob out of range.
+        TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.drop_path_add`
+            refuses.
+
+    Example:
+        >>> from fused_dropout import nn
+        >>> add = nn.DropPathAdd(0.1)
+        >>> x, block = torch.ones(4, 8), torch.nn.Linear(8, 8)
+        >>> add(x, block(x)).shape
+        torch.Size([4, 8])
     """
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:  # type: ignore[override]

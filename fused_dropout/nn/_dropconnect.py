@@ -13,28 +13,43 @@ from fused_dropout.functional import _dropconnect as functional
 
 
 class DropConnectLinear(torch.nn.Linear):
-    r"""``torch.nn.Linear`` with DropConnect: same parameters, initialisation and state_dict.
+    """A linear layer whose every weight and bias is dropped with probability ``p`` in training.
 
-    In training every weight and bias is dropped with probability ``p``, anew for every example
-    (see :func:`fused_dropout.functional.dropconnect_linear`); in evaluation it is the plain layer.
+    Replaces :class:`torch.nn.Linear`: same parameters, initialisation and state_dict. Every example
+    draws masks of its own, anew in every call; in evaluation it is the plain linear layer. The
+    layer calls :func:`fused_dropout.functional.dropconnect_linear`.
 
     Source: Wan et al., "Regularization of Neural Networks using DropConnect", ICML 2013.
 
     Args:
-        in_features, out_features, bias, device, dtype: as :class:`torch.nn.Linear`.
+        in_features: size of the input's last dimension.
+        out_features: size of the output's last dimension.
+        bias: whether there is a bias.
         p: drop probability in [0, 1].
-        mask: ``"row"``, ``"example"``, ``"batch"`` or an int, the rows that share a mask.
-        convention: ``"inverted"`` (divide by the keep rate in training) or ``"paper"`` (multiply by
-            it in evaluation).
-        mask_storage: ``"auto"``, ``"regenerate"`` or ``"packed"``.
+        mask: the rows of the input that share a mask: ``"row"`` (none), ``"example"`` (those of one
+            item of the first dimension), ``"batch"`` (all), or an int of at least 1: that many
+            consecutive rows.
+        convention: ``"inverted"`` divides by the keep rate in training; ``"paper"`` multiplies by
+            it in evaluation instead.
+        mask_storage: how backward gets the masks: ``"regenerate"`` draws them again, ``"packed"``
+            keeps 1 bit per connection, ``"auto"`` takes the faster of the two.
+        device: of the parameters; default: torch's default device.
+        dtype: of the parameters; default: torch's default dtype.
 
     Shape:
-        input ``[..., in_features]``, output ``[..., out_features]``.
+        input: ``[..., in_features]``; output: ``[..., out_features]``.
 
     Raises:
         ValueError: p, mask, convention or mask_storage out of range.
         TypeError: an argument of the wrong type.
-        RuntimeError: as the functional form, when called.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.dropconnect_linear`
+            refuses.
+
+    Example:
+        >>> from fused_dropout import nn
+        >>> layer = nn.DropConnectLinear(8, 4, p=0.5)
+        >>> layer(torch.ones(2, 8)).shape
+        torch.Size([2, 4])
     """
 
     drops_in_training = True  # for fused_dropout.mc_dropout

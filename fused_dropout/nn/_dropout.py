@@ -24,25 +24,34 @@ class _CheckedDropout(ShowsPackage, DropoutBase):
 
 
 class Dropout(_CheckedDropout, torch.nn.Dropout):
-    """:class:`torch.nn.Dropout` on this package's mask.
+    """Zeroes elements with probability ``p`` in training; replaces :class:`torch.nn.Dropout`.
 
-    In training every element is dropped with probability ``p`` and the others are divided by the
-    keep rate; in evaluation the input is returned as it is. See
-    :func:`fused_dropout.functional.dropout`.
+    The others are divided by the keep rate; in evaluation the input is returned as it is. The layer
+    calls :func:`fused_dropout.functional.dropout`, which says what the mask is.
 
     Args:
         p: drop probability in [0, 1].
         inplace: write the result into the input.
-        broadcast_dims: dimensions along which the mask is shared (flax's name).
+        broadcast_dims: dimensions along which the mask is shared, as flax names them; default:
+            none.
         convention: ``"inverted"`` as described, or ``"paper"`` (Srivastava et al. 2014): unscaled
             in training, multiplied by the keep rate in evaluation.
 
     Shape:
-        input and output of any shape, the output in the input's memory format.
+        input: any; output: the same, in the input's memory format.
 
     Raises:
         ValueError: p or convention out of range.
         TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.dropout` refuses.
+
+    Example:
+        >>> from fused_dropout import nn
+        >>> layer = nn.Dropout(0.5)
+        >>> layer(torch.ones(4)).shape
+        torch.Size([4])
+        >>> layer.eval()(torch.ones(4))
+        tensor([1., 1., 1., 1.])
     """
 
     def __init__(
@@ -78,9 +87,25 @@ class Dropout(_CheckedDropout, torch.nn.Dropout):
 
 
 class Dropout1d(_CheckedDropout, torch.nn.Dropout1d):
-    """:class:`torch.nn.Dropout1d`: drops whole channels of ``[N, C, L]`` or ``[C, L]``.
+    """Zeroes channels of sequences in training; replaces :class:`torch.nn.Dropout1d`.
 
-    See :func:`fused_dropout.functional.dropout1d`.
+    Each channel of each example is dropped with probability ``p``, and the others are divided by
+    the keep rate; in evaluation the input is returned as it is. The layer calls
+    :func:`fused_dropout.functional.dropout1d`, which says what the mask is.
+
+    Source: Tompson et al., "Efficient Object Localization Using Convolutional Networks", CVPR 2015.
+
+    Args:
+        p: drop probability in [0, 1].
+        inplace: write the result into the input.
+
+    Shape:
+        input: ``[N, C, L]`` or ``[C, L]``; output: the same.
+
+    Raises:
+        ValueError: p out of range.
+        TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.dropout1d` refuses.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -88,9 +113,26 @@ class Dropout1d(_CheckedDropout, torch.nn.Dropout1d):
 
 
 class Dropout2d(_CheckedDropout, torch.nn.Dropout2d):
-    """:class:`torch.nn.Dropout2d`: drops whole channels of ``[N, C, H, W]``.
+    """Zeroes channels of images in training; replaces :class:`torch.nn.Dropout2d`.
 
-    See :func:`fused_dropout.functional.dropout2d`.
+    Each channel of each example is dropped with probability ``p``, and the others are divided by
+    the keep rate; in evaluation the input is returned as it is. The layer calls
+    :func:`fused_dropout.functional.dropout2d`, which says what the mask is.
+
+    Source: Tompson et al., "Efficient Object Localization Using Convolutional Networks", CVPR 2015.
+
+    Args:
+        p: drop probability in [0, 1].
+        inplace: write the result into the input.
+
+    Shape:
+        input: ``[N, C, H, W]``; output: the same. As in torch, any number of dimensions from 2 on
+        is read as ``[N, C, ...]``, with a warning.
+
+    Raises:
+        ValueError: p out of range.
+        TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.dropout2d` refuses.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -98,9 +140,26 @@ class Dropout2d(_CheckedDropout, torch.nn.Dropout2d):
 
 
 class Dropout3d(_CheckedDropout, torch.nn.Dropout3d):
-    """:class:`torch.nn.Dropout3d`: drops whole channels of ``[N, C, D, H, W]``.
+    """Zeroes channels of volumes in training; replaces :class:`torch.nn.Dropout3d`.
 
-    See :func:`fused_dropout.functional.dropout3d`.
+    Each channel of each example is dropped with probability ``p``, and the others are divided by
+    the keep rate; in evaluation the input is returned as it is. The layer calls
+    :func:`fused_dropout.functional.dropout3d`, which says what the mask is.
+
+    Source: Tompson et al., "Efficient Object Localization Using Convolutional Networks", CVPR 2015.
+
+    Args:
+        p: drop probability in [0, 1].
+        inplace: write the result into the input.
+
+    Shape:
+        input: ``[N, C, D, H, W]`` or ``[C, D, H, W]``; output: the same. As in torch, other numbers
+        of dimensions are read as ``[C, ...]``, with a warning.
+
+    Raises:
+        ValueError: p out of range.
+        TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.dropout3d` refuses.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -108,19 +167,27 @@ class Dropout3d(_CheckedDropout, torch.nn.Dropout3d):
 
 
 class AlphaDropout(_CheckedDropout, torch.nn.AlphaDropout):
-    """:class:`torch.nn.AlphaDropout`: keeps mean 0 and variance 1 of what follows a SELU.
+    """Dropout after a SELU, which keeps mean and variance; replaces :class:`torch.nn.AlphaDropout`.
 
-    Like torch's it takes ``inplace`` and does not use it (SELU needs its result for backward);
-    :func:`fused_dropout.functional.alpha_dropout` does.
+    In training elements are set to SELU's lowest value with probability ``p``, and an affine map
+    keeps mean 0 and variance 1; in evaluation the input is returned as it is. The layer calls
+    :func:`fused_dropout.functional.alpha_dropout`, which has the formula.
+
+    Source: Klambauer et al., "Self-Normalizing Neural Networks", NeurIPS 2017, section 3.
 
     Args:
         p: drop probability in [0, 1].
-        inplace: not used.
-        broadcast_dims: dimensions along which the mask is shared, as in :class:`Dropout`.
+        inplace: not used, as in torch: SELU needs its result for backward.
+        broadcast_dims: dimensions along which the mask is shared; default: none.
+
+    Shape:
+        input: any; output: the same.
 
     Raises:
         ValueError: p out of range.
         TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.alpha_dropout`
+            refuses.
     """
 
     def __init__(
@@ -140,9 +207,26 @@ class AlphaDropout(_CheckedDropout, torch.nn.AlphaDropout):
 
 
 class FeatureAlphaDropout(_CheckedDropout, torch.nn.FeatureAlphaDropout):
-    """:class:`torch.nn.FeatureAlphaDropout`: :class:`AlphaDropout` of whole channels.
+    """Alpha dropout of whole channels; replaces :class:`torch.nn.FeatureAlphaDropout`.
 
-    See :func:`fused_dropout.functional.feature_alpha_dropout`.
+    In training channels are set to SELU's lowest value with probability ``p``, and an affine map
+    keeps mean 0 and variance 1; in evaluation the input is returned as it is. The layer calls
+    :func:`fused_dropout.functional.feature_alpha_dropout`, which has the formula.
+
+    Source: Klambauer et al., "Self-Normalizing Neural Networks", NeurIPS 2017, section 3.
+
+    Args:
+        p: drop probability in [0, 1].
+        inplace: not used, as in torch: SELU needs its result for backward.
+
+    Shape:
+        input: ``[N, C, ...]``; output: the same.
+
+    Raises:
+        ValueError: p out of range.
+        TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that
+            :func:`fused_dropout.functional.feature_alpha_dropout` refuses.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -150,11 +234,18 @@ class FeatureAlphaDropout(_CheckedDropout, torch.nn.FeatureAlphaDropout):
 
 
 class LockedDropout(_CheckedDropout):
-    """Dropout of a sequence with one mask for all its steps, drawn anew in every call.
+    """Dropout of sequences with one mask for all steps, drawn anew in every call.
 
-    Also called variational dropout: the ``VariationalDropout`` or ``LockedDropout`` of AWD-LSTM
-    and of other packages for sequences (not the variational dropout of Kingma et al., which learns
-    its rate). See :func:`fused_dropout.functional.locked_dropout` for the source.
+    In training an element of an example's features is dropped in every step or in none, with
+    probability ``p``, and the others are divided by the keep rate; in evaluation the input is
+    returned as it is. The layer calls :func:`fused_dropout.functional.locked_dropout`.
+
+    Also called variational dropout: the ``VariationalDropout`` or ``LockedDropout`` of AWD-LSTM and
+    of other packages for sequences (not the variational dropout of Kingma et al., which learns its
+    rate).
+
+    Source: Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural
+    Networks", NeurIPS 2016.
 
     Args:
         p: drop probability in [0, 1].
@@ -162,13 +253,14 @@ class LockedDropout(_CheckedDropout):
         batch_first: the input is ``[N, T, ...]``, not ``[T, N, ...]``.
 
     Shape:
-        input and output ``[T, N, ...]``, or ``[N, T, ...]`` with ``batch_first``; or a
-        :class:`torch.nn.utils.rnn.PackedSequence`, of either kind.
+        input: ``[T, N, ...]``, or ``[N, T, ...]`` with ``batch_first``; or a
+        :class:`torch.nn.utils.rnn.PackedSequence`, of either kind. Output: the same.
 
     Raises:
         ValueError: p out of range.
         TypeError: an argument of the wrong type.
-        RuntimeError: an input of fewer than 2 dimensions, when called.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.locked_dropout`
+            refuses.
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False, batch_first: bool = False) -> None:

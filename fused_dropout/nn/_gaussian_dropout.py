@@ -10,21 +10,26 @@ from fused_dropout.functional._gaussian_dropout import check_gaussian_rate, gaus
 
 
 class GaussianDropout(torch.nn.Module):
-    """Multiplies by noise of mean 1 and variance ``p / (1 - p)`` in training; else the identity.
+    """Multiplies by noise of mean 1 and variance ``p / (1 - p)`` in training.
 
-    Source: Srivastava et al. 2014, section 10; see
-    :func:`fused_dropout.functional.gaussian_dropout`.
+    That is the variance of dropout's noise. In evaluation the input is returned as it is. The layer
+    calls :func:`fused_dropout.functional.gaussian_dropout`.
+
+    Source: Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
+    JMLR 2014, section 10.
 
     Args:
         p: the drop probability of the dropout that it stands for, in [0, 1).
         inplace: write the result into the input.
 
     Shape:
-        input and output: any, the same.
+        input: any; output: the same.
 
     Raises:
         ValueError: p out of range.
-        TypeError: p is no number, or inplace no bool.
+        TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that :func:`fused_dropout.functional.gaussian_dropout`
+            refuses.
     """
 
     drops_in_training = True  # for fused_dropout.mc_dropout

@@ -40,17 +40,22 @@ class VariationalDropoutLinear(torch.nn.Linear):
     https://github.com/bayesgroup/variational-dropout-sparsifies-dnn.
 
     Args:
-        in_features, out_features, bias, device, dtype: as :class:`torch.nn.Linear`.
+        in_features: size of the input's last dimension.
+        out_features: size of the output's last dimension.
+        bias: whether there is a bias.
         log_sigma2_init: where log_sigma2 starts; -10 in the authors' code.
         threshold: log alpha from which on a weight is pruned; 3 is a drop rate of 0.95.
+        device, dtype: of the parameters; default: torch's.
 
     Shape:
         input ``[..., in_features]``, output ``[..., out_features]``. Parameters: those of Linear,
         and log_sigma2 of the weight's shape.
 
     Raises:
-        ValueError, TypeError: log_sigma2_init or threshold is no finite number, bias no bool.
-        RuntimeError: as :func:`fused_dropout.functional.gaussian_noise` and F.linear, when called.
+        ValueError: log_sigma2_init or threshold is not finite.
+        TypeError: an argument of the wrong type.
+        RuntimeError: when called, an input that :func:`torch.nn.functional.linear` or
+            :func:`fused_dropout.functional.gaussian_noise` refuses.
     """
 
     drops_in_training = True  # for fused_dropout.mc_dropout
@@ -75,6 +80,7 @@ class VariationalDropoutLinear(torch.nn.Linear):
         self.log_sigma2 = torch.nn.Parameter(torch.full_like(self.weight, log_sigma2_init))
 
     def reset_parameters(self) -> None:
+        """Draws weight and bias as Linear does, and sets log_sigma2 to ``log_sigma2_init``."""
         super().reset_parameters()
         if hasattr(self, "log_sigma2"):  # not yet when Linear's constructor calls this
             torch.nn.init.constant_(self.log_sigma2, self.log_sigma2_init)
@@ -92,7 +98,7 @@ class VariationalDropoutLinear(torch.nn.Linear):
         return log_alpha.clamp(-LOG_ALPHA_LIMIT, LOG_ALPHA_LIMIT)
 
     def kl(self) -> Tensor:
-        """The divergence from the log-uniform prior, approximately: a scalar, at least 0.
+        """The divergence from the log-uniform prior, approximately: a scalar tensor, at least 0.
 
         The sum over the weights of k1 - k1 sigmoid(k2 + k3 log alpha) + log(1 + 1 / alpha) / 2.
         """
@@ -102,11 +108,11 @@ class VariationalDropoutLinear(torch.nn.Linear):
 
     @torch.no_grad()
     def kept(self) -> Tensor:
-        """bool ``[out_features, in_features]``: the weights that evaluation uses."""
+        """Which weights evaluation uses, a bool tensor ``[out_features, in_features]``."""
         return self.log_alpha() < self.threshold
 
     def sparsity(self) -> float:
-        """The share of the weights that is pruned."""
+        """The share of the weights that evaluation sets to 0, in [0, 1]."""
         kept = self.kept()
         return 1 - int(kept.sum()) / max(kept.numel(), 1)
 

@@ -33,9 +33,21 @@ def bias_act_dropout_add(
     offset: int = 0,
     convention: Convention = "inverted",
 ) -> Tensor:
-    """residual + dropout(activation(input + bias)); gradients are plain autograd's.
+    """``residual + dropout(activation(input + bias))``, step by step.
 
-    Arguments as :func:`fused_dropout.functional.bias_act_dropout_add`.
+    Args:
+        input: ``[..., features]``.
+        bias: ``[features]`` or None.
+        residual: the shape of ``input``, or None.
+        p: drop probability in [0, 1].
+        activation: a key of ``ACTIVATIONS``.
+        training: if False, nothing is dropped.
+        seed, offset: the random state, ints modulo 2^64.
+        convention: ``"inverted"`` divides by the keep rate q in training; ``"paper"`` multiplies by
+            q in evaluation instead.
+
+    Returns:
+        A tensor of the shape of ``input``; gradients are plain autograd's.
     """
     q = keep_rate(p)
     output = ACTIVATIONS[activation](input if bias is None else input + bias)

@@ -42,10 +42,19 @@ def seed_rate(p: float, sizes: Sequence[int], block: Sequence[int], gamma: Gamma
 def block_mask(
     shape: Sequence[int], block: Sequence[int], gamma: float, seed: int, offset: int = 0
 ) -> Tensor:
-    """Which elements of ``shape`` [N, C, sizes...] are kept, as a bool tensor.
+    """Which elements of ``shape`` the dropped blocks leave.
 
-    Seed k of all seeds [N, C, sizes - block + 1...] in row-major order is bit k of the mask. A
+    Seed k of all seeds ``[N, C, sizes - block + 1...]`` in row-major order is bit k of the mask. A
     dropped seed drops the elements from its own position to block - 1 further along each dimension.
+
+    Args:
+        shape: ``[N, C, sizes...]``.
+        block: a block's sides, one for each of the sizes and at most as large.
+        gamma: drop probability of a seed, in [0, 1].
+        seed, offset: the random state, ints modulo 2^64.
+
+    Returns:
+        A bool tensor of ``shape``, True where an element is kept.
     """
     places = [size - side + 1 for size, side in zip(shape[2:], block, strict=True)]
     seeds = [*shape[:2], *places]
@@ -72,9 +81,24 @@ def drop_block(
     seed: int,
     offset: int = 0,
 ) -> Tensor:
-    """DropBlock in training, in as many dimensions as ``input`` [N, C, sizes...] has.
+    """DropBlock as in training, in as many dimensions as ``input`` has sizes.
 
-    Arguments as :func:`fused_dropout.functional.drop_block2d`; gradients are plain autograd's.
+    Args:
+        input: ``[N, C, sizes...]``.
+        p: rate of elements to drop, in [0, 1].
+        block_size: a block's sides in elements: one int, or one for each of the sizes.
+        eps: added to the number of kept elements before dividing by it.
+        normalize: kept elements are scaled up by their share of the ``"batch"`` or of each
+            ``"sample"``; ``"none"``: they stay as they are.
+        share_channels: all channels of a sample get the same regions.
+        gamma: ``"paper"``: a seed's drop probability as in the paper; ``"exact"``: such that the
+            expected rate of dropped elements is p.
+        gamma_scale: that probability is multiplied by it, and limited to 1.
+        with_noise: dropped elements become normal noise, and kept ones are not scaled.
+        seed, offset: the random state, ints modulo 2^64.
+
+    Returns:
+        A tensor of the shape of ``input``; gradients are plain autograd's.
     """
     sizes = tuple(input.shape[2:])
     sides = (block_size,) * len(sizes) if isinstance(block_size, int) else block_size

@@ -16,7 +16,16 @@ MaskMode = Literal["row", "example", "batch"]
 
 
 def rows_per_mask(input_shape: Sequence[int], mask: MaskMode | int) -> int:
-    """How many consecutive rows of the flattened input [..., in_features] share a mask."""
+    """How many consecutive rows of the flattened input share a mask.
+
+    Args:
+        input_shape: ``[..., in_features]``.
+        mask: ``"row"`` (none), ``"example"`` (those of one item of the first dimension),
+            ``"batch"`` (all), or the number of rows itself.
+
+    Returns:
+        An int of at least 1.
+    """
     rows = math.prod(input_shape[:-1])
     if isinstance(mask, int):
         return mask
@@ -39,10 +48,24 @@ def dropconnect_linear(
     offset: int = 0,
     convention: Convention = "inverted",
 ) -> Tensor:
-    """DropConnect (Wan et al. 2013) with its masks written out; gradients are plain autograd's.
+    """DropConnect (Wan et al. 2013) with a mask for every example, written out.
 
-    Memory: a float mask [masks, out_features, in_features]. Arguments and shapes as
-    :func:`fused_dropout.functional.dropconnect_linear`.
+    It takes the memory of a float mask ``[masks, out_features, in_features]``.
+
+    Args:
+        input: ``[..., in_features]``.
+        weight: ``[out_features, in_features]``.
+        bias: ``[out_features]`` or None.
+        p: drop probability in [0, 1].
+        training: if False, the plain linear layer (times q with ``convention="paper"``).
+        mask: the rows that share a mask: ``"row"`` (none), ``"example"`` (those of one item of the
+            first dimension), ``"batch"`` (all), or a number of rows.
+        seed, offset: the random state, ints modulo 2^64.
+        convention: ``"inverted"`` divides by the keep rate q in training; ``"paper"`` multiplies by
+            q in evaluation instead.
+
+    Returns:
+        A tensor ``[..., out_features]``; gradients are plain autograd's.
     """
     q = keep_rate(p)
     if not training:

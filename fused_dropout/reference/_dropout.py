@@ -1,8 +1,4 @@
-"""Dropout of every kind with its masks written out; gradients are plain autograd's.
-
-Arguments and shapes as the functions of these names in ``fused_dropout.functional``, always in
-training; ``seed`` and ``offset`` are the random state.
-"""
+"""Dropout of every kind with its masks written out, always as in training."""
 
 from __future__ import annotations
 
@@ -26,7 +22,18 @@ def dropout(
     offset: int = 0,
     convention: Convention = "inverted",
 ) -> Tensor:
-    """``input / q`` where the mask keeps it, else 0; unscaled in the paper's convention."""
+    """``input / q`` where the mask keeps an element, else 0, as in training.
+
+    Args:
+        input: floating point tensor of any shape.
+        p: drop probability in [0, 1].
+        broadcast_dims: dimensions along which the mask is shared.
+        seed, offset: the random state, ints modulo 2^64.
+        convention: ``"inverted"`` divides by the keep rate q, ``"paper"`` does not.
+
+    Returns:
+        A tensor of the shape of ``input``; gradients are plain autograd's.
+    """
     q = keep_rate(p)
     kept = shared_mask(input, p, broadcast_dims, seed, offset)
     scale = 1 / q if convention == "inverted" and q > 0 else 1.0
@@ -34,19 +41,46 @@ def dropout(
 
 
 def dropout1d(input: Tensor, p: float = 0.5, *, seed: int, offset: int = 0) -> Tensor:
-    """One mask element for each channel of ``[N, C, L]`` or ``[C, L]``."""
+    """Dropout of whole channels, one mask element each, as in training.
+
+    Args:
+        input: ``[N, C, L]`` or ``[C, L]``.
+        p: drop probability in [0, 1].
+        seed, offset: the random state, ints modulo 2^64.
+
+    Returns:
+        A tensor of the shape of ``input``; gradients are plain autograd's.
+    """
     shared = range(input.dim() - 1, input.dim())
     return dropout(input, p, broadcast_dims=shared, seed=seed, offset=offset)
 
 
 def dropout2d(input: Tensor, p: float = 0.5, *, seed: int, offset: int = 0) -> Tensor:
-    """One for each channel of ``[N, C, ...]``."""
+    """Dropout of whole channels, one mask element each, as in training.
+
+    Args:
+        input: ``[N, C, ...]``.
+        p: drop probability in [0, 1].
+        seed, offset: the random state, ints modulo 2^64.
+
+    Returns:
+        A tensor of the shape of ``input``; gradients are plain autograd's.
+    """
     shared = range(2, input.dim())
     return dropout(input, p, broadcast_dims=shared, seed=seed, offset=offset)
 
 
 def dropout3d(input: Tensor, p: float = 0.5, *, seed: int, offset: int = 0) -> Tensor:
-    """One for each channel of ``[N, C, D, H, W]``, or of ``[C, ...]`` with fewer dimensions."""
+    """Dropout of whole channels, one mask element each, as in training.
+
+    Args:
+        input: ``[N, C, D, H, W]``, or ``[C, ...]`` with another number of dimensions.
+        p: drop probability in [0, 1].
+        seed, offset: the random state, ints modulo 2^64.
+
+    Returns:
+        A tensor of the shape of ``input``; gradients are plain autograd's.
+    """
     shared = range(2 if input.dim() == 5 else 1, input.dim())
     return dropout(input, p, broadcast_dims=shared, seed=seed, offset=offset)
 
@@ -54,7 +88,17 @@ def dropout3d(input: Tensor, p: float = 0.5, *, seed: int, offset: int = 0) -> T
 def locked_dropout(
     input: Tensor, p: float = 0.5, *, batch_first: bool = False, seed: int, offset: int = 0
 ) -> Tensor:
-    """One mask for all steps of ``[T, N, ...]``, or of ``[N, T, ...]`` with ``batch_first``."""
+    """Dropout of sequences with one mask for all steps, as in training.
+
+    Args:
+        input: ``[T, N, ...]``, or ``[N, T, ...]`` with ``batch_first``.
+        p: drop probability in [0, 1].
+        batch_first: whether the first dimension counts the examples.
+        seed, offset: the random state, ints modulo 2^64.
+
+    Returns:
+        A tensor of the shape of ``input``; gradients are plain autograd's.
+    """
     time = 1 if batch_first else 0
     return dropout(input, p, broadcast_dims=(time,), seed=seed, offset=offset)
 
@@ -67,7 +111,19 @@ def alpha_dropout(
     seed: int,
     offset: int = 0,
 ) -> Tensor:
-    """SELU's floor where the mask drops; an affine map keeps mean 0 and variance 1."""
+    """``a input + b`` where the mask keeps an element, else ``a f + b``, as in training.
+
+    f is SELU's floor; a and b keep mean 0 and variance 1.
+
+    Args:
+        input: floating point tensor of any shape.
+        p: drop probability in [0, 1].
+        broadcast_dims: dimensions along which the mask is shared.
+        seed, offset: the random state, ints modulo 2^64.
+
+    Returns:
+        A tensor of the shape of ``input``; gradients are plain autograd's.
+    """
     q = keep_rate(p)
     if q == 0:  # zeros, also of infinities and NaNs, where a product has none
         return torch.where(torch.zeros_like(input, dtype=torch.bool), input, 0.0)
@@ -79,7 +135,16 @@ def alpha_dropout(
 
 
 def feature_alpha_dropout(input: Tensor, p: float = 0.5, *, seed: int, offset: int = 0) -> Tensor:
-    """The same with one mask element for each channel of ``[N, C, ...]``."""
+    """Alpha dropout of whole channels, one mask element each, as in training.
+
+    Args:
+        input: ``[N, C, ...]``.
+        p: drop probability in [0, 1].
+        seed, offset: the random state, ints modulo 2^64.
+
+    Returns:
+        A tensor of the shape of ``input``; gradients are plain autograd's.
+    """
     shared = range(2, input.dim())
     return alpha_dropout(input, p, broadcast_dims=shared, seed=seed, offset=offset)
 

@@ -47,22 +47,44 @@ def philox4x32_10(counter: Words, key: Sequence[int]) -> Words:
 
 
 def threshold(p: float, digits: int = 16) -> int:
-    """T = rint((1 - p) 2^digits): an element is kept iff its fraction u < T / 2^digits."""
+    """T = rint((1 - p) 2^digits): an element is kept iff its fraction u < T / 2^digits.
+
+    Args:
+        p: drop probability in [0, 1].
+        digits: number of binary digits of the keep rate.
+
+    Returns:
+        An int in [0, 2^digits].
+    """
     return round((1.0 - p) * 2**digits)
 
 
 def keep_rate(p: float, digits: int = 16) -> float:
-    """q = T / 2^digits, the rate at which elements are really kept; the scale is exactly 1/q."""
+    """q = T / 2^digits, the rate at which elements are really kept; the scale is exactly 1/q.
+
+    Args:
+        p: drop probability in [0, 1].
+        digits: number of binary digits of the keep rate.
+
+    Returns:
+        A float in [0, 1].
+    """
     return threshold(p, digits) / 2**digits
 
 
 def fraction_digit(
     s: int, groups: NDArray[np.uint64], seed: int, offset: int, stream: int
 ) -> NDArray[np.uint8]:
-    """Digit s (0 = most significant) of the fractions of all 128 elements of each group.
+    """Digit s of the fractions of all 128 elements of each group.
+
+    Args:
+        s: which digit; 0 is the most significant.
+        groups: uint64 array of any shape, the groups' numbers.
+        seed, offset: the random state, ints modulo 2^64.
+        stream: 0 to 127.
 
     Returns:
-        uint8 0 or 1, ``[*groups.shape, 128]``.
+        A uint8 array ``[*groups.shape, 128]`` of 0 and 1.
     """
     counter = np.empty((*groups.shape, 4), dtype=np.uint32)
     counter[..., 0] = groups & np.uint64(0xFFFFFFFF)
@@ -77,7 +99,18 @@ def fraction_digit(
 def mask_matrix(
     rows: int, cols: int, p: float, seed: int, offset: int, stream: int, digits: int
 ) -> NDArray[np.bool_]:
-    """The keep mask [rows, cols]: u < T / 2^digits, compared as integers U < T."""
+    """The keep mask of a matrix: u < T / 2^digits, compared as integers U < T.
+
+    Args:
+        rows, cols: the matrix's shape.
+        p: drop probability in [0, 1].
+        seed, offset: the random state, ints modulo 2^64.
+        stream: 0 to 127.
+        digits: number of binary digits of the keep rate, 1 to 32.
+
+    Returns:
+        A bool array ``[rows, cols]``, True where an element is kept.
+    """
     t = threshold(p, digits)
     per_row = -(-cols // GROUP)
     groups = np.arange(rows * per_row, dtype=np.uint64).reshape(rows, per_row)
@@ -99,9 +132,18 @@ def mask(
     digits: int = 16,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The keep mask of ``shape`` as a bool tensor; see :func:`fused_dropout.mask`.
+    """The keep mask of ``shape``, drawn by NumPy: what :func:`fused_dropout.mask` must return.
 
-    Drawn by NumPy, then moved to ``device``.
+    Args:
+        shape: the mask's shape; an int is a vector.
+        p: drop probability in [0, 1].
+        seed, offset: the random state, ints modulo 2^64.
+        stream: 0 to 127.
+        digits: number of binary digits of the keep rate, 1 to 32.
+        device: where the drawn mask is moved to; default: the CPU.
+
+    Returns:
+        A bool tensor of ``shape``, True where an element is kept.
     """
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     rows, cols = math.prod(sizes[:-1]), sizes[-1] if sizes else 1

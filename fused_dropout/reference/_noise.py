@@ -51,7 +51,16 @@ def normals_of_words(words: NDArray[np.uint32]) -> NDArray[np.float64]:
 def uniform_noise(
     size: Sequence[int], *, seed: int, offset: int = 0, device: torch.device | str | None = None
 ) -> Tensor:
-    """The float64 uniforms of a tensor of ``size``, which float32 would hold as well."""
+    """The uniform numbers in (0, 1) of a tensor of ``size``, which float32 would hold as well.
+
+    Args:
+        size: the tensor's shape.
+        seed, offset: the random state, ints modulo 2^64.
+        device: where the drawn noise is moved to; default: the CPU.
+
+    Returns:
+        A float64 tensor of shape ``size``.
+    """
     count = math.prod(size)
     u = uniforms_of_words(noise_words(count, seed, offset))
     return torch.as_tensor(u, device=device).reshape(tuple(size))
@@ -60,14 +69,32 @@ def uniform_noise(
 def normal_noise(
     size: Sequence[int], *, seed: int, offset: int = 0, device: torch.device | str | None = None
 ) -> Tensor:
-    """The float64 standard normals of a tensor of ``size``."""
+    """The standard normal numbers of a tensor of ``size``, from pairs of uniform ones.
+
+    Args:
+        size: the tensor's shape.
+        seed, offset: the random state, ints modulo 2^64.
+        device: where the drawn noise is moved to; default: the CPU.
+
+    Returns:
+        A float64 tensor of shape ``size``.
+    """
     count = math.prod(size)
     z = normals_of_words(noise_words(count + count % 2, seed, offset))[:count]
     return torch.as_tensor(z, device=device).reshape(tuple(size))
 
 
 def gaussian_dropout(input: Tensor, p: float = 0.5, *, seed: int, offset: int = 0) -> Tensor:
-    """input (1 + sqrt(p / (1 - p)) z); see :func:`fused_dropout.functional.gaussian_dropout`."""
+    """``input (1 + sqrt(p / (1 - p)) z)`` with standard normal numbers z, as in training.
+
+    Args:
+        input: floating point tensor of any shape.
+        p: drop probability in [0, 1) of the dropout that it stands for.
+        seed, offset: the random state, ints modulo 2^64.
+
+    Returns:
+        A tensor of the shape of ``input``; gradients are plain autograd's.
+    """
     z = normal_noise(input.shape, seed=seed, offset=offset, device=input.device)
     return input * (1 + math.sqrt(p / (1 - p)) * z.to(input.dtype))
 
@@ -75,7 +102,17 @@ def gaussian_dropout(input: Tensor, p: float = 0.5, *, seed: int, offset: int = 
 def gaussian_noise(
     mean: Tensor, variance: Tensor, *, eps: float = 1e-8, seed: int, offset: int = 0
 ) -> Tensor:
-    """mean + sqrt(variance + eps) z."""
+    """``mean + sqrt(variance + eps) z`` with standard normal numbers z.
+
+    Args:
+        mean: floating point tensor of any shape.
+        variance: tensor of the shape and dtype of ``mean``.
+        eps: added to the variance.
+        seed, offset: the random state, ints modulo 2^64.
+
+    Returns:
+        A tensor of the shape of ``mean``; gradients are plain autograd's.
+    """
     z = normal_noise(mean.shape, seed=seed, offset=offset, device=mean.device)
     return mean + (variance + eps).sqrt() * z.to(mean.dtype)
 
@@ -83,9 +120,19 @@ def gaussian_noise(
 def concrete_dropout(
     input: Tensor, logit_p: Tensor, temperature: float = 0.1, *, seed: int, offset: int = 0
 ) -> Tensor:
-    """input (1 - z) / (1 - p), z = sigmoid((log p - log(1 - p) + log u - log(1 - u)) / t).
+    """``input (1 - z) / (1 - p)`` with a relaxed mask z, as in training.
 
-    log p - log(1 - p) is the logit itself, and 1 - sigmoid(x) = sigmoid(-x).
+    z = sigmoid((log p - log(1 - p) + log u - log(1 - u)) / t) with uniform numbers u. log p - log(1
+    - p) is the logit itself, and 1 - sigmoid(x) = sigmoid(-x).
+
+    Args:
+        input: floating point tensor of any shape.
+        logit_p: tensor of one element, log(p / (1 - p)).
+        temperature: t, above 0.
+        seed, offset: the random state, ints modulo 2^64.
+
+    Returns:
+        A tensor of the shape of ``input``; gradients are plain autograd's.
     """
     u = uniform_noise(input.shape, seed=seed, offset=offset, device=input.device)
     logit_u = (u.log() - (1 - u).log()).to(input.dtype)
