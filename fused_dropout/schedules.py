@@ -65,9 +65,7 @@ class LinearSchedule:
             self.stops = [getattr(module, name) for module, name in self._rates]
         else:
             self.stops = [checks.check_probability(stop, "stop")] * len(self._rates)
-        self.total_steps = checks.as_int(total_steps, "total_steps")
-        if self.total_steps < 1:
-            raise ValueError(f"total_steps must be at least 1, got {self.total_steps}")
+        self.total_steps = checks.check_int(total_steps, "total_steps", 1)
         self.last_step = 0
         self._set_rates()
 

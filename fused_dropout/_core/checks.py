@@ -78,6 +78,12 @@ def check_choice(value: Any, name: str, allowed: Collection[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+def check_module(value: Any, name: str) -> None:
+    """``value`` is a module."""
+    if not isinstance(value, torch.nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
+
+
 def check_bool(value: Any, name: str) -> bool:
     """``value`` if it is a bool: a number given by position for another argument is none."""
     if not isinstance(value, bool):
@@ -97,10 +103,12 @@ def as_int(value: Any, name: str) -> int:
     raise TypeError(f"{name} must be an int, got {type(value).__name__}")
 
 
-def check_int(value: Any, name: str, low: int, high: int) -> int:
-    """``value`` as an int in [low, high]."""
+def check_int(value: Any, name: str, low: int, high: int | None = None) -> int:
+    """``value`` as an int in [low, high], or of at least ``low``."""
     value = as_int(value, name)
-    if not low <= value <= high:
+    if high is None and value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+    if high is not None and not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
     return value
 
@@ -146,6 +154,12 @@ def check_dense(tensor: Any, name: str) -> None:
         raise RuntimeError(f"{name} must be a dense (torch.strided) tensor, got {kind}")
 
 
+def check_dense_or_none(tensor: Any, name: str) -> None:
+    """The same for an operand that need not be given."""
+    if tensor is not None:
+        check_dense(tensor, name)
+
+
 def check_probability_and_input(p: Any, input: Any) -> float:
     """``p`` as a float, ``input`` dense; in torch's order: the same mistake is reported first."""
     p = check_probability(p)
@@ -176,6 +190,14 @@ def check_same_device(tensor: Tensor, name: str, other: Tensor, other_name: str)
         raise RuntimeError(
             f"{name} must be on the device of {other_name}, {other.device}; got {tensor.device}"
         )
+
+
+def check_like(
+    tensor: Tensor, name: str, other: Tensor, other_name: str, shape: Sequence[int]
+) -> None:
+    """``tensor`` has the dtype and device of ``other``, and ``shape``."""
+    check_same(tensor, name, other, other_name)
+    check_shape(tensor, name, shape)
 
 
 def check_shape(tensor: Tensor, name: str, shape: Sequence[int]) -> None:

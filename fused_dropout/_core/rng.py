@@ -49,10 +49,8 @@ def make_rng_state(seed: int, offset: int = 0, device: torch.device | str | None
     return state
 
 
-def check_generator(generator: Any, device: torch.device) -> None:
-    """Raises for what is no generator, or, as torch's operators, one of another device type."""
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+def _check_device(generator: torch.Generator, device: torch.device) -> None:
+    """Raises for a generator of another device type, as torch's operators do."""
     if generator.device.type != device.type:
         raise RuntimeError(
             f"generator must be on the input's device type '{device.type}', got "
@@ -150,7 +148,7 @@ def resolve_rng_state(
         if generator is None and tensor.is_cpu:  # the common case, which small calls pay for
             return torch.randint(_LOW, _HIGH, (2,), device=tensor.device)
         if generator is not None:
-            check_generator(generator, tensor.device)
+            _check_device(generator, tensor.device)
         return draw_rng_state(tensor, generator)
     if torch.compiler.is_compiling():  # on the device: CUDA graphs keep no tensor of the CPU
         return make_rng_state(seed, 0, tensor.device)

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from fused_dropout._core import checks
 from fused_dropout._core.rates import Convention
 from fused_dropout.functional._dropconnect import MaskMode, MaskStorage
 from fused_dropout.nn import DropConnectLinear
@@ -124,8 +125,7 @@ def _take_over(old: nn.Module, new: _Layer) -> _Layer:
 
 
 def _replace(module: nn.Module, swap: Callable[[str, nn.Module], nn.Module | None]) -> nn.Module:
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    checks.check_module(module, "module")
     replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in module.named_modules():
         new = swap(name, layer)

@@ -71,8 +71,7 @@ def mc_dropout(
         ValueError: nothing in ``model`` drops, so that all predictions would be alike.
         TypeError: an argument of the wrong type.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    checks.check_module(model, "model")
     further = _checked_types(types)
     modes = [(module, module.training) for module in model.modules()]
     dropping = [m for m, _ in modes if isinstance(m, further) or dropout_layers.drops(m)]

@@ -1,8 +1,9 @@
 """Dropout as functions of tensors: differentiable, and computed by fused kernels.
 
-The functions have the names, arguments and defaults of their counterparts in ``torch.nn.functional``,
-torchvision and timm. They draw from torch's generators, so that ``torch.manual_seed`` repeats a
-result; ``seed=`` or ``rng_state=`` make a call a pure function of its arguments instead.
+The functions have the names, arguments and defaults of their counterparts in
+``torch.nn.functional``, torchvision and timm. They draw from torch's generators, so that
+``torch.manual_seed`` repeats a result; ``seed=`` or ``rng_state=`` make a call a pure function of
+its arguments instead.
 """
 
 from fused_dropout.functional._alpha_dropout import alpha_dropout, feature_alpha_dropout

@@ -152,10 +152,8 @@ def _autocast(
 
 def _check_tensors(input: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
     checks.check_dense(input, "input")
-    if bias is not None:
-        checks.check_dense(bias, "bias")
-    if residual is not None:
-        checks.check_dense(residual, "residual")
+    checks.check_dense_or_none(bias, "bias")
+    checks.check_dense_or_none(residual, "residual")
 
 
 def _check_operands(input: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
@@ -163,11 +161,6 @@ def _check_operands(input: Tensor, bias: Tensor | None, residual: Tensor | None)
     if bias is not None:
         if input.dim() == 0:
             raise RuntimeError("with a bias, input must have shape [..., features], got []")
-        _check_operand(bias, "bias", input, input.shape[-1:])
+        checks.check_like(bias, "bias", input, "input", input.shape[-1:])
     if residual is not None:
-        _check_operand(residual, "residual", input, input.shape)
-
-
-def _check_operand(tensor: Tensor, name: str, input: Tensor, shape: torch.Size) -> None:
-    checks.check_same(tensor, name, input, "input")
-    checks.check_shape(tensor, name, shape)
+        checks.check_like(residual, "residual", input, "input", input.shape)

@@ -91,7 +91,4 @@ def _check_logit(logit_p: Tensor, input: Tensor) -> None:
     checks.check_float_tensor(logit_p, "logit_p")
     if logit_p.numel() != 1:
         raise RuntimeError(f"logit_p must have one element, got shape {list(logit_p.shape)}")
-    if logit_p.device != input.device:
-        raise RuntimeError(
-            f"logit_p must be on the device of input, {input.device}; got {logit_p.device}"
-        )
+    checks.check_same_device(logit_p, "logit_p", input, "input")

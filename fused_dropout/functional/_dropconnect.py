@@ -187,9 +187,9 @@ def _autocast(
 
 
 def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
-        if tensor is not None or name != "bias":
-            checks.check_dense(tensor, name)
+    checks.check_dense(input, "input")
+    checks.check_dense(weight, "weight")
+    checks.check_dense_or_none(bias, "bias")
 
 
 def _check_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -208,8 +208,7 @@ def _check_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         )
     if bias is not None:
         checks.check_float_tensor(bias, "bias")
-        checks.check_same(bias, "bias", input, "input")
-        checks.check_shape(bias, "bias", (weight.shape[0],))
+        checks.check_like(bias, "bias", input, "input", (weight.shape[0],))
 
 
 def check_mask_mode(mask: MaskMode | int) -> None:

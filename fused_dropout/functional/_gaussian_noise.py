@@ -70,8 +70,7 @@ def gaussian_noise(
     for tensor, name in ((mean, "mean"), (variance, "variance")):
         checks.check_dense(tensor, name)
         checks.check_float_tensor(tensor, name)
-    checks.check_same(variance, "variance", mean, "mean")
-    checks.check_shape(variance, "variance", mean.shape)
+    checks.check_like(variance, "variance", mean, "mean", mean.shape)
     extension.require_kernels(mean)
     if mean.numel() == 0:
         return mean + variance

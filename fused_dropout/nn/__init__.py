@@ -1,7 +1,7 @@
 """Dropout layers: modules that drop in training and do not in evaluation.
 
-The layers have the arguments, defaults and errors of their counterparts in ``torch.nn``, torchvision and
-timm, and call the functions of :mod:`fused_dropout.functional`.
+The layers have the arguments, defaults and errors of their counterparts in ``torch.nn``,
+torchvision and timm, and call the functions of :mod:`fused_dropout.functional`.
 """
 
 from fused_dropout.nn._bias_act_dropout_add import BiasActDropoutAdd
