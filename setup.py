@@ -20,7 +20,7 @@ import sysconfig
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.*)"', (ROOT / "fused_dropout" / "_version.py").read_text())[
@@ -28,6 +28,7 @@ VERSION = re.search(r'__version__ = "(.*)"', (ROOT / "fused_dropout" / "_version
 ]
 MINIMUM_TORCH = (2, 11)
 GENERATED = Path("build") / "generated"
+EXPORTS = Path("csrc") / "exports.map"
 # Compiled for where TORCH_CUDA_ARCH_LIST does not say otherwise. GPUs newer than the last one
 # compile its PTX when they first load it.
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
@@ -59,6 +60,16 @@ def import_torch():
     if release < MINIMUM_TORCH:
         sys.exit(f"fused_dropout needs torch 2.11 or newer, found {torch.__version__}.")
     return torch
+
+
+def require_setuptools() -> None:
+    """Exits with the remedy where pyproject.toml would be refused: it names its licence by SPDX."""
+    oldest = 77
+    if int(setuptools.__version__.split(".")[0]) < oldest:
+        sys.exit(
+            f"fused_dropout is built by setuptools {oldest} or newer, found "
+            f"{setuptools.__version__}: pip install --upgrade setuptools"
+        )
 
 
 def require_python_headers() -> None:
@@ -142,6 +153,11 @@ def toolkit_version(cuda_home: str) -> str:
     return re.search(r"release (\d+\.\d+)", done.stdout)[1]
 
 
+def version_label(cuda: str) -> str:
+    """The version, which tells a build with CUDA kernels from one without: 0.1.0+cu130."""
+    return f"{VERSION}+cu{cuda.replace('.', '')}" if cuda else VERSION
+
+
 def commit() -> str:
     """The commit being built, marked when the tree has changes; 'unknown' outside a checkout."""
     if os.environ.get("FUSED_DROPOUT_COMMIT"):
@@ -191,11 +207,13 @@ def files(*patterns: str) -> list[str]:
 
 
 def extension():
-    """The extension module, with CUDA sources where they can be built."""
+    """The extension module, with CUDA sources where they can be built, and CUDA's release or ""."""
     torch = import_torch()
     require_python_headers()
     find_toolkit()
-    from torch.utils.cpp_extension import CUDA_HOME, CppExtension, CUDAExtension
+    from torch.utils import cpp_extension
+
+    cuda_home = cpp_extension.CUDA_HOME
 
     say(f"torch {torch.__version__}, python {sys.version.split()[0]}")
     say(f"MAX_JOBS: {os.environ.get('MAX_JOBS', 'not set, ninja decides')}")
@@ -203,25 +221,32 @@ def extension():
     # torch promises the functions of its stable ABI, and libtorch_cpu has all that are called here.
     libraries = ["torch_cpu"]
     cuda, architectures = "", ""
-    with_cuda = want_cuda(torch, CUDA_HOME)
+    with_cuda = want_cuda(torch, cuda_home)
     if with_cuda:
         patterns.append("csrc/cuda/*.cu")
-        cuda = toolkit_version(CUDA_HOME)
-        architectures = choose_architectures(known_architectures(CUDA_HOME))
+        cuda = toolkit_version(cuda_home)
+        architectures = choose_architectures(known_architectures(cuda_home))
         # So that the binary loads, and runs on the CPU, where no CUDA library is.
         libraries += ["cudart_static", "rt", "dl", "pthread"]
     write_build_facts(torch.__version__, cuda, architectures)
     write_simd_ops()
-    kind = CUDAExtension if with_cuda else CppExtension
+    # Error messages name files: not by the folders of the machine that compiled them.
+    folders = [str(ROOT), *cpp_extension.include_paths()]
+    maps = [f"-fmacro-prefix-map={folder}/=" for folder in folders]
+    kind = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     module = kind(
         "fused_dropout._C",
         files(*patterns),
         include_dirs=[str(ROOT / GENERATED), str(ROOT / "csrc")],
-        depends=files("csrc/**/*.h", "csrc/**/*.cuh"),
-        extra_compile_args={"cxx": [*CXX_FLAGS], "nvcc": [*NVCC_FLAGS]},
+        depends=files("csrc/**/*.h", "csrc/**/*.cuh", str(EXPORTS)),
+        extra_compile_args={
+            "cxx": [*CXX_FLAGS, *maps],
+            "nvcc": [*NVCC_FLAGS, *(f"-Xcompiler={flag}" for flag in maps)],
+        },
+        extra_link_args=[f"-Wl,--version-script={ROOT / EXPORTS}"],
     )
     module.libraries = libraries
-    return module
+    return module, cuda
 
 
 def build_command():
@@ -232,8 +257,10 @@ def build_command():
 
 
 if __name__ == "__main__":
-    setup(
-        version=VERSION,
-        ext_modules=[extension()],
+    require_setuptools()
+    module, cuda = extension()
+    setuptools.setup(
+        version=version_label(cuda),
+        ext_modules=[module],
         cmdclass={"build_ext": build_command()},
     )

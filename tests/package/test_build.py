@@ -157,6 +157,21 @@ def test_toolkit_version(setup_py: ModuleType, tmp_path: Path) -> None:
     assert setup_py.toolkit_version(str(tmp_path)) == "13.0"
 
 
+def test_a_build_with_cuda_has_a_version_of_its_own(setup_py: ModuleType) -> None:
+    assert setup_py.version_label("") == setup_py.VERSION
+    assert setup_py.version_label("13.0") == f"{setup_py.VERSION}+cu130"
+
+
+def test_setuptools_that_is_too_old_explains(
+    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup_py.setuptools, "__version__", "77.0.3")
+    setup_py.require_setuptools()
+    monkeypatch.setattr(setup_py.setuptools, "__version__", "66.1.1")
+    with pytest.raises(SystemExit, match=r"setuptools 77 or newer, found 66\.1\.1"):
+        setup_py.require_setuptools()
+
+
 def test_the_oldest_torch_is_the_target_of_the_stable_abi(setup_py: ModuleType) -> None:
     """As torch/headeronly/version.h writes a release: a byte for each number."""
     major, minor = setup_py.MINIMUM_TORCH
@@ -213,7 +228,7 @@ def test_sdist_holds_all_that_a_build_needs(tmp_path: Path) -> None:
     needed = [
         p for folder in ("csrc", "fused_dropout", "tests") for p in (ROOT / folder).rglob("*")
     ]
-    suffixes = (".h", ".cpp", ".cu", ".cuh", ".py", ".txt", ".md")
+    suffixes = (".h", ".cpp", ".cu", ".cuh", ".map", ".py", ".txt", ".md")
     for path in needed:
         if path.suffix in suffixes and "__pycache__" not in path.parts:
             assert str(path.relative_to(ROOT)) in names

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-SCRIPTS = ("gpu.sh", "cuda_tree.sh")
+SCRIPTS = ("gpu.sh", "cuda_tree.sh", "copy_tree.sh")
 FILES = {
     "setup.py": "",
     "csrc/kernel.cu": "one",
