@@ -7,7 +7,7 @@
 #include <new>
 #include <sstream>
 
-#if defined(__x86_64__) && defined(__GLIBCXX__)
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GLIBCXX__)
 
 // Members of templates, which libstdc++ has compiled since GCC 9 and, of C++20, GCC 11.
 template std::basic_stringstream<char>::basic_stringstream();
