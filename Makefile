@@ -5,11 +5,19 @@
 #   CUDA_TORCH='torch==...'  the same for .venv-cuda, where cuda-build and gpu-... have their CUDA
 #                            build of torch
 #   RESULTS=folder           where gpu-... write results and logs (default: bench/results)
+#   PYTHONS='a/python ...'   the interpreters that wheel-check uses as they are (default: environments
+#                            of its own, for the releases of torch in CHECKED_TORCHES)
 
 TORCH ?= torch==2.13.0
 CUDA_TORCH ?= torch==2.14.1
 VENV := .venv
 CUDA_VENV := .venv-cuda
+CHECK_VENV := .venv-torch-
+CHECKED_TORCHES ?= 2.11.0 2.15.0
+CHECK_VENVS := $(addprefix $(CHECK_VENV),$(CHECKED_TORCHES))
+VENVS := $(VENV) $(CUDA_VENV) $(CHECK_VENVS)
+# pip's notices about root, newer releases and unused indexes are no concern of this set-up.
+ERRORS_ONLY := -qq
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -28,7 +36,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 BUILT := build/.built-$(subst /,_,$(PY))
 
 .PHONY: demo test hostile lint bench cuda-build gpu gpu-build gpu-test gpu-sanitize gpu-bench
-.PHONY: format setup clean FORCE
+.PHONY: wheel wheel-check format setup clean FORCE
 
 demo: setup
 	$(PY) -m fused_dropout info
@@ -59,21 +67,22 @@ setup: $(BUILT)
 
 $(VENV)/.ready: WANTED = $(TORCH)
 $(CUDA_VENV)/.ready: WANTED = $(CUDA_TORCH)
+$(CHECK_VENV)%/.ready: WANTED = torch==$(patsubst $(CHECK_VENV)%,%,$(@D))
 
 # Changes when another torch is asked for, and has the environment and the extension remade.
-$(VENV)/.torch $(CUDA_VENV)/.torch: FORCE
+$(VENVS:%=%/.torch): FORCE
 	@mkdir -p $(@D) && echo '$(WANTED)' | cmp -s - $@ || echo '$(WANTED)' > $@
 
-$(VENV)/.ready $(CUDA_VENV)/.ready: %/.ready: pyproject.toml Makefile %/.torch
+$(VENVS:%=%/.ready): %/.ready: pyproject.toml Makefile %/.torch
 	test -x $(@D)/bin/python || python3 -m venv $(@D)
-	$(@D)/bin/python -m pip install -q --upgrade pip 'setuptools>=64' wheel
-	$(@D)/bin/python -m pip install -q '$(WANTED)' numpy rich ninja pybind11 \
+	$(@D)/bin/python -m pip install $(ERRORS_ONLY) --upgrade pip 'setuptools>=77'
+	$(@D)/bin/python -m pip install $(ERRORS_ONLY) '$(WANTED)' numpy rich ninja \
 	    pytest pytest-xdist hypothesis matplotlib scikit-learn
 	touch $@
 
-# --no-build-isolation: the extension must be compiled against the torch it will run with.
+# --no-build-isolation: torch's headers are here, and pip would download another torch for them.
 $(BUILT): $(VENV_READY) $(SOURCES)
-	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
+	$(PY) -m pip install $(ERRORS_ONLY) --no-build-isolation --no-deps -e .
 	mkdir -p build && touch $@
 
 # Without a GPU, and using none. `make test` has the other tests; here run those that another release
@@ -100,10 +109,22 @@ gpu: $(CUDA_VENV_READY)
 gpu-build gpu-test gpu-sanitize gpu-bench: gpu-%: $(CUDA_VENV_READY)
 	PYTHON=$(CUDA_PY) bench/gpu.sh $*
 
-$(VENV)/.lint: pyproject.toml
+# What pyproject.toml lists as extras of these names.
+$(VENV)/.lint $(VENV)/.wheel: $(VENV)/.%: pyproject.toml
 	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -q $$(sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	$(VENV)/bin/python -m pip install $(ERRORS_ONLY) \
+	    $$(sed -n 's/^$* = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 	touch $@
+
+# Wheels in dist/, for the CPU and, where nvcc is, with CUDA kernels. The checkout's own build is left
+# as it is. bench/wheel/build.py
+wheel: $(VENV)/.wheel $(VENV_READY)
+	$(VENV)/bin/python bench/wheel/build.py --python $(PY)
+
+# The CPU wheel beside several releases of torch; takes minutes each. bench/wheel/check.py
+wheel-check: wheel $(if $(PYTHONS),,$(CHECK_VENVS:%=%/.ready))
+	status=0; for python in $(or $(PYTHONS),$(CHECK_VENVS:%=%/bin/python)); do \
+	    $(VENV)/bin/python bench/wheel/check.py --python $$python || status=1; done; exit $$status
 
 FORMATTED = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 

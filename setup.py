@@ -102,19 +102,20 @@ def want_cuda(torch, cuda_home: str | None) -> bool:
     return True
 
 
-def find_toolkit() -> None:
-    """Sets CUDA_HOME where the nvcc on PATH is a wrapper that lies outside its toolkit."""
+def find_toolkit() -> str | None:
+    """The CUDA toolkit's folder: the one that is named, or that of the nvcc on PATH."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = shutil.which("nvcc")
-    if nvcc is None or os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
-        return
-    if (Path(nvcc).parents[1] / "include" / "cuda_runtime.h").exists():
-        return
-    command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    top = re.search(r"^#\$ TOP=(.+)$", done.stderr, re.MULTILINE)
-    if top:
-        os.environ["CUDA_HOME"] = str(Path(top[1]).resolve())
-        say(f"CUDA toolkit: {os.environ['CUDA_HOME']} (asked {nvcc})")
+    if named or nvcc is None:
+        return named
+    home = Path(nvcc).parents[1]
+    if not (home / "include" / "cuda_runtime.h").exists():  # nvcc may be a wrapper outside
+        command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        top = re.search(r"^#\$ TOP=(.+)$", done.stderr, re.MULTILINE)
+        home = Path(top[1]).resolve() if top else home
+    say(f"CUDA toolkit: {home} (nvcc on PATH)")
+    return str(home)
 
 
 def known_architectures(cuda_home: str) -> list[str]:
@@ -210,11 +211,10 @@ def extension():
     """The extension module, with CUDA sources where they can be built, and CUDA's release or ""."""
     torch = import_torch()
     require_python_headers()
-    find_toolkit()
     from torch.utils import cpp_extension
 
-    cuda_home = cpp_extension.CUDA_HOME
-
+    cuda_home = find_toolkit() or cpp_extension.CUDA_HOME
+    cpp_extension.CUDA_HOME = cuda_home  # a CPU build of torch does not look for one
     say(f"torch {torch.__version__}, python {sys.version.split()[0]}")
     say(f"MAX_JOBS: {os.environ.get('MAX_JOBS', 'not set, ninja decides')}")
     patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cpu/simd/*.cpp"]

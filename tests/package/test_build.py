@@ -118,31 +118,42 @@ def test_nvcc_says_what_it_knows(setup_py: ModuleType, tmp_path: Path) -> None:
     assert setup_py.known_architectures(str(tmp_path)) == ["8.0", "9.0", "12.1"]
 
 
+@pytest.fixture
+def no_toolkit_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_toolkit_named")
+@pytest.mark.parametrize("name", ["CUDA_HOME", "CUDA_PATH"])
+def test_a_toolkit_that_is_named_is_taken(
+    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setenv("PATH", str(program(tmp_path / "bin" / "nvcc", "exit 1").parent))
+    monkeypatch.setenv(name, "/chosen")
+    assert setup_py.find_toolkit() == "/chosen"
+
+
+@pytest.mark.usefixtures("no_toolkit_named")
 def test_a_wrapped_nvcc_leads_to_its_toolkit(
     setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     wrapper = program(tmp_path / "bin" / "nvcc", f"echo '#$ TOP={tmp_path}/cuda/bin/..' >&2")
     monkeypatch.setenv("PATH", str(wrapper.parent))
-    monkeypatch.delenv("CUDA_PATH", raising=False)
-    monkeypatch.setenv("CUDA_HOME", "/chosen")
-    setup_py.find_toolkit()
-    assert os.environ["CUDA_HOME"] == "/chosen"
-    monkeypatch.delenv("CUDA_HOME")
     (tmp_path / "cuda" / "bin").mkdir(parents=True)
-    setup_py.find_toolkit()
-    assert os.environ["CUDA_HOME"] == str(tmp_path / "cuda")
+    assert setup_py.find_toolkit() == str(tmp_path / "cuda")
 
 
-def test_an_nvcc_in_its_toolkit_is_left_to_torch(
+@pytest.mark.usefixtures("no_toolkit_named")
+def test_an_nvcc_in_its_toolkit_is_not_asked(
     setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     nvcc = program(tmp_path / "bin" / "nvcc", "echo '#$ TOP=/elsewhere' >&2")
     headers(tmp_path / "include", "cuda_runtime.h")
     monkeypatch.setenv("PATH", str(nvcc.parent))
-    monkeypatch.delenv("CUDA_HOME", raising=False)
-    monkeypatch.delenv("CUDA_PATH", raising=False)
-    setup_py.find_toolkit()
-    assert "CUDA_HOME" not in os.environ
+    assert setup_py.find_toolkit() == str(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert setup_py.find_toolkit() is None
 
 
 def headers(folder: Path, *names: str) -> str:
