@@ -12,11 +12,7 @@ RECIPE = (ROOT / "csrc" / "README.md").read_text().partition("## Add an op\n")[2
 STEPS = RECIPE.partition("\nThen ")[0]
 NAMED = re.findall(r"(?<=[|,*] )\*?`([\w/<>.]+)`", STEPS)
 OWN = [path for path in NAMED if "<op>" in path]
-OPS = sorted(
-    path.stem
-    for path in (ROOT / "csrc" / "ops").glob("*.h")
-    if (ROOT / "csrc" / "cpu" / path.name).exists()
-)
+OPS = sorted(path.stem for path in (ROOT / "csrc" / "cpu" / "simd" / "ops").glob("*.h"))
 REFERENCE, TABLE = "fused_dropout/reference/_<op>.py", "fused_dropout/_tools/table/<op>.py"
 EMULATED, KERNEL_TESTS = "tests/cuda_on_cpu/<op>.cu", "tests/kernels/test_cuda_<op>.py"
 OF_TORCH, BENCH = "fused_dropout/_ops/<op>.py", "bench/<op>.py"
