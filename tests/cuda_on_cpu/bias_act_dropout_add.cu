@@ -50,12 +50,8 @@ int backward(const int64_t* rng_state, double p, double scale, int activation, i
 template <class T>
 struct Entries {
   explicit Entries(const std::string& dtype)
-      : forward_entry(name("epilogue_forward_", dtype), forward<T>),
-        backward_entry(name("epilogue_backward_", dtype), backward<T>) {}
-
-  static const char* name(const char* direction, const std::string& dtype) {
-    return (new std::string(direction + dtype))->c_str();
-  }
+      : forward_entry("epilogue_forward_" + dtype, forward<T>),
+        backward_entry("epilogue_backward_" + dtype, backward<T>) {}
 
   worker::Registration forward_entry, backward_entry;
 };

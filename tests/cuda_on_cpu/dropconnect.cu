@@ -119,14 +119,10 @@ CUDA_ON_CPU_ENTRY(shared_bytes);
 template <class T>
 struct Entries {
   explicit Entries(const std::string& dtype)
-      : forward_entry(name("forward", dtype), forward<T>),
-        d_input_entry(name("d_input", dtype), outer<T, false>),
-        d_weight_entry(name("d_weight", dtype), outer<T, true>),
-        d_bias_entry(name("d_bias", dtype), bias_grad<T>) {}
-
-  static const char* name(const char* product, const std::string& dtype) {
-    return (new std::string(std::string(product) + "_" + dtype))->c_str();
-  }
+      : forward_entry("forward_" + dtype, forward<T>),
+        d_input_entry("d_input_" + dtype, outer<T, false>),
+        d_weight_entry("d_weight_" + dtype, outer<T, true>),
+        d_bias_entry("d_bias_" + dtype, bias_grad<T>) {}
 
   worker::Registration forward_entry, d_input_entry, d_weight_entry, d_bias_entry;
 };

@@ -76,14 +76,10 @@ int masked_in_blocks(const uint32_t* bits, const int64_t* dims, int dim_count, c
 template <class T>
 struct Entries {
   explicit Entries(const std::string& dtype)
-      : linear_entry(name("dropout_linear", dtype), linear<T>),
-        linear_as_entry(name("dropout_linear_as", dtype), linear_as<T>),
-        masked_entry(name("dropout_masked", dtype), masked<T>),
-        masked_in_blocks_entry(name("dropout_masked_in_blocks", dtype), masked_in_blocks<T>) {}
-
-  static const char* name(const char* entry, const std::string& dtype) {
-    return (new std::string(std::string(entry) + "_" + dtype))->c_str();
-  }
+      : linear_entry("dropout_linear_" + dtype, linear<T>),
+        linear_as_entry("dropout_linear_as_" + dtype, linear_as<T>),
+        masked_entry("dropout_masked_" + dtype, masked<T>),
+        masked_in_blocks_entry("dropout_masked_in_blocks_" + dtype, masked_in_blocks<T>) {}
 
   worker::Registration linear_entry, linear_as_entry, masked_entry, masked_in_blocks_entry;
 };

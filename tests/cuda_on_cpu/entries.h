@@ -62,9 +62,9 @@ int invoke(const char* name, int (*function)(Parameters...), const Arguments& ar
 
 struct Registration {
   template <class... Parameters>
-  Registration(const char* name, int (*function)(Parameters...)) {
+  Registration(const std::string& name, int (*function)(Parameters...)) {
     entries()[name] = [=](const Arguments& arguments) {
-      return invoke(name, function, arguments, std::index_sequence_for<Parameters...>{});
+      return invoke(name.c_str(), function, arguments, std::index_sequence_for<Parameters...>{});
     };
   }
 };

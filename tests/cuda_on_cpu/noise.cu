@@ -57,19 +57,15 @@ int concrete_dropout_backward(const int64_t* rng_state, const Real<T>* logit_p, 
                                            d_logit, nullptr, max_blocks);
 }
 
-const char* name(const std::string& op, const char* dtype) {
-  return (new std::string(op + "_" + dtype))->c_str();
-}
-
 template <class T>
 struct Entries {
-  explicit Entries(const char* dtype)
-      : entries{{name("gaussian_dropout", dtype), gaussian_dropout<T>},
-                {name("gaussian_dropout_in_place", dtype), gaussian_dropout_in_place<T>},
-                {name("gaussian_noise", dtype), gaussian_noise<T, false>},
-                {name("gaussian_noise_d_variance", dtype), gaussian_noise<T, true>},
-                {name("concrete_dropout", dtype), concrete_dropout<T>},
-                {name("concrete_dropout_backward", dtype), concrete_dropout_backward<T>}} {}
+  explicit Entries(const std::string& dtype)
+      : entries{{"gaussian_dropout_" + dtype, gaussian_dropout<T>},
+                {"gaussian_dropout_in_place_" + dtype, gaussian_dropout_in_place<T>},
+                {"gaussian_noise_" + dtype, gaussian_noise<T, false>},
+                {"gaussian_noise_d_variance_" + dtype, gaussian_noise<T, true>},
+                {"concrete_dropout_" + dtype, concrete_dropout<T>},
+                {"concrete_dropout_backward_" + dtype, concrete_dropout_backward<T>}} {}
 
   worker::Registration entries[6];
 };
