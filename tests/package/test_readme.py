@@ -29,20 +29,6 @@ def test_ops_of_the_table_exist() -> None:
         assert callable(getattr(fused_dropout.functional, name.partition(".")[2]))
 
 
-def test_every_op_is_in_the_table() -> None:
-    """Of `drop_block1d`, `2d` and `3d` it has the first in full."""
-    section = README.partition("## What is in it\n")[2].partition("\n## ")[0]
-    for name in fused_dropout.functional.__all__:
-        stem = re.sub(r"[123]d$", "", name)
-        assert re.search(rf"`(functional\.)?{stem}(1d)?`", section), name
-
-
-def test_every_script_is_among_the_benchmarks() -> None:
-    page = (ROOT / "bench" / "README.md").read_text()
-    scripts = sorted((ROOT / "bench").glob("*.py"))
-    assert scripts and all(f"`python bench/{path.name}" in page for path in scripts)
-
-
 def test_raw_operators_run_as_documented() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", OPERATORS, re.DOTALL)
     namespace: dict[str, object] = {}
