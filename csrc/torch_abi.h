@@ -84,10 +84,16 @@ struct DtypeName {
   Dtype dtype;
 };
 
+// torch of another release may have dtypes that its headers here do not know. An undefined tensor,
+// as which None arrives where a tensor is required, has none at all.
 inline std::ostream& operator<<(std::ostream& out, DtypeName name) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
-  return out << toString(to<torch::headeronly::ScalarType>(from(name.dtype)));
+  try {
+    return out << toString(to<torch::headeronly::ScalarType>(from(name.dtype)));
+  } catch (const std::exception&) {
+    return out << "an unknown dtype";
+  }
 }
 
 inline std::ostream& operator<<(std::ostream& out, Sizes sizes) {

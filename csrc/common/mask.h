@@ -1,5 +1,5 @@
 // THE mask: which elements are kept, as a function of (seed, offset, stream, row, column, p) alone.
-// Every backend includes this header; fused_dropout/reference/masks.py restates it in readable
+// Every backend includes this header; fused_dropout/reference/_masks.py restates it in readable
 // Python, and tests/golden_masks.txt binds both.
 //
 //   * A mask is a bit matrix [rows, cols]. Each row is cut into groups of 128 columns, starting

@@ -1,4 +1,4 @@
-// What the tables of kernels (<op>_kernels.h) share.
+// What the tables of kernels (<op>.h) share.
 #pragma once
 
 #include <cstdint>

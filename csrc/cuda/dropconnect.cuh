@@ -1,5 +1,5 @@
-// Per-example DropConnect: the three products of csrc/cpu/dropconnect_body.h, with the mask bits as
-// predicates of the multiply-adds.
+// Per-example DropConnect: the three products of csrc/cpu/simd/ops/dropconnect.h, with the mask
+// bits as predicates of the multiply-adds.
 //
 //   output[n, o]   = scale * (sum_i M[n, o, i] weight[o, i] input[n, i] + m[n, o] bias[o])
 //   d_input[n, i]  = scale * sum_o M[n, o, i] weight[o, i] grad[n, o]

@@ -93,7 +93,7 @@ def test_operators_without_an_input_or_a_state(place: torch.device) -> None:
     """The operators' own checks answer, as for other wrong arguments."""
     ops, state = torch.ops.fused_dropout, fused_dropout.make_rng_state(3)
     for op in (ops.dropout, ops.dropout_):
-        with pytest.raises((TypeError, RuntimeError), match="expected float32"):
+        with pytest.raises(RuntimeError, match="expected float32"):
             op(None, None, state, 0.5, 2.0)
         with pytest.raises(RuntimeError, match="rng_state must be a contiguous int64 tensor"):
             op(torch.ones(3), None, None, 0.5, 2.0)

@@ -13,6 +13,7 @@ import torch
 
 import fused_dropout
 from fused_dropout import functional, nn, reference, schedules
+from fused_dropout._tools.table import ops
 
 PRODUCT = (fused_dropout, functional, nn, schedules)
 IMAGE = torch.randn(2, 3, 6, 6)
@@ -20,7 +21,8 @@ ROWS = torch.randn(4, 6)
 LINEAR = torch.nn.Linear(6, 5)
 WEIGHT, BIAS = LINEAR.weight, LINEAR.bias
 
-# What calls each public name that takes a choice; it is given the choices as keywords.
+# What calls a public name that takes a choice, given as a keyword. Ops that are not
+# here are called as the table of ops says.
 CALLS: dict[str, Callable[..., Any]] = {
     "fused_dropout.mc_predict": lambda **choice: fused_dropout.mc_predict(
         torch.nn.Dropout(0.5), ROWS, 3, **choice
@@ -83,9 +85,34 @@ FOUND = [
 ]
 
 
-def test_every_function_with_a_choice_is_called_here() -> None:
-    assert {name for name, _, _ in FOUND} == set(CALLS)
+def call_of(name: str) -> Callable[..., Any]:
+    """What calls the public name."""
+    if name in CALLS:
+        return CALLS[name]
+    draw = torch.Generator().manual_seed(0)
+    module, _, own = name.rpartition(".")
+    for op in ops():
+        shape, settings = op.small
+        if module == "functional" and op.name == own:
+            return lambda **choice: op.function(
+                *op.operands(shape, draw), **dict(settings) | choice
+            )
+        for layer in op.layers:
+            if module == "nn" and layer.name == own:
+                operands = [torch.randn(shape) for shape in layer.shapes]
+                return lambda **choice: layer.kind(**dict(layer.arguments) | choice)(*operands)
+    pytest.fail(f"{name} takes a choice: say in CALLS how it is called")
+
+
+def test_every_function_with_a_choice_is_found() -> None:
+    assert set(CALLS) <= {name for name, _, _ in FOUND}
     assert len(FOUND) > 25
+
+
+def test_ops_are_called_as_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("functional.dropconnect_linear", "nn.DropConnectLinear"):
+        monkeypatch.delitem(CALLS, name)
+        test_type_and_check_agree(name, "convention", ("inverted", "paper"))
 
 
 @pytest.mark.parametrize(
@@ -93,10 +120,10 @@ def test_every_function_with_a_choice_is_called_here() -> None:
 )
 def test_type_and_check_agree(name: str, parameter: str, strings: tuple[str, ...]) -> None:
     for text in strings:
-        assert CALLS[name](**{parameter: text}) is not None
+        assert call_of(name)(**{parameter: text}) is not None
     for wrong in ("", "other", strings[0].upper(), strings[-1] + " "):
         with pytest.raises(ValueError) as caught:
-            CALLS[name](**{parameter: wrong})
+            call_of(name)(**{parameter: wrong})
         message = str(caught.value)
         assert message.startswith(parameter), message
         allowed, _, given = message.rpartition("got")

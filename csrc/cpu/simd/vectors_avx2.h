@@ -1,4 +1,4 @@
-// AVX2 + FMA vectors: the same operations as simd_avx512.h, with lane masks expanded from the bits.
+// AVX2 + FMA vectors, with lane masks expanded from the bits.
 // Included by isa_avx2.cpp alone, with the instruction set switched on.
 #pragma once
 
@@ -8,7 +8,7 @@
 namespace fused_dropout {
 namespace {
 
-// Four 32-bit Philox words, each in the low half of a 64-bit lane (see simd_avx512.h).
+// Four 32-bit Philox words, each in the low half of a 64-bit lane (see vectors_avx512.h).
 struct Lanes {
   static constexpr int kCount = 4;
   __m256i v;

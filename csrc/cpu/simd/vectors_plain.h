@@ -1,4 +1,4 @@
-// The same operations as simd_avx512.h in plain C++, for every other processor.
+// Vectors in plain C++, for every other processor.
 #pragma once
 
 #include "../../common/mask.h"
