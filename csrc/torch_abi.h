@@ -74,6 +74,10 @@ inline Device device_of(const Tensor& tensor) {
   return device;
 }
 
+inline bool on_same_device(const Tensor& a, const Tensor& b) {
+  return (a.is_cpu() && b.is_cpu()) || device_of(a) == device_of(b);
+}
+
 inline bool same_sizes(Sizes a, Sizes b) {
   return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin());
 }
@@ -123,10 +127,11 @@ template <class... Parts>
 
 // ---- Where the elements of a tensor lie.
 
+constexpr size_t kMostDims = 64;  // torch's own limit
+
 // Whether the elements fill their memory without gaps or overlaps, in some order of dimensions.
 inline bool is_dense(const Tensor& tensor) {
   if (tensor.is_contiguous()) return true;
-  constexpr size_t kMostDims = 64;  // torch's own limit
   const Sizes sizes = tensor.sizes();
   const Sizes strides = tensor.strides();
   size_t order[kMostDims];
@@ -170,12 +175,14 @@ inline Tensor empty_strided(Sizes sizes, Sizes strides, Dtype dtype, Device devi
 
 // In row-major order.
 inline Tensor empty(Sizes sizes, Dtype dtype, Device device) {
-  std::vector<int64_t> strides(sizes.size());
+  FUSED_DROPOUT_CHECK(sizes.size() <= kMostDims, "a tensor has at most ", kMostDims,
+                      " dimensions, got ", sizes.size());
+  int64_t strides[kMostDims];
   int64_t stride = 1;
   for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(1, sizes[d])) {
     strides[d] = stride;
   }
-  return empty_strided(sizes, strides, dtype, device);
+  return empty_strided(sizes, Sizes(strides, sizes.size()), dtype, device);
 }
 
 // The same on the device of `like`.

@@ -90,7 +90,8 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
       std::min(kForwardBlockRows, ceil_div(ceil_div(layer.rows, row_blocks), int64_t{12}) * 12);
   int64_t block_outs = kForwardBlockOuts;
   const auto tasks = [&] { return row_blocks * ceil_div(layer.out_features, block_outs); };
-  while (block_outs > kOutsStep && tasks() < 4 * thread_count()) block_outs /= 2;
+  const int64_t wanted_tasks = 4 * thread_count();
+  while (block_outs > kOutsStep && tasks() < wanted_tasks) block_outs /= 2;
   const int64_t grain = layer.work() < kSerialWork ? tasks() : 1;
 
   const Kernels& table = kernels<Kernels>();

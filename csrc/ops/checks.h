@@ -80,8 +80,8 @@ inline void check_operand(const Tensor& other, const char* name, Sizes sizes, co
                       other.sizes());
   FUSED_DROPOUT_CHECK(dtype_of(other) == dtype_of(like), name, " must have dtype ",
                       DtypeName{dtype_of(like)}, ", got ", DtypeName{dtype_of(other)});
-  FUSED_DROPOUT_CHECK(device_of(other) == device_of(like), name, " must be on ", device_of(like),
-                      ", got ", device_of(other));
+  FUSED_DROPOUT_CHECK(on_same_device(other, like), name, " must be on ", device_of(like), ", got ",
+                      device_of(other));
 }
 
 }  // namespace fused_dropout

@@ -22,8 +22,12 @@ def keep_rate(p: float) -> float:
 
 
 def inverse_keep_rate(p: float) -> float:
+    """1/q; see :func:`inverse`."""
+    return inverse(keep_rate(p))
+
+
+def inverse(q: float) -> float:
     """1/q; 1 where nothing is kept, so that nothing is scaled."""
-    q = keep_rate(p)
     return 1.0 / q if q > 0 else 1.0
 
 

@@ -16,7 +16,7 @@ from fused_dropout._core.rates import (
     INVERTED,
     PAPER,
     Convention,
-    inverse_keep_rate,
+    inverse,
     keep_rate,
     philox_calls,
 )
@@ -127,8 +127,9 @@ def dropconnect_linear(
     if is_autocast_enabled("cpu") or is_autocast_enabled("cuda"):
         _check_tensors(input, weight, bias)
         input, weight, bias = _autocast(input, weight, bias)
-    drops = training and keep_rate(p) < 1.0
-    scale = inverse_keep_rate(p) if convention == INVERTED else 1.0
+    q = keep_rate(p)
+    drops = training and q < 1.0
+    scale = inverse(q) if convention == INVERTED else 1.0
     sources = (generator, seed, rng_state)
     if drops and isinstance(input, Tensor) and input.is_cpu and input.dim() == 2:
         try:
@@ -141,7 +142,7 @@ def dropconnect_linear(
     settings = (p, _rows_per_mask(input, mask), scale)
     if not drops:
         output = F.linear(input, weight, bias)
-        return output * keep_rate(p) if convention == PAPER and not training else output
+        return output * q if convention == PAPER and not training else output
     flat = input.reshape(math.prod(input.shape[:-1]), weight.shape[1])
     rows = _multiply(flat, weight, bias, settings, mask_storage, *sources)
     return rows.reshape(*input.shape[:-1], weight.shape[0])
