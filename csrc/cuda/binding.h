@@ -26,16 +26,6 @@ inline cudaStream_t current_stream() {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Makes the device of `tensor`, an argument called `name`, the current one. torch calls a CUDA
-// operator where any argument is on a GPU, so this one may not be.
-inline torch::stable::accelerator::DeviceGuard device_guard(const Tensor& tensor,
-                                                            const char* name) {
-  FUSED_DROPOUT_CHECK(tensor.is_cuda(), name,
-                      " must be on the GPU that the other arguments are on, got ",
-                      device_of(tensor));
-  return torch::stable::accelerator::DeviceGuard(tensor.get_device_index());
-}
-
 // Explains the error that users meet: a GPU that the binary was not compiled for.
 inline void check_launch(cudaError_t error) {
   FUSED_DROPOUT_CHECK(
@@ -47,6 +37,19 @@ inline void check_launch(cudaError_t error) {
       "--query-gpu=compute_cap --format=csv)");
   FUSED_DROPOUT_CHECK(error == cudaSuccess, "launching a CUDA kernel of fused_dropout failed: ",
                       cudaGetErrorString(error));
+}
+
+// Makes the device of `tensor`, an argument called `name`, the current one. torch calls a CUDA
+// operator where any argument is on a GPU, so this one may not be.
+inline torch::stable::accelerator::DeviceGuard device_guard(const Tensor& tensor,
+                                                            const char* name) {
+  FUSED_DROPOUT_CHECK(tensor.is_cuda(), name,
+                      " must be on the GPU that the other arguments are on, got ",
+                      device_of(tensor));
+  const int32_t device = tensor.get_device_index();
+  torch::stable::accelerator::DeviceGuard guard(device);
+  check_launch(cudaSetDevice(device));  // of the CUDA runtime in this binary, which is not torch's
+  return guard;
 }
 
 // The seed and offset of an rng_state: read here and passed by value if it is on the CPU, else read
