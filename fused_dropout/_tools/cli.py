@@ -139,10 +139,11 @@ def _build_facts(build: Mapping[str, str | list[str]]) -> dict[str, str]:
     cuda, archs = _text(build.get("cuda")), _text(build.get("cuda_architectures"))
     facts = {
         "torch at build": _text(build.get("torch")),
+        "oldest torch": _text(build.get("oldest_torch")),
         "CUDA at build": cuda if "no" in (cuda, archs) else f"{cuda} for {archs}",
         "ISAs in the binary": _text(build.get("isas")),
     }
-    shown = {"torch", "cuda", "cuda_architectures", "isas", "version"}
+    shown = {"torch", "oldest_torch", "cuda", "cuda_architectures", "isas", "version"}
     return {**facts, **{name: _text(build[name]) for name in build if name not in shown}}
 
 
