@@ -19,7 +19,7 @@ template std::string std::basic_stringbuf<char>::str() &&;
 
 // libstdc++ of GCC 11: std::allocator's answer to a size that overflows.
 namespace std {
-[[noreturn]] void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+void __throw_bad_array_new_length() { throw bad_array_new_length(); }
 }  // namespace std
 
 extern "C" {
