@@ -49,12 +49,12 @@ FUSED_DROPOUT_INLINE PhiloxKeys<Word> philox_keys(uint32_t key0, uint32_t key1, 
   return keys;
 }
 
-// Replaces each of `Calls` counters by its random output. The calls advance in lockstep, so that
-// one fills the time that another waits for its multiplications.
-template <int Calls, class Word>
-FUSED_DROPOUT_INLINE void philox4x32_10(Word (&counters)[Calls][4], const PhiloxKeys<Word>& keys) {
+// Rounds First, First + 1, ... of `Calls` counters, counted from 0. The calls advance in lockstep, so
+// that one fills the time that another waits for its multiplications.
+template <int First, int Calls, class Word>
+FUSED_DROPOUT_INLINE void philox_rounds(Word (&counters)[Calls][4], const PhiloxKeys<Word>& keys) {
 #pragma GCC unroll 10
-  for (int round = 0; round < kPhiloxRounds; ++round) {
+  for (int round = First; round < kPhiloxRounds; ++round) {
 #pragma GCC unroll 8
     for (int call = 0; call < Calls; ++call) {
       Word(&c)[4] = counters[call];
@@ -66,6 +66,12 @@ FUSED_DROPOUT_INLINE void philox4x32_10(Word (&counters)[Calls][4], const Philox
       c[3] = a.low;
     }
   }
+}
+
+// Replaces each counter by its random output.
+template <int Calls, class Word>
+FUSED_DROPOUT_INLINE void philox4x32_10(Word (&counters)[Calls][4], const PhiloxKeys<Word>& keys) {
+  philox_rounds<0>(counters, keys);
 }
 
 }  // namespace fused_dropout

@@ -23,10 +23,10 @@ FUSED_DROPOUT_INLINE void draw_words(const MaskRule& rule, const PhiloxKeys<Lane
   for (int call = 0; call < kCalls; call += kAtOnce, first = add64(first, kAtOnce)) {
     Lanes calls[kPhiloxAtOnce];
     for (int b = 0; b < kPhiloxAtOnce; ++b) calls[b] = add64(first, b * Lanes::kCount);
-    Bits drawn[kPhiloxAtOnce][1];
-    draw_digits(rule, keys, calls, 0, drawn);
+    Bits drawn[kPhiloxAtOnce];
+    draw_calls(rule, keys, calls, drawn);
     for (int b = 0; b < kPhiloxAtOnce; ++b) {
-      store_bits(words + (call + b * Lanes::kCount) * kNoiseWords, drawn[b][0]);
+      store_bits(words + (call + b * Lanes::kCount) * kNoiseWords, drawn[b]);
     }
   }
 }

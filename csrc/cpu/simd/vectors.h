@@ -24,10 +24,11 @@ T& some();
 
 static_assert(Lanes::kCount >= 2, "the first and last lanes are drawn as a pair");
 FUSED_DROPOUT_OFFERS(Lanes, splat(some<uint32_t>()));                 // in every lane
-FUSED_DROPOUT_OFFERS(Lanes, load_lanes(some<const uint64_t*>()));     // all 64 bits
+FUSED_DROPOUT_OFFERS(Lanes, load_lanes(some<const uint64_t*>()));     // all 64 bits, in the order of pack_words
 FUSED_DROPOUT_OFFERS(Lanes, high_halves(some<Lanes>()));              // in the low halves
 FUSED_DROPOUT_OFFERS(Lanes, add64(some<Lanes>(), some<uint64_t>()));  // to all 64 bits
 FUSED_DROPOUT_OFFERS(Lanes, some<Lanes>() | some<Lanes>());
+FUSED_DROPOUT_OFFERS(Lanes, some<Lanes>() ^ some<Lanes>());
 FUSED_DROPOUT_OFFERS(Lanes, xor3(some<Lanes>(), some<Lanes>(), some<Lanes>()));
 // The high and low words of 32 x 32 bits.
 FUSED_DROPOUT_OFFERS(Product<Lanes>, multiply(some<Lanes>(), some<uint32_t>()));
@@ -38,9 +39,9 @@ FUSED_DROPOUT_OFFERS(Bits, bits_of(some<bool>()));  // all alike
 FUSED_DROPOUT_OFFERS(Bits, some<Bits>() | some<Bits>());
 FUSED_DROPOUT_OFFERS(Bits, some<Bits>() & some<Bits>());
 FUSED_DROPOUT_OFFERS(Bits, and_not(some<Bits>(), some<Bits>()));  // of the first, not of the second
-FUSED_DROPOUT_OFFERS(bool, all_zero(some<Bits>()));
+FUSED_DROPOUT_OFFERS(Bits, load_bits(some<const uint32_t*>()));
 FUSED_DROPOUT_OFFERS(void, store_bits(some<uint32_t*>(), some<Bits>()));
-// Of the four words of Philox outputs. Lane 2j holds group j, lane 2j + 1 group kCount / 2 + j.
+// Of the four words of Philox outputs, back in the order in which load_lanes read their groups.
 FUSED_DROPOUT_OFFERS(Bits, pack_words(some<const Lanes[4]>()));
 
 // ---- Vec<float> and Vec<double>: kLanes numbers; kLanes divides 128. Memory need not be aligned.

@@ -14,19 +14,22 @@ struct Lanes {
   __m256i v;
 };
 
-FUSED_DROPOUT_INLINE Lanes splat(uint32_t word) { return {_mm256_set1_epi64x(word)}; }
+FUSED_DROPOUT_INLINE Lanes splat(uint32_t word) { return {_mm256_set1_epi32(static_cast<int>(word))}; }
 
 FUSED_DROPOUT_INLINE Product<Lanes> multiply(Lanes a, uint32_t b) {
   const __m256i product = _mm256_mul_epu32(a.v, _mm256_set1_epi64x(b));
   return {{_mm256_srli_epi64(product, 32)}, {product}};
 }
 
+FUSED_DROPOUT_INLINE Lanes operator^(Lanes a, Lanes b) { return {_mm256_xor_si256(a.v, b.v)}; }
+
 FUSED_DROPOUT_INLINE Lanes xor3(Lanes a, Lanes b, Lanes c) {
   return {_mm256_xor_si256(_mm256_xor_si256(a.v, b.v), c.v)};
 }
 
 FUSED_DROPOUT_INLINE Lanes load_lanes(const uint64_t* p) {
-  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+  const __m256i in_order = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm256_permute4x64_epi64(in_order, 0xD8)};
 }
 
 FUSED_DROPOUT_INLINE Lanes high_halves(Lanes a) { return {_mm256_srli_epi64(a.v, 32)}; }
@@ -59,9 +62,9 @@ FUSED_DROPOUT_INLINE Bits and_not(Bits a, Bits b) {
   return {{_mm256_andnot_si256(b.half[0], a.half[0]), _mm256_andnot_si256(b.half[1], a.half[1])}};
 }
 
-FUSED_DROPOUT_INLINE bool all_zero(Bits a) {
-  const __m256i any = _mm256_or_si256(a.half[0], a.half[1]);
-  return _mm256_testz_si256(any, any);
+FUSED_DROPOUT_INLINE Bits load_bits(const uint32_t* p) {
+  return {{_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))}};
 }
 
 FUSED_DROPOUT_INLINE void store_bits(uint32_t* out, Bits a) {
@@ -216,7 +219,7 @@ constexpr int kForwardRows = 2;
 constexpr int kOuterRows = 2;
 constexpr int kOuterChunks = 4;
 
-constexpr int kPhiloxAtOnce = 2;
+constexpr int kPhiloxAtOnce = 4;
 
 }  // namespace
 }  // namespace fused_dropout

@@ -15,18 +15,23 @@ struct Lanes {
   __m512i v;
 };
 
-FUSED_DROPOUT_INLINE Lanes splat(uint32_t word) { return {_mm512_set1_epi64(word)}; }
+FUSED_DROPOUT_INLINE Lanes splat(uint32_t word) { return {_mm512_set1_epi32(static_cast<int>(word))}; }
 
 FUSED_DROPOUT_INLINE Product<Lanes> multiply(Lanes a, uint32_t b) {
   const __m512i product = _mm512_mul_epu32(a.v, _mm512_set1_epi64(b));
   return {{_mm512_srli_epi64(product, 32)}, {product}};
 }
 
+FUSED_DROPOUT_INLINE Lanes operator^(Lanes a, Lanes b) { return {_mm512_xor_si512(a.v, b.v)}; }
+
 FUSED_DROPOUT_INLINE Lanes xor3(Lanes a, Lanes b, Lanes c) {
   return {_mm512_ternarylogic_epi64(a.v, b.v, c.v, 0x96)};
 }
 
-FUSED_DROPOUT_INLINE Lanes load_lanes(const uint64_t* p) { return {_mm512_loadu_si512(p)}; }
+FUSED_DROPOUT_INLINE Lanes load_lanes(const uint64_t* p) {
+  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+  return {_mm512_permutexvar_epi64(order, _mm512_loadu_si512(p))};
+}
 
 FUSED_DROPOUT_INLINE Lanes high_halves(Lanes a) { return {_mm512_srli_epi64(a.v, 32)}; }
 
@@ -58,9 +63,8 @@ FUSED_DROPOUT_INLINE Bits and_not(Bits a, Bits b) {
   return {{_mm512_andnot_si512(b.half[0], a.half[0]), _mm512_andnot_si512(b.half[1], a.half[1])}};
 }
 
-FUSED_DROPOUT_INLINE bool all_zero(Bits a) {
-  const __m512i any = _mm512_or_si512(a.half[0], a.half[1]);
-  return _mm512_test_epi64_mask(any, any) == 0;
+FUSED_DROPOUT_INLINE Bits load_bits(const uint32_t* p) {
+  return {{_mm512_loadu_si512(p), _mm512_loadu_si512(p + 16)}};
 }
 
 FUSED_DROPOUT_INLINE void store_bits(uint32_t* out, Bits a) {
@@ -68,8 +72,7 @@ FUSED_DROPOUT_INLINE void store_bits(uint32_t* out, Bits a) {
   _mm512_storeu_si512(out + 16, a.half[1]);
 }
 
-// Packs Philox outputs into bits. Unpacking interleaves, so lane 2j must hold group j and lane
-// 2j + 1 group kCount / 2 + j.
+// Unpacking interleaves, which is why load_lanes has put group kCount / 2 + j beside group j.
 FUSED_DROPOUT_INLINE Bits pack_words(const Lanes (&word)[4]) {
   const __m512i low = _mm512_mask_blend_epi32(0xAAAA, word[0].v, _mm512_slli_epi64(word[1].v, 32));
   const __m512i high = _mm512_mask_blend_epi32(0xAAAA, word[2].v, _mm512_slli_epi64(word[3].v, 32));

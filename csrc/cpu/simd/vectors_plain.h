@@ -25,6 +25,10 @@ FUSED_DROPOUT_INLINE Product<Lanes> multiply(Lanes a, uint32_t b) {
   return product;
 }
 
+FUSED_DROPOUT_INLINE Lanes operator^(Lanes a, Lanes b) {
+  return {{a.low[0] ^ b.low[0], a.low[1] ^ b.low[1]}, {0, 0}};
+}
+
 FUSED_DROPOUT_INLINE Lanes xor3(Lanes a, Lanes b, Lanes c) {
   return {{a.low[0] ^ b.low[0] ^ c.low[0], a.low[1] ^ b.low[1] ^ c.low[1]}, {0, 0}};
 }
@@ -70,8 +74,10 @@ FUSED_DROPOUT_INLINE Bits and_not(Bits a, Bits b) {
            fused_dropout::and_not(a.group[1], b.group[1])}};
 }
 
-FUSED_DROPOUT_INLINE bool all_zero(Bits a) {
-  return fused_dropout::all_zero(fused_dropout::operator|(a.group[0], a.group[1]));
+FUSED_DROPOUT_INLINE Bits load_bits(const uint32_t* p) {
+  Bits a;
+  __builtin_memcpy(a.group, p, sizeof a.group);
+  return a;
 }
 
 FUSED_DROPOUT_INLINE void store_bits(uint32_t* out, Bits a) {
