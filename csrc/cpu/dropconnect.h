@@ -39,7 +39,7 @@ struct BiasGradArgs {
 
 // Upper bounds of the blocks that one call of a kernel works on. Results do not depend on how the
 // work is cut, so the caller is free to cut it by the number of threads.
-constexpr int64_t kForwardBlockRows = 96;
+constexpr int64_t kForwardBlockRows = 144;
 constexpr int64_t kForwardBlockOuts = 128;
 
 struct Kernels {

@@ -16,6 +16,8 @@ constexpr Isa kIsa = Isa::kAvx2;
 #include "kernels_for.h"
 #include "vectors_avx2.h"
 
+#include "group_masks_avx2.h"
+
 #include "vectors.h"  // after the operations that it describes
 
 #include "simd_ops.h"  // written by setup.py: all files of ops/

@@ -18,6 +18,8 @@ constexpr Isa kIsa = Isa::kAvx512;
 #include "kernels_for.h"
 #include "vectors_avx512.h"
 
+#include "group_masks_in_order.h"
+
 #include "vectors.h"  // after the operations that it describes
 
 #include "simd_ops.h"  // written by setup.py: all files of ops/

@@ -8,6 +8,8 @@ constexpr Isa kIsa = Isa::kPlain;
 #include "kernels_for.h"
 #include "vectors_plain.h"
 
+#include "group_masks_in_order.h"
+
 #include "vectors.h"  // after the operations that it describes
 
 #include "simd_ops.h"  // written by setup.py: all files of ops/

@@ -32,7 +32,11 @@ class MaskBlock {
     const Range masks = {rows.begin / problem_.rows_per_mask,
                          (rows.end - 1) / problem_.rows_per_mask + 1};
     if (masks.begin != masks_.begin || masks.end != masks_.end) {
-      fill(masks, groups, outs);
+      if (problem_.mask_bits != nullptr) {
+        copy(masks, groups, outs);
+      } else {
+        draw(masks, groups, outs);
+      }
       masks_ = masks;
     }
     const int64_t mask_bytes = outs.size() * kGroupBytes;
@@ -41,32 +45,30 @@ class MaskBlock {
   }
 
  private:
-  void fill(Range masks, Range groups, Range outs) {
+  // Stored masks are [groups][masks][out_features rounded up][4 words].
+  void copy(Range masks, Range groups, Range outs) const {
+    const int64_t stored_masks = mask_count(problem_);
+    const int64_t stored = stored_outs(problem_.out_features);
+    const int64_t words = outs.size() * kGroupWords;
     uint32_t* out = scratch_;
     for (int64_t g = groups.begin; g < groups.end; ++g) {
-      for (int64_t m = masks.begin; m < masks.end; ++m) {
-        if (problem_.mask_bits != nullptr) {
-          __builtin_memcpy(out, stored(g, m, outs.begin), outs.size() * kGroupBytes);
-        } else {
-          draw(g, m, outs, out);
-        }
-        out += outs.size() * kGroupWords;
+      for (int64_t m = masks.begin; m < masks.end; ++m, out += words) {
+        const int64_t first = (g * stored_masks + m) * stored + outs.begin;
+        const uint32_t* bits = problem_.mask_bits + first * kGroupWords;
+        __builtin_memcpy(out, bits, words * static_cast<int64_t>(sizeof(uint32_t)));
       }
     }
   }
 
-  // Stored masks are [groups][masks][out_features rounded up][4 words].
-  const uint32_t* stored(int64_t group, int64_t mask, int64_t out) const {
-    const int64_t masks = mask_count(problem_);
-    const int64_t outs = stored_outs(problem_.out_features);
-    return problem_.mask_bits + ((group * masks + mask) * outs + out) * kGroupWords;
-  }
-
-  void draw(int64_t group, int64_t mask, Range outs, uint32_t* out) const {
+  void draw(Range masks, Range groups, Range outs) const {
     const int64_t row_groups = group_count(problem_.in_features);
-    const int64_t first = (mask * problem_.out_features + outs.begin) * row_groups + group;
-    draw_groups(problem_.rule, static_cast<uint64_t>(first), static_cast<uint64_t>(row_groups),
-                outs.size(), out);
+    const int64_t mask_groups = problem_.out_features * row_groups;
+    const int64_t first = masks.begin * mask_groups + outs.begin * row_groups + groups.begin;
+    draw_grid(problem_.rule,
+              {static_cast<uint64_t>(first),
+               {groups.size(), masks.size(), outs.size()},
+               {1, static_cast<uint64_t>(mask_groups), static_cast<uint64_t>(row_groups)}},
+              scratch_);
   }
 
   const DropConnectProblem& problem_;

@@ -12,6 +12,15 @@ namespace {
 FUSED_DROPOUT_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSED_DROPOUT_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// Calls f with `count` as a compile-time constant in 1..Max.
+template <int Max, class F>
+FUSED_DROPOUT_INLINE void with_count(int64_t count, F f) {
+  if constexpr (Max > 1) {
+    if (count < Max) return with_count<Max - 1>(count, f);
+  }
+  f(std::integral_constant<int, Max>{});
+}
+
 // panel[r][c] = matrix[rows.begin + r][cols.begin + c], zero up to padded_rows and padded_cols.
 template <class T>
 void pack_panel(const MatrixView& matrix, Range rows, Range cols, int64_t padded_rows,
@@ -26,6 +35,57 @@ void pack_panel(const MatrixView& matrix, Range rows, Range cols, int64_t padded
     }
     for (int64_t c = filled; c < padded_cols; ++c) panel[c] = 0;
   }
+}
+
+template <class R>
+FUSED_DROPOUT_INLINE bool all_finite(const R* p, int64_t count) {
+  Vec<R> zeros = broadcast(R(0));  // as long as all are finite
+  for (int64_t k = 0; k < count; k += Vec<R>::kLanes) {
+    zeros = multiply_add(load(p + k), broadcast(R(0)), zeros);
+  }
+  R lanes[Vec<R>::kLanes];
+  store(lanes, zeros);
+  bool finite = true;
+  for (const R lane : lanes) finite &= lane == 0;
+  return finite;
+}
+
+// The columns `cols` of one row of the matrix, at most one group, padded with zeros: in the matrix
+// itself if they lie there so, else in `space`.
+template <class T>
+FUSED_DROPOUT_INLINE const Real<T>* group_of_columns(const MatrixView& matrix, int64_t row,
+                                                     Range cols, Real<T>* space) {
+  const T* data = static_cast<const T*>(matrix.data) + row * matrix.row_stride +
+                  cols.begin * matrix.col_stride;
+  if constexpr (std::is_same_v<T, Real<T>>) {
+    if (matrix.col_stride == 1 && cols.size() == kGroupColumns) return data;
+  }
+  widen_row(data, matrix.col_stride, cols.size(), space);
+  for (int64_t c = cols.size(); c < kGroupColumns; ++c) space[c] = 0;
+  return space;
+}
+
+// As pack_panel, padded to whole groups of columns, with each group's vectors in the order of the
+// steps. Says whether all numbers are finite, where that matters.
+template <class T>
+bool pack_steps(const MatrixView& matrix, Range rows, Range cols, int64_t padded_rows,
+                Real<T>* panel, int64_t panel_stride) {
+  using R = Real<T>;
+  bool finite = true;
+  R space[kGroupColumns];
+  for (int64_t r = 0; r < padded_rows; ++r, panel += panel_stride) {
+    for (int64_t c = 0; c < cols.size(); c += kGroupColumns) {
+      if (r >= rows.size()) {
+        for (int64_t k = c; k < c + kGroupColumns; ++k) panel[k] = 0;
+        continue;
+      }
+      const Range group = {cols.begin + c, smaller(cols.begin + c + kGroupColumns, cols.end)};
+      const R* columns = group_of_columns<T>(matrix, rows.begin + r, group, space);
+      if constexpr (kMasksOperands) finite &= all_finite(columns, kGroupColumns);
+      arrange(columns, [&](int step) { return panel + c + step * Vec<R>::kLanes; });
+    }
+  }
+  return finite;
 }
 
 // out[rows, cols] of a contiguous matrix = scale * panel.

@@ -81,11 +81,39 @@ FUSED_DROPOUT_OFFERS(void, store_bfloat(some<uint16_t*>(), some<Vec<float>>()));
 FUSED_DROPOUT_OFFERS(void,
                      scale_bfloats(some<const uint16_t*>(), some<Vec<float>>(), some<uint16_t*>()));
 
+// ---- GroupMask<R>: DropConnect's mask of a row and an output feature over a group of columns, which
+// come kLanes at a time, in an order of the instruction set's own.
+
+static_assert(std::is_same_v<decltype(kMasksOperands), const bool>);  // takes finite operands only
+static_assert(kMaskBytes >= kGroupBytes);  // of a mask in memory; if equal, the bits are the mask
+
+template <class R>
+struct MasksOf {
+  static_assert(kGradCopies<R> >= 1);  // of a gradient in its panel
+  FUSED_DROPOUT_OFFERS(GroupMask<R>, expand_mask<R>(some<const uint8_t*>()));  // of packed bits
+  // From memory, and back after some steps.
+  FUSED_DROPOUT_OFFERS(GroupMask<R>, load_mask<R>(some<const uint8_t*>()));
+  FUSED_DROPOUT_OFFERS(void, store_mask(some<uint8_t*>(), some<GroupMask<R>>()));
+  // A group's columns, one vector for each step at the address that a function says, and back.
+  FUSED_DROPOUT_OFFERS(void, arrange(some<const R*>(), some<R* (*)(int)>()));
+  FUSED_DROPOUT_OFFERS(void, restore(some<R* (*)(int)>(), some<R*>()));
+  // sum + w * x in the lanes that the mask keeps at this step; then the mask is at the next one.
+  FUSED_DROPOUT_OFFERS(Vec<R>, add_kept<true>(some<GroupMask<R>>(), some<int>(), some<const R*>(),
+                                              some<Vec<R>>(), some<Vec<R>>()));
+  // The same for d_input += w * grad and d_weight += x * grad.
+  FUSED_DROPOUT_OFFERS(void, add_gradients<true, true, true>(
+                                 some<GroupMask<R>>(), some<int>(), some<const R*>(),
+                                 some<Vec<R>>(), some<Vec<R>>(), some<Vec<R>>(), some<Vec<R>>()));
+};
+template struct MasksOf<float>;
+template struct MasksOf<double>;
+
 // ---- How much is worked on at once: what the registers hold.
 
-static_assert(kForwardRows >= 1);   // input rows of a DropConnect tile, times 4 output features
-static_assert(kOuterRows >= 1);     // rows of its gradients' tile, times
-static_assert(kOuterChunks >= 1);   // vectors of columns
+static_assert(kForwardRows >= 1);   // of a tile of DropConnect's sums: input rows, times
+static_assert(kForwardOuts >= 1);   // output features
+static_assert(kGradTileRows >= 1);  // of a tile of its gradients: rows, times
+static_assert(kGradSteps >= 1);     // vectors of columns
 static_assert(kPhiloxAtOnce >= 1);  // calls in lockstep: one alone waits for its multiplications
 
 #undef FUSED_DROPOUT_OFFERS

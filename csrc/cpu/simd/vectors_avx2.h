@@ -215,9 +215,10 @@ FUSED_DROPOUT_INLINE void scale_bfloats(const uint16_t* in, Vec<float> factor, u
 }
 
 // Register tiles for 16 registers.
-constexpr int kForwardRows = 2;
-constexpr int kOuterRows = 2;
-constexpr int kOuterChunks = 4;
+constexpr int kForwardRows = 3;
+constexpr int kForwardOuts = 2;
+constexpr int kGradTileRows = 2;
+constexpr int kGradSteps = 2;
 
 constexpr int kPhiloxAtOnce = 4;
 

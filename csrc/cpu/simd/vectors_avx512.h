@@ -228,9 +228,10 @@ FUSED_DROPOUT_INLINE void scale_bfloats(const uint16_t* in, Vec<float> factor, u
 }
 
 // Register tiles: accumulators, operands and a temporary fit 32 registers.
-constexpr int kForwardRows = 6;  // input rows; times 4 output features
-constexpr int kOuterRows = 8;    // rows of the result; times kOuterChunks vectors of columns
-constexpr int kOuterChunks = 2;
+constexpr int kForwardRows = 6;
+constexpr int kForwardOuts = 4;
+constexpr int kGradTileRows = 4;
+constexpr int kGradSteps = 2;
 
 // Philox calls run in lockstep: one alone waits for its own multiplications.
 constexpr int kPhiloxAtOnce = 4;

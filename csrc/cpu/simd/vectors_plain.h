@@ -226,8 +226,9 @@ FUSED_DROPOUT_INLINE void scale_bfloats(const uint16_t* in, Vec<float> factor, u
 }
 
 constexpr int kForwardRows = 1;
-constexpr int kOuterRows = 1;
-constexpr int kOuterChunks = 2;
+constexpr int kForwardOuts = 4;
+constexpr int kGradTileRows = 1;
+constexpr int kGradSteps = 2;
 
 constexpr int kPhiloxAtOnce = 1;
 
