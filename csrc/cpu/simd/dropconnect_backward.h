@@ -250,9 +250,10 @@ void backward(const BackwardArgs& args, int64_t group, Range rows, Range outs, v
                       smaller((group + 1) * kGroupColumns, problem.in_features)};
   const R scale = static_cast<R>(problem.scale);
   if (args.d_weight != nullptr) {
-    const int64_t padded = round_up(outs.size(), kGradPanelOuts);
+    const int64_t padded = round_up(outs.size(), kGradOuts);
     for (int64_t k = 0; k < padded * kGroupColumns; ++k) s.d_weight[k] = 0;
-    for (int64_t k = 0; k < kGradPanelOuts * kGroupColumns; ++k) s.panel_d_weight[k] = 0;
+    const int64_t panel = smaller(padded, kGradPanelOuts);
+    for (int64_t k = 0; k < panel * kGroupColumns; ++k) s.panel_d_weight[k] = 0;
   }
   for (int64_t n = rows.begin; n < rows.end; n += kGradSpan) {
     const Range span = {n, smaller(n + kGradSpan, rows.end)};
