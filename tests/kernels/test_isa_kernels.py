@@ -22,11 +22,11 @@ SOURCE = """
 #include "common/mask.h"
 #include "cpu/dispatch.h"
 #include "cpu/mask.h"
-extern "C" void draw(uint64_t seed, double p, uint64_t first, uint64_t stride, int64_t count,
-                     uint32_t* out) {
+extern "C" void draw(uint64_t seed, double p, int digits, uint64_t first, uint64_t stride,
+                     int64_t count, uint32_t* out) {
   using namespace fused_dropout;
   const mask::Kernels& table = kernels<mask::Kernels>();
-  table.draw_groups(make_mask_rule(seed, 0, 0, p, 16), first, stride, count, out);
+  table.draw_groups(make_mask_rule(seed, 5, 3, p, digits), first, stride, count, out);
 }
 extern "C" void use(const char* isa) { fused_dropout::set_isa(isa); }
 """
@@ -41,18 +41,16 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return shared_library(SOURCE, folder, *arguments)
 
 
-@pytest.mark.parametrize("count", [1, 5, 8, 33])
-@pytest.mark.parametrize("p", [0.5, 0.3])
-@pytest.mark.parametrize("stride", [1, 7, 2**33 + 1])
-@pytest.mark.parametrize("first", [0, 2**32 - 4, 2**47])
-def test_groups(
-    library: ctypes.CDLL, isa: str, first: int, stride: int, p: float, count: int
+def check_groups(
+    library: ctypes.CDLL, isa: str, first: int, stride: int, p: float, count: int, digits: int = 16
 ) -> None:
+    """What is drawn from `first` on equals the contract, and nothing else is written."""
     library.use(isa.encode())
     out = np.full(4 * count + 4, 0xDEADBEEF, dtype=np.uint32)
     library.draw(
         ctypes.c_uint64(3),
         ctypes.c_double(p),
+        ctypes.c_int(digits),
         ctypes.c_uint64(first),
         ctypes.c_uint64(stride),
         ctypes.c_int64(count),
@@ -60,12 +58,34 @@ def test_groups(
     )
     groups = (first + stride * np.arange(count, dtype=np.uint64)).astype(np.uint64)
     fraction = np.zeros((count, 128), dtype=np.uint64)
-    for s in range(16):
-        fraction = 2 * fraction + reference.fraction_digit(s, groups, 3, 0, 0)
-    kept = fraction < reference.threshold(p)
+    for s in range(digits):
+        fraction = 2 * fraction + reference.fraction_digit(s, groups, 3, 5, 3)
+    kept = fraction < reference.threshold(p, digits)
     expected = np.packbits(kept, axis=1, bitorder="little").view("<u4")
     assert np.array_equal(out[: 4 * count].reshape(count, 4), expected)
     assert (out[4 * count :] == 0xDEADBEEF).all(), "wrote past the groups asked for"
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 33])
+@pytest.mark.parametrize("p", [0.5, 0.3])
+@pytest.mark.parametrize("stride", [1, 7, 2**33 + 1])
+@pytest.mark.parametrize("first", [0, 2**32 - 4, 2**47])
+def test_groups(
+    library: ctypes.CDLL, isa: str, first: int, stride: int, p: float, count: int
+) -> None:
+    check_groups(library, isa, first, stride, p, count)
+
+
+@pytest.mark.parametrize("count", [15, 255, 256, 257, 700])
+@pytest.mark.parametrize("digits", [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 15, 16, 17, 31, 32])
+def test_every_number_of_digits(library: ctypes.CDLL, isa: str, digits: int, count: int) -> None:
+    """All of them decide: the last digit of T is 1. Groups leave as they are decided."""
+    threshold = 2 * (2**digits // 5) + 1
+    check_groups(library, isa, 11, 3, 1 - threshold / 2**digits, count, digits)
+
+
+def test_upper_halves_differ_within_a_block(library: ctypes.CDLL, isa: str) -> None:
+    check_groups(library, isa, 2**32 - 300, 1, 0.3, 700)
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "plain"])
