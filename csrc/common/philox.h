@@ -49,8 +49,8 @@ FUSED_DROPOUT_INLINE PhiloxKeys<Word> philox_keys(uint32_t key0, uint32_t key1, 
   return keys;
 }
 
-// Rounds First, First + 1, ... of `Calls` counters, counted from 0. The calls advance in lockstep, so
-// that one fills the time that another waits for its multiplications.
+// Rounds First, First + 1, ... of `Calls` counters, counted from 0. The calls advance in lockstep,
+// so that one fills the time that another waits for its multiplications.
 template <int First, int Calls, class Word>
 FUSED_DROPOUT_INLINE void philox_rounds(Word (&counters)[Calls][4], const PhiloxKeys<Word>& keys) {
 #pragma GCC unroll 10

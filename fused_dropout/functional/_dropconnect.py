@@ -28,10 +28,12 @@ ROW, EXAMPLE, BATCH = MASK_MODES = get_args(MaskMode)
 MaskStorage = Literal["auto", "regenerate", "packed"]
 AUTO, REGENERATE, PACKED = MASK_STORAGES = get_args(MaskStorage)
 
-# mask_storage="auto": packed bits pay where a mask costs several Philox calls per 128 elements, as
-# long as they stay in the last-level cache; bench/mask_storage.py measures both.
-PACKED_MIN_DIGITS = 2
-PACKED_MAX_BYTES = 16 << 20
+# mask_storage="auto": how many bytes of packed bits pay, by the Philox calls that 128 elements take.
+# Two save the second draw what bits cost that leave the last-level cache; from three on memory is
+# the faster source, and the limit keeps a model of many layers from filling it. Read off
+# bench/mask_storage.py, with AVX2 and with AVX-512.
+PACKED_MAX_BYTES = {0: 0, 1: 0, 2: 16 << 20}
+PACKED_MAX_BYTES_OF_MANY_DIGITS = 64 << 20
 
 
 def dropconnect_linear(
@@ -78,8 +80,8 @@ def dropconnect_linear(
             evaluation instead.
         mask_storage: how backward gets the masks back: ``"regenerate"`` draws them again,
             ``"packed"`` keeps 1 bit per connection (in_features rounded up to 128), ``"auto"``
-            picks the faster: packed where q needs at least 2 binary digits and the bits take at
-            most 16 MiB.
+            picks the faster: packed where the bits take at most 64 MiB and q needs at least 3
+            binary digits, or at most 16 MiB and 2 digits.
 
     Returns:
         A tensor ``[..., out_features]``, differentiable twice in input, weight and bias.
@@ -247,6 +249,5 @@ def _stores_masks(mask_storage: MaskStorage, p: float, n_masks: int, weight: Ten
     """Whether forward draws packed masks for backward to read."""
     if mask_storage != AUTO:
         return mask_storage == PACKED
-    if philox_calls(p) < PACKED_MIN_DIGITS:
-        return False
-    return 4 * math.prod(stored_shape(n_masks, *weight.shape)) <= PACKED_MAX_BYTES
+    most = PACKED_MAX_BYTES.get(philox_calls(p), PACKED_MAX_BYTES_OF_MANY_DIGITS)
+    return most > 0 and 4 * math.prod(stored_shape(n_masks, *weight.shape)) <= most

@@ -306,22 +306,22 @@ def test_packed_masks_take_one_bit_per_connection(place: torch.device) -> None:
     assert bits.numel() * bits.element_size() == 8 * 64 * 256 // 8
 
 
+@pytest.mark.parametrize(("p", "mib"), [(0.25, 16), (0.125, 64)])
 @pytest.mark.parametrize(
-    ("rows", "out_features", "in_features", "stored"),
-    [
-        (1024, 1024, 128, True),
-        (1025, 1024, 128, False),
-        (1024, 1024, 1, True),
-        (1025, 1017, 1, False),
-    ],
+    ("rows_too_many", "out_features", "in_features"),
+    [(0, 1024, 128), (1, 1024, 128), (0, 1024, 1), (1, 1017, 1)],
 )
-def test_auto_stores_at_most_16_mib(
-    rows: int, out_features: int, in_features: int, stored: bool, place: torch.device
+def test_auto_stores_what_its_rule_allows(
+    rows_too_many: int,
+    out_features: int,
+    in_features: int,
+    p: float,
+    mib: int,
+    place: torch.device,
 ) -> None:
-    """Counted as they are laid out, in_features and out_features rounded up."""
-    input, weight = torch.ones(rows, in_features), torch.ones(out_features, in_features)
-    input.requires_grad_()
-    kept = kept_for_backward(lambda: dropconnect_linear(input, weight, None, 0.25))
+    """Counted as they are laid out, in_features and out_features rounded up: 64 rows a MiB."""
+    input = torch.ones(64 * mib + rows_too_many, in_features, requires_grad=True)
+    weight = torch.ones(out_features, in_features)
+    kept = kept_for_backward(lambda: dropconnect_linear(input, weight, None, p))
     bits = sum(t.nbytes for t in kept if t.dtype == torch.int32)
-    assert bits <= 16 << 20
-    assert (bits > 0) == stored
+    assert bits == (0 if rows_too_many else mib << 20)

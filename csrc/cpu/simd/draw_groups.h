@@ -3,8 +3,8 @@
 // A mask whose keep rate has many binary digits is decided digit by digit, most significant first.
 // After 8 of them about 40 % of the groups of 128 still hold an undecided element, after 10 about
 // 12 %, after 12 about 3 %. So all groups get the first 8; those that are open then are moved
-// together, so that no lane draws for a group that is decided, and get 2 more, and so on: 9.2 digits
-// on average.
+// together, so that no lane draws for a group that is decided, and get 2 more, and so on: 9.2
+// digits on average.
 //
 // Floor for each digit of Lanes::kCount groups: 13 multiplications, and as many shifts, and the
 // XORs of 6.6 rounds (common/digits.h); they keep the vector ports busy all the time.
@@ -125,8 +125,8 @@ FUSED_DROPOUT_INLINE void draw_open_by(const Drawing& drawing, OpenGroups& open,
     for (int b = 0; b < Batches; ++b) {
       groups[b] = load_lanes(open.groups + k + b * kBatch);
       kept[b] = bits_of(false);
-      undecided[b] = kFirst ? bits_of(true)
-                            : load_bits(open.undecided + (k + b * kBatch) * kGroupWords);
+      undecided[b] =
+          kFirst ? bits_of(true) : load_bits(open.undecided + (k + b * kBatch) * kGroupWords);
     }
     draw_digits<Batches, Digits>(drawing, groups, s, end, kept, undecided);
     const bool whole = kFirst && open.count - k >= kGroups;

@@ -5,12 +5,15 @@
 //
 // A block of kGradRows rows x kGradOuts output features x 128 columns is worked off a slice of
 // kGradSteps vectors at a time. For a tile of rows, d_input stays in registers over the block's
-// output features, while d_weight and the weights pass by; both products of a connection take the
-// mask bit that was brought once. Floor, of each two vectors of multiply-adds:
-//   AVX-512  a load into a mask register (port 5), two masked FMAs (ports 0, 5): 1.5 cycles.
-//   AVX2     masked load of the gradient, two FMAs, addition. Intel: 4 uops for ports 0, 1, 5, 1.3
-//            cycles. AMD (Zen 2 to 4): 2.5 loads of 2 a cycle, 1.25 cycles.
-// The dense products take 1 cycle.
+// output features, while d_weight and the weights pass by; both products of a connection use the
+// mask bit that was brought once. Floor, for two vectors of multiply-adds:
+//   AVX-512  3 instructions: a load into a mask register (port 5 on Intel), two masked FMAs (ports
+//            0 and 5): 1.5 cycles on Ice Lake and Sapphire Rapids, 2 on Zen 4.
+//   AVX2     4 instructions: masked load of the gradient, two FMAs, addition. Intel (Skylake to
+//            Golden Cove): 4 uops for ports 0, 1 and 5, 1.3 cycles; with the 4 loads and stores
+//            around them 8 uops, 1.3 cycles at 6 a cycle, 2 at Skylake's 4. Zen 2 to 4: 2.5 loads,
+//            1.25 cycles at 2 a cycle.
+// The two dense products take 1 cycle.
 #pragma once
 
 #include "../dropconnect.h"
@@ -188,7 +191,8 @@ void pack_gradients(const MatrixView& matrix, Range rows, Range outs, Real<T>* p
   }
 }
 
-// The masks of one row in the memory in which they are advanced: packed bits as they are, or a copy.
+// The masks of one row in the memory in which they are advanced: packed bits as they are, or a
+// copy.
 template <class R>
 uint8_t* row_masks(const uint8_t* bits, int64_t outs, uint8_t* space) {
   if constexpr (kMaskBytes == kGroupBytes) {

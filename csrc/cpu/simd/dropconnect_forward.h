@@ -3,12 +3,16 @@
 //   output[n, o] = scale * sum_i M[n, o, i] weight[o, i] input[n, i]
 //
 // A tile of kForwardRows x kForwardOuts sums stays in registers over a panel of columns. Floor: one
-// multiply-add for every connection, and what brings its mask bit. Of each vector of them:
-//   AVX-512  a load into a mask register (port 5) and the masked FMA (ports 0, 5): 1 cycle for 16
-//            on Intel, where the dense product takes half a cycle.
-//   AVX2     masked load, FMA, addition. Intel (Golden Cove, Skylake): 3 uops for ports 0, 1 and 5,
-//            1 cycle for 8. AMD (Zen 2 to 4): 1 load of 2 a cycle, FMA on 2 pipes, addition on 4,
-//            0.7 cycles with the loads of the inputs. The dense product takes half a cycle.
+// multiply-add for every connection, and what brings its mask bit. For each vector of them, beside
+// 0.4 (AVX-512) or 0.5 (AVX2) loads of inputs and weights:
+//   AVX-512  2 instructions: a load into a mask register (a load and a uop for port 5 on Intel) and
+//            the masked FMA (ports 0 and 5). Bound by these ports: 1 cycle for 16 multiply-adds on
+//            Ice Lake and Sapphire Rapids. Zen 4 takes 1 cycle for an FMA of 512 bits alone.
+//   AVX2     3 instructions: masked load, FMA, addition. Intel (Skylake to Golden Cove) needs a uop
+//            for ports 0, 1, 5 for each of them: 1 cycle for 8. Zen 2 to 4 need none for the masked
+//            load, and have 2 pipes for FMAs, 3 or 4 for additions: 0.75 cycles, by their 2 loads a
+//            cycle.
+// The dense product takes half a cycle wherever a core has two FMA pipes of the vector's width.
 #pragma once
 
 #include "../dropconnect.h"
@@ -17,7 +21,7 @@
 namespace fused_dropout::dropconnect {
 namespace {
 
-constexpr int64_t kPanelColumns = 1024;                // columns of a panel
+constexpr int64_t kPanelColumns = 1024;               // columns of a panel
 constexpr int64_t kPanelStride = kPanelColumns + 16;  // keeps rows off each other's cache sets
 constexpr int64_t kPanelOuts = 32;  // output features whose masks are drawn at once
 

@@ -1,5 +1,5 @@
-// DropConnect's masks on AVX2, which has no mask registers: whole runs of a group's bits in the lanes
-// of a vector. Included by isa_avx2.cpp alone.
+// DropConnect's masks on AVX2, which has no mask registers: whole runs of a group's bits in the
+// lanes of a vector. Included by isa_avx2.cpp alone.
 #pragma once
 
 #include "vectors_avx2.h"
@@ -7,14 +7,14 @@
 namespace fused_dropout {
 namespace {
 
-// The mask of a row and an output feature over a group of columns, in the sign bits of the lanes that
-// the next step works on: each lane holds a run of the group's bits, and adding it to itself brings
-// the next. So columns lie in panels as `arrange` puts them, step k at
+// The mask of a row and an output feature over a group of columns, in the sign bits of the lanes
+// that the next step works on: each lane holds a run of the group's bits, and adding it to itself
+// brings the next. So columns lie in panels as `arrange` puts them, step k at
 //   column 16 j + 15 - k of lane j (float), 32 j + 31 - k (double).
 //
-// A masked load under the sign bits costs a uop for the vector ports on Intel and none on AMD, where
-// a blend of the sum takes the place of a whole multiply-add. But it makes the dropped product 0
-// times the other operand, which must be finite: kMasksOperands.
+// A masked load under the sign bits costs a uop for the vector ports on Intel and none on AMD,
+// where a blend of the sum takes the place of a whole multiply-add. But it makes the dropped
+// product 0 times the other operand, which must be finite: kMasksOperands.
 constexpr bool kMasksOperands = true;
 constexpr int kMaskBytes = 32;
 
@@ -26,12 +26,10 @@ struct GroupMask {
 template <class R>
 FUSED_DROPOUT_INLINE GroupMask<R> expand_mask(const uint8_t* bits) {
   // The bytes of each lane's run, last byte uppermost; 0x80 makes a zero.
-  const __m256i runs =
-      sizeof(R) == 4
-          ? _mm256_setr_epi64x(0x0302808001008080, 0x0706808005048080, 0x0B0A808009088080,
-                               0x0F0E80800D0C8080)
-          : _mm256_setr_epi64x(0x0302010080808080, 0x0706050480808080, 0x0B0A090880808080,
-                               0x0F0E0D0C80808080);
+  const __m256i runs = sizeof(R) == 4 ? _mm256_setr_epi64x(0x0302808001008080, 0x0706808005048080,
+                                                           0x0B0A808009088080, 0x0F0E80800D0C8080)
+                                      : _mm256_setr_epi64x(0x0302010080808080, 0x0706050480808080,
+                                                           0x0B0A090880808080, 0x0F0E0D0C80808080);
   const __m128i group = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bits));
   return {_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(group), runs)};
 }

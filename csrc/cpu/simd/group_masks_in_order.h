@@ -1,5 +1,5 @@
-// DropConnect's masks where a vector's bits can be used as they lie in memory: on AVX-512, whose mask
-// registers load 16 of them, and in plain C++.
+// DropConnect's masks where a vector's bits can be used as they lie in memory: on AVX-512, whose
+// mask registers load 16 of them, and in plain C++.
 #pragma once
 
 #include "../../common/mask.h"

@@ -55,8 +55,8 @@ FUSED_DROPOUT_INLINE bool all_finite(const R* p, int64_t count) {
 template <class T>
 FUSED_DROPOUT_INLINE const Real<T>* group_of_columns(const MatrixView& matrix, int64_t row,
                                                      Range cols, Real<T>* space) {
-  const T* data = static_cast<const T*>(matrix.data) + row * matrix.row_stride +
-                  cols.begin * matrix.col_stride;
+  const T* data =
+      static_cast<const T*>(matrix.data) + row * matrix.row_stride + cols.begin * matrix.col_stride;
   if constexpr (std::is_same_v<T, Real<T>>) {
     if (matrix.col_stride == 1 && cols.size() == kGroupColumns) return data;
   }

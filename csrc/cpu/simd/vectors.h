@@ -23,9 +23,10 @@ T& some();
 // halves may hold anything.
 
 static_assert(Lanes::kCount >= 2, "the first and last lanes are drawn as a pair");
-FUSED_DROPOUT_OFFERS(Lanes, splat(some<uint32_t>()));                 // in every lane
-FUSED_DROPOUT_OFFERS(Lanes, load_lanes(some<const uint64_t*>()));     // all 64 bits, in the order of pack_words
-FUSED_DROPOUT_OFFERS(Lanes, high_halves(some<Lanes>()));              // in the low halves
+FUSED_DROPOUT_OFFERS(Lanes, splat(some<uint32_t>()));  // in every lane
+FUSED_DROPOUT_OFFERS(
+    Lanes, load_lanes(some<const uint64_t*>()));          // all 64 bits, in the order of pack_words
+FUSED_DROPOUT_OFFERS(Lanes, high_halves(some<Lanes>()));  // in the low halves
 FUSED_DROPOUT_OFFERS(Lanes, add64(some<Lanes>(), some<uint64_t>()));  // to all 64 bits
 FUSED_DROPOUT_OFFERS(Lanes, some<Lanes>() | some<Lanes>());
 FUSED_DROPOUT_OFFERS(Lanes, some<Lanes>() ^ some<Lanes>());
@@ -81,8 +82,8 @@ FUSED_DROPOUT_OFFERS(void, store_bfloat(some<uint16_t*>(), some<Vec<float>>()));
 FUSED_DROPOUT_OFFERS(void,
                      scale_bfloats(some<const uint16_t*>(), some<Vec<float>>(), some<uint16_t*>()));
 
-// ---- GroupMask<R>: DropConnect's mask of a row and an output feature over a group of columns, which
-// come kLanes at a time, in an order of the instruction set's own.
+// ---- GroupMask<R>: DropConnect's mask of a row and an output feature over a group of columns,
+// which come kLanes at a time, in an order of the instruction set's own.
 
 static_assert(std::is_same_v<decltype(kMasksOperands), const bool>);  // takes finite operands only
 static_assert(kMaskBytes >= kGroupBytes);  // of a mask in memory; if equal, the bits are the mask
@@ -101,9 +102,10 @@ struct MasksOf {
   FUSED_DROPOUT_OFFERS(Vec<R>, add_kept<true>(some<GroupMask<R>>(), some<int>(), some<const R*>(),
                                               some<Vec<R>>(), some<Vec<R>>()));
   // The same for d_input += w * grad and d_weight += x * grad.
-  FUSED_DROPOUT_OFFERS(void, add_gradients<true, true, true>(
-                                 some<GroupMask<R>>(), some<int>(), some<const R*>(),
-                                 some<Vec<R>>(), some<Vec<R>>(), some<Vec<R>>(), some<Vec<R>>()));
+  FUSED_DROPOUT_OFFERS(void, add_gradients<true, true, true>(some<GroupMask<R>>(), some<int>(),
+                                                             some<const R*>(), some<Vec<R>>(),
+                                                             some<Vec<R>>(), some<Vec<R>>(),
+                                                             some<Vec<R>>()));
 };
 template struct MasksOf<float>;
 template struct MasksOf<double>;

@@ -14,7 +14,9 @@ struct Lanes {
   __m256i v;
 };
 
-FUSED_DROPOUT_INLINE Lanes splat(uint32_t word) { return {_mm256_set1_epi32(static_cast<int>(word))}; }
+FUSED_DROPOUT_INLINE Lanes splat(uint32_t word) {
+  return {_mm256_set1_epi32(static_cast<int>(word))};
+}
 
 FUSED_DROPOUT_INLINE Product<Lanes> multiply(Lanes a, uint32_t b) {
   const __m256i product = _mm256_mul_epu32(a.v, _mm256_set1_epi64x(b));

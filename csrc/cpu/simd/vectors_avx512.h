@@ -15,7 +15,9 @@ struct Lanes {
   __m512i v;
 };
 
-FUSED_DROPOUT_INLINE Lanes splat(uint32_t word) { return {_mm512_set1_epi32(static_cast<int>(word))}; }
+FUSED_DROPOUT_INLINE Lanes splat(uint32_t word) {
+  return {_mm512_set1_epi32(static_cast<int>(word))};
+}
 
 FUSED_DROPOUT_INLINE Product<Lanes> multiply(Lanes a, uint32_t b) {
   const __m512i product = _mm512_mul_epu32(a.v, _mm512_set1_epi64(b));

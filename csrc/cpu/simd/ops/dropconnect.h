@@ -8,7 +8,8 @@
 namespace fused_dropout::dropconnect {
 namespace {
 
-constexpr int64_t kBiasRows = 32;  // whose sums are added up by themselves: keeps rounding errors small
+// Rows whose sums are added up by themselves, which keeps rounding errors small.
+constexpr int64_t kBiasRows = 32;
 
 // d_bias[o] = scale * sum_n m[n, o] grad[n, o], for 128 output features.
 template <class T>
