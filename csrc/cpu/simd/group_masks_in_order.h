@@ -1,5 +1,6 @@
 // DropConnect's masks where a vector's bits can be used as they lie in memory: on AVX-512, whose
-// mask registers load 16 of them, and in plain C++.
+// mask registers load 16 of them, and in plain C++. (The layout of group_masks_avx2.h would take 3
+// uops of the two ports that have 512 bits, where a mask register and the masked FMA take 2.)
 #pragma once
 
 #include "../../common/mask.h"
