@@ -165,7 +165,7 @@ def _multiply(
     if is_grad_enabled() and (input.requires_grad or weight.requires_grad):
         p, rows_per_mask, _ = settings
         n_masks = -(-input.shape[0] // rows_per_mask)
-        if _stores_masks(mask_storage, p, n_masks, weight):
+        if stores_masks(mask_storage, p, n_masks, weight):
             bits = extension.operators().dropconnect_mask_bits(weight, state, n_masks, p)
     output: Tensor = DropConnectLinear.run((input, weight, bias, state, bits), settings)
     return output
@@ -243,7 +243,7 @@ def _rows_per_mask(input: Tensor, mask: MaskMode | int) -> int:
     return rows if mask == BATCH or input.dim() == 1 else rows // input.shape[0]
 
 
-def _stores_masks(mask_storage: MaskStorage, p: float, n_masks: int, weight: Tensor) -> bool:
+def stores_masks(mask_storage: MaskStorage, p: float, n_masks: int, weight: Tensor) -> bool:
     """Whether forward draws packed masks for backward to read."""
     if mask_storage != AUTO:
         return mask_storage == PACKED
