@@ -31,15 +31,18 @@ void apply_into(const Tensor& out, const MatrixView& weight, const Layer& layer,
   const auto apply = kernels<Kernels>().apply[kernel_index(out)];
   const Range groups = {0, group_count(layer.in_features)};
   const int64_t matrix = layer.out_features * layer.in_features;
+  const char* const in = static_cast<const char*>(weight.data);
   char* const data = static_cast<char*>(out.mutable_data_ptr());
+  const int64_t bytes = static_cast<int64_t>(out.element_size());
   const int64_t grain = std::max<int64_t>(1, kGrainElements / (kTileOuts * layer.in_features));
   const int64_t tasks = ceil_div(layer.out_features, kTileOuts) * layer.masks;
   parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const Tile tile = {k % layer.masks, tile_outs(layer, k / layer.masks), groups};
       const int64_t first = tile.mask * matrix + tile.outs.begin * layer.in_features;
-      apply(problem, weight, tile, data + first * static_cast<int64_t>(out.element_size()),
-            layer.in_features);
+      const MatrixView rows = {in + tile.outs.begin * weight.row_stride * bytes, weight.row_stride,
+                               weight.col_stride};
+      apply(problem, rows, tile, data + first * bytes, layer.in_features);
     }
   });
 }

@@ -7,16 +7,14 @@
 #pragma once
 
 #include "../../mask_weight.h"
-#include "../conversions.h"
 #include "../draw_groups.h"
+#include "../panels.h"
 
 namespace fused_dropout::mask_weight {
 namespace {
 
 constexpr int64_t kTileGroups = 8;
 constexpr int64_t kMasksPerSum = 32;  // sums of so many masks: they keep rounding errors small
-
-FUSED_DROPOUT_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The bits of one mask for up to kTileOuts output features and kTileGroups groups: drawn, or read
 // where they are stored, [groups][masks][outs rounded up][4 words].
@@ -84,9 +82,9 @@ FUSED_DROPOUT_INLINE const T* whole_group(const T* in, int64_t stride, int64_t c
   return block;
 }
 
+// out = kept ? scale * in : 0, of 128 elements.
 template <class T, class Out>
-FUSED_DROPOUT_INLINE void apply_whole_group(const uint8_t* bits, const T* in, Vec<Real<T>> scale,
-                                            Out* out) {
+FUSED_DROPOUT_INLINE void put(const uint8_t* bits, const T* in, Vec<Real<T>> scale, Out* out) {
   constexpr int kLanes = Vec<Real<T>>::kLanes;
   const Vec<Real<T>> zero = broadcast(Real<T>(0));
   for (int chunk = 0; chunk < kGroupColumns / kLanes; ++chunk) {
@@ -95,48 +93,39 @@ FUSED_DROPOUT_INLINE void apply_whole_group(const uint8_t* bits, const T* in, Ve
   }
 }
 
-template <class T, class Out>
+// sum += kept ? scale * in : 0.
+template <class T>
+FUSED_DROPOUT_INLINE void add(const uint8_t* bits, const T* in, Vec<Real<T>> scale, Real<T>* sum) {
+  constexpr int kLanes = Vec<Real<T>>::kLanes;
+  for (int chunk = 0; chunk < kGroupColumns / kLanes; ++chunk) {
+    const int k = chunk * kLanes;
+    store(sum + k, fma_kept(bits, chunk, widen_vector(in + k), scale, load(sum + k)));
+  }
+}
+
+// Puts the tile's masked weights into `out`, or adds them to what is there.
+template <class T, class Out, bool kAdds>
 void apply(const DropConnectProblem& problem, const MatrixView& weight, const Tile& tile, void* out,
            int64_t out_stride) {
-  const T* const in = static_cast<const T*>(weight.data) + tile.outs.begin * weight.row_stride +
-                      tile.groups.begin * kGroupColumns * weight.col_stride;
+  const T* const in = static_cast<const T*>(weight.data);
   const Vec<Real<T>> scale = broadcast(static_cast<Real<T>>(problem.scale));
   for_each_group(problem, tile, [&](const uint8_t* bits, int64_t o, int64_t col, int64_t count) {
     T block[kGroupColumns];
     const T* const from = whole_group(in + o * weight.row_stride + col * weight.col_stride,
                                       weight.col_stride, count, block);
     Out* const to = static_cast<Out*>(out) + o * out_stride + col;
-    if (count == kGroupColumns) return apply_whole_group<T>(bits, from, scale, to);
-    Out rest[kGroupColumns];
-    apply_whole_group<T>(bits, from, scale, rest);
+    const auto put_or_add = [&](Out* place) {
+      if constexpr (kAdds) {
+        add<T>(bits, from, scale, place);
+      } else {
+        put<T>(bits, from, scale, place);
+      }
+    };
+    if (count == kGroupColumns) return put_or_add(to);
+    Out rest[kGroupColumns] = {};
+    if (kAdds) __builtin_memcpy(rest, to, count * sizeof(Out));
+    put_or_add(rest);
     __builtin_memcpy(to, rest, count * sizeof(Out));
-  });
-}
-
-// sum += kept ? in : 0, of 128 elements.
-template <class T>
-FUSED_DROPOUT_INLINE void add_whole_group(const uint8_t* bits, const T* in, Real<T>* sum) {
-  constexpr int kLanes = Vec<Real<T>>::kLanes;
-  const Vec<Real<T>> zero = broadcast(Real<T>(0));
-  for (int chunk = 0; chunk < kGroupColumns / kLanes; ++chunk) {
-    const Vec<Real<T>> x = select_kept(bits, chunk, widen_vector(in + chunk * kLanes), zero);
-    store(sum + chunk * kLanes, load(sum + chunk * kLanes) + x);
-  }
-}
-
-template <class T>
-void add_kept(const DropConnectProblem& problem, const void* product, const Tile& tile, void* sum,
-              int64_t stride) {
-  using R = Real<T>;
-  for_each_group(problem, tile, [&](const uint8_t* bits, int64_t o, int64_t col, int64_t count) {
-    const T* const in = static_cast<const T*>(product) + o * stride + col;
-    R* const to = static_cast<R*>(sum) + o * stride + col;
-    if (count == kGroupColumns) return add_whole_group<T>(bits, in, to);
-    T block[kGroupColumns];
-    R rest[kGroupColumns] = {};
-    __builtin_memcpy(rest, to, count * sizeof(R));
-    add_whole_group<T>(bits, whole_group(in, 1, count, block), rest);
-    __builtin_memcpy(to, rest, count * sizeof(R));
   });
 }
 
@@ -159,6 +148,7 @@ void sum(const DropConnectProblem& problem, const StackView& stack, Range outs, 
   using R = Real<T>;
   const int64_t first_col = group * kGroupColumns;
   const int64_t count = smaller(kGroupColumns, problem.in_features - first_col);
+  const Vec<R> one = broadcast(R(1));
   Sums<R> total, part;
   total.clear();
   for (int64_t k = 0; k < problem.rows; k += kMasksPerSum) {
@@ -169,8 +159,8 @@ void sum(const DropConnectProblem& problem, const StackView& stack, Range outs, 
                     outs.begin * stack.row_stride + first_col * stack.col_stride;
       for (int64_t o = 0; o < outs.size(); ++o, in += stack.row_stride) {
         T block[kGroupColumns];
-        add_whole_group<T>(bits.of(0, o), whole_group(in, stack.col_stride, count, block),
-                           part.element + o * kGroupColumns);
+        add<T>(bits.of(0, o), whole_group(in, stack.col_stride, count, block), one,
+               part.element + o * kGroupColumns);
       }
     }
     total.add(part);
@@ -180,6 +170,18 @@ void sum(const DropConnectProblem& problem, const StackView& stack, Range outs, 
   for (int64_t o = 0; o < outs.size(); ++o, to += problem.in_features) {
     for (int64_t c = 0; c < count; ++c) narrow(total.element[o * kGroupColumns + c] * scale, to + c);
   }
+}
+
+template <class T>
+void add_row(const void* row, int64_t count, void* out) {
+  constexpr int kLanes = Vec<Real<T>>::kLanes;
+  const Real<T>* const from = static_cast<const Real<T>*>(row);
+  T* const to = static_cast<T*>(out);
+  int64_t k = 0;
+  for (; k + kLanes <= count; k += kLanes) {
+    narrow_vector(widen_vector(to + k) + load(from + k), to + k);
+  }
+  for (; k < count; ++k) narrow(widen(to[k]) + from[k], to + k);
 }
 
 // x * 0 is 0 where x is finite, and NaN elsewhere.
@@ -208,12 +210,14 @@ bool all_finite(const void* data, int64_t stride, int64_t count) {
 }  // namespace
 
 static Kernels make_kernels(const Kernels*) {
-  return {{apply<float, float>, apply<BFloat16, BFloat16>, apply<Float16, Float16>,
-           apply<double, double>},
-          {apply<float, float>, apply<BFloat16, float>, apply<Float16, float>,
-           apply<double, double>},
-          {add_kept<float>, add_kept<BFloat16>, add_kept<Float16>, add_kept<double>},
+  return {{apply<float, float, false>, apply<BFloat16, BFloat16, false>,
+           apply<Float16, Float16, false>, apply<double, double, false>},
+          {apply<float, float, false>, apply<BFloat16, float, false>, apply<Float16, float, false>,
+           apply<double, double, false>},
+          {apply<float, float, true>, apply<BFloat16, float, true>, apply<Float16, float, true>,
+           apply<double, double, true>},
           {sum<float>, sum<BFloat16>, sum<Float16>, sum<double>},
+          {add_row<float>, add_row<BFloat16>, add_row<Float16>, add_row<double>},
           {all_finite<float>, all_finite<BFloat16>, all_finite<Float16>, all_finite<double>}};
 }
 
