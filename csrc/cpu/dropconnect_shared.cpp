@@ -19,6 +19,8 @@
 //
 // Sums within a product run in the library's order, which may depend on the number of threads.
 #include "dropconnect_shared.h"
+#include <cstdlib>
+#include <cstdint>
 
 #include <algorithm>
 #include <atomic>
@@ -39,12 +41,18 @@
 namespace fused_dropout::dropconnect {
 namespace {
 
-constexpr int64_t kTileElements = 1 << 20;
-constexpr int64_t kLongestSum = 8192;  // columns (or output features) that a tile adds up
+// A tile of weights stays in a core's level-2 cache; where many rows are multiplied with it, a large
+// one is better for the library. No buffer holds more than a large one.
+constexpr int64_t kTileElements = 1 << 18;
+constexpr int64_t kLargeTileElements = 1 << 20;
+constexpr int64_t kManyRows = 512;
+constexpr int64_t kLongestSum = 8192;  // terms that one product adds up
+static_assert(kLongestSum * kGroupColumns <= kLargeTileElements);
 constexpr int64_t kGrainElements = 1 << 15;
 
 // Rows that share a mask from which on a product pays; bench/mask_weight.py measures both ways.
 int64_t fewest_rows() {
+  if (const char* e = std::getenv("FD_ROWS")) return std::atoll(e);
   switch (current_isa()) {
     case Isa::kAvx512:
       return 24;
@@ -230,6 +238,8 @@ class Products {
   // `sum_length`: how many terms the sums have that are cut into parts.
   Products(const DropConnectProblem& problem, ScalarType type, int64_t sum_length)
       : problem_(problem),
+        rows_per_mask_(std::min(problem.rows_per_mask, problem.rows)),
+        tile_(rows_per_mask_ < kManyRows ? kTileElements : kLargeTileElements),
         type_(type),
         product_type_(type == ScalarType::kFloat16 ||
                               (type == ScalarType::kBFloat16 &&
@@ -244,42 +254,54 @@ class Products {
 
   // How many masks go at a time.
   int64_t masks_at_once() const {
-    const int64_t rows = std::min(problem_.rows_per_mask, problem_.rows);
-    const int64_t largest =
-        std::max({problem_.out_features * problem_.in_features, rows * problem_.in_features,
-                  rows * problem_.out_features, int64_t{1}});
-    return std::max<int64_t>(1, kTileElements / largest);
+    const int64_t outs = problem_.out_features;
+    const int64_t ins = problem_.in_features;
+    return std::max<int64_t>(1, std::min(tile_ / (outs * ins),
+                                         rows_at_once(1, std::max(outs, ins)) / rows_per_mask_));
   }
 
-  // result = rows (masked weight)^T where kForward, else rows (masked weight); each part of which
-  // is given to finish(part, columns) before it is rounded. `result` is contiguous.
+  // How many rows of so many matrices fit into a buffer.
+  static int64_t rows_at_once(int64_t count, int64_t cols) {
+    return std::max<int64_t>(1, kLargeTileElements / (count * cols));
+  }
+
+  // result = rows (masked weight)^T where kForward, else rows (masked weight); before it is rounded,
+  // each part is given to finish(masks, columns, part). A tile of weights stays in cache for all
+  // masks.
   template <bool kForward, class Finish>
-  void multiply_weights(const Chunk& chunk, const MatrixView& weight, const Matrices& rows,
-                        const Matrices& result, Finish finish) {
-    const int64_t count = chunk.masks.size();
-    const int64_t longest = std::min(rows.cols, kLongestSum);
-    int64_t width = std::min(result.cols, kTileElements / (count * longest));
-    if (!kForward && width < result.cols) width = width / kGroupColumns * kGroupColumns;
-    const bool in_parts = longest < rows.cols;
+  void multiply_weights(const MatrixView& weight, const MatrixView& rows, void* result,
+                        Finish finish) {
+    const int64_t outs = problem_.out_features;
+    const int64_t ins = problem_.in_features;
+    const int64_t terms = kForward ? ins : outs;
+    const int64_t cols = kForward ? outs : ins;
+    const int64_t at_once = masks_at_once();
+    const int64_t longest = std::min(terms, kLongestSum);
+    // Tiles begin with a group.
+    const int64_t fitting = tile_ / (at_once * longest) / kGroupColumns * kGroupColumns;
+    const int64_t width = std::min(cols, std::max<int64_t>(kGroupColumns, fitting));
+    const bool in_parts = longest < terms;
     const bool direct = !in_parts && !widens();
-    const int64_t height =
-        direct ? chunk.rows
-               : std::max<int64_t>(1, kTileElements / (count * std::max(longest, width)));
-    for_each_stretch(result.cols, width, [&](Range cols) {
-      Matrices weights{};
-      for_each_stretch(chunk.rows, height, [&](Range r) {
-        const Matrices out = result.part(result.all(), r, cols);
-        const Matrices sum = direct ? out : result_.hold(count, r.size(), cols.size());
-        for_each_stretch(rows.cols, longest, [&](Range terms) {
-          if (in_parts || r.begin == 0) {
-            weights = kForward ? masked(weight, chunk.masks, cols, terms).transposed()
-                               : masked(weight, chunk.masks, terms, cols);
-          }
-          add_product(ready(rows.part(rows.all(), r, terms), rows_), weights, terms.begin == 0,
-                      sum);
+    for_each_stretch(cols, width, [&](Range c) {
+      for_each_chunk(problem_, at_once, [&](const Chunk& chunk) {
+        const int64_t count = chunk.masks.size();
+        const Matrices in = chunk.of(rows, type_, terms);
+        const Matrices out = chunk.of({result, cols, 1}, type_, cols);
+        const int64_t height = direct ? chunk.rows : rows_at_once(count, std::max(longest, width));
+        Matrices weights{};
+        for_each_stretch(chunk.rows, height, [&](Range r) {
+          const Matrices part = out.part(out.all(), r, c);
+          const Matrices sum = direct ? part : result_.hold(count, r.size(), c.size());
+          for_each_stretch(terms, longest, [&](Range t) {
+            if (in_parts || r.begin == 0) {
+              weights = kForward ? masked(weight, chunk.masks, c, t).transposed()
+                                 : masked(weight, chunk.masks, t, c);
+            }
+            add_product(ready(in.part(in.all(), r, t), rows_), weights, t.begin == 0, sum);
+          });
+          finish(chunk.masks, c, sum);
+          if (!direct) convert(sum, part);
         });
-        finish(sum, cols);
-        if (!direct) convert(sum, out);
       });
     });
   }
@@ -305,7 +327,7 @@ class Products {
     const auto add = table.add[static_cast<int>(product_type_)];
     const int64_t at_once = masks_at_once();
     const int64_t width = std::min(ins, kLongestSum);
-    const int64_t height = std::min(outs, std::max<int64_t>(1, kTileElements / width));
+    const int64_t height = std::min(outs, tile_ / width);
     for_each_stretch(outs, height, [&](Range o) {
       for_each_stretch(ins, width, [&](Range i) {
         const Matrices out = result.part({0, 1}, o, i);
@@ -368,9 +390,7 @@ class Products {
     const Matrices rows = chunk.of(input, type_, problem_.in_features);
     const Matrices product = result_.hold(count, outs.size(), cols.size());
     const int64_t height =
-        widens() ? std::max<int64_t>(
-                       1, kTileElements / (count * std::max(outs.size(), cols.size())))
-                 : chunk.rows;
+        widens() ? rows_at_once(count, std::max(outs.size(), cols.size())) : chunk.rows;
     for_each_stretch(chunk.rows, height, [&](Range r) {
       add_product(ready(grad.part(grad.all(), r, outs), more_rows_).transposed(),
                   ready(rows.part(rows.all(), r, cols), rows_), r.begin == 0, product);
@@ -379,6 +399,8 @@ class Products {
   }
 
   const DropConnectProblem& problem_;
+  int64_t rows_per_mask_;
+  int64_t tile_;             // elements of a tile of weights
   ScalarType type_;          // of the operands
   ScalarType product_type_;  // of what is multiplied
   Buffer weights_, rows_, more_rows_, result_, part_;
@@ -442,31 +464,23 @@ bool pays(const DropConnectProblem& problem) {
          problem.in_features > 0 && problem.out_features > 0;
 }
 
-// A contiguous result of the layer, as a view.
-MatrixView view_of_result(const void* data, int64_t cols) { return {data, cols, 1}; }
-
 }  // namespace
 
 bool forward_by_products(const ForwardArgs& args, ScalarType type) {
   const DropConnectProblem& problem = args.problem;
-  const int64_t outs = problem.out_features;
-  const int64_t ins = problem.in_features;
-  if (!pays(problem) || !is_finite(args.input, type, problem.rows, ins)) return false;
-  Products products(problem, type, ins);
+  if (!pays(problem) || !is_finite(args.input, type, problem.rows, problem.in_features)) {
+    return false;
+  }
+  Products products(problem, type, problem.in_features);
   MaskedBias bias(args, type);
-  for_each_chunk(problem, products.masks_at_once(), [&](const Chunk& chunk) {
-    products.multiply_weights<true>(
-        chunk, args.weight, chunk.of(args.input, type, ins),
-        chunk.of(view_of_result(args.output, outs), type, outs),
-        [&](const Matrices& sums, Range cols) { bias.add(chunk.masks, cols, sums); });
-  });
+  products.multiply_weights<true>(
+      args.weight, args.input, args.output,
+      [&](Range masks, Range cols, const Matrices& sums) { bias.add(masks, cols, sums); });
   return true;
 }
 
 BackwardArgs backward_by_products(const BackwardArgs& args, ScalarType type) {
   const DropConnectProblem& problem = args.problem;
-  const int64_t outs = problem.out_features;
-  const int64_t ins = problem.in_features;
   BackwardArgs left = args;
   if (!pays(problem)) return left;
   if (args.d_weight != nullptr) {
@@ -474,13 +488,10 @@ BackwardArgs backward_by_products(const BackwardArgs& args, ScalarType type) {
         .multiply_gradients(args.grad_output, args.input, args.d_weight);
     left.d_weight = nullptr;
   }
-  if (args.d_input != nullptr && is_finite(args.grad_output, type, problem.rows, outs)) {
-    Products products(problem, type, outs);
-    for_each_chunk(problem, products.masks_at_once(), [&](const Chunk& chunk) {
-      products.multiply_weights<false>(chunk, args.weight, chunk.of(args.grad_output, type, outs),
-                                       chunk.of(view_of_result(args.d_input, ins), type, ins),
-                                       [](const Matrices&, Range) {});
-    });
+  if (args.d_input != nullptr && is_finite(args.grad_output, type, problem.rows, problem.out_features)) {
+    Products products(problem, type, problem.out_features);
+    products.multiply_weights<false>(args.weight, args.grad_output, args.d_input,
+                                     [](Range, Range, const Matrices&) {});
     left.d_input = nullptr;
   }
   return left;
