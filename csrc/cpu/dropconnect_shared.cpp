@@ -1,17 +1,17 @@
 // Where `rows_per_mask` rows share a mask M, their products are those of a dense layer:
 //
-//   output  = input (scale M weight)^T + scale m bias
-//   d_input = grad (scale M weight)
+//   output   = input (scale M weight)^T + scale m bias
+//   d_input  = grad (scale M weight)
 //   d_weight = the sum over masks of scale M (grad^T input)
 //
 // Masked weights are made in one pass, by the kernels of mask_weight, and multiplied by torch's
-// matrix product while they are in cache. Small matrices go several masks at a time, as a batch;
-// large ones in tiles. Memory: three buffers of at most kTileElements elements each, whatever the
-// shapes.
+// matrix product while they are in cache. Large matrices go in tiles; small ones several masks at a
+// time, as a batch. Memory: at most five buffers of kLargeTileElements elements, 4 MiB of floats
+// each, whatever the shapes. (torch copies an operand whose strides its product cannot take.)
 //
 // A dropped product must add 0 where an operand is infinite or NaN, and 0 * NaN is NaN. So an input
-// or grad_output that is not finite is left to the kernels that skip dropped products; d_weight is
-// masked after the product.
+// or grad_output that is not finite is left to the kernels, which skip dropped products; d_weight
+// is masked after the product.
 //
 // Types: float and double are multiplied as they are. fp16 is widened first, and so is bf16 but
 // where the processor multiplies it in tiles (AMX): elsewhere torch's own product of the two takes
@@ -19,20 +19,17 @@
 //
 // Sums within a product run in the library's order, which may depend on the number of threads.
 #include "dropconnect_shared.h"
-#include <cstdlib>
-#include <cstdint>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <memory>
 #include <utility>
 
 #include "../ops/checks.h"
 #include "dispatch.h"
 #include "mask_weight.h"
+#include "matrices.h"
 #include "parallel.h"
-#include "scratch.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -41,8 +38,8 @@
 namespace fused_dropout::dropconnect {
 namespace {
 
-// A tile of weights stays in a core's level-2 cache; where many rows are multiplied with it, a large
-// one is better for the library. No buffer holds more than a large one.
+// A tile of weights stays in a core's level-2 cache; where many rows are multiplied with it, a
+// large one is better for the library. No buffer holds more than a large one.
 constexpr int64_t kTileElements = 1 << 18;
 constexpr int64_t kLargeTileElements = 1 << 20;
 constexpr int64_t kManyRows = 512;
@@ -50,26 +47,11 @@ constexpr int64_t kLongestSum = 8192;  // terms that one product adds up
 static_assert(kLongestSum * kGroupColumns <= kLargeTileElements);
 constexpr int64_t kGrainElements = 1 << 15;
 
-// Rows that share a mask from which on a product pays; bench/mask_weight.py measures both ways.
-int64_t fewest_rows() {
-  if (const char* e = std::getenv("FD_ROWS")) return std::atoll(e);
-  switch (current_isa()) {
-    case Isa::kAvx512:
-      return 24;
-    case Isa::kAvx2:
-      return 8;
-    case Isa::kPlain:
-      return 4;
-  }
-  return 4;
-}
-
 bool has_amx_bf16() {
 #if defined(__x86_64__)
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) != 0 &&
-         (d & kAmxTile) != 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) != 0 && (d & kAmxTile) != 0;
 #else
   return false;
 #endif
@@ -83,78 +65,21 @@ bool multiplies_bfloats() {
   return always && current_isa() == Isa::kAvx512;
 }
 
-Dtype dtype_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::kFloat32:
-      return dtypes().float32;
-    case ScalarType::kBFloat16:
-      return dtypes().bfloat16;
-    case ScalarType::kFloat16:
-      return dtypes().float16;
-    case ScalarType::kFloat64:
-      return dtypes().float64;
+// From how many rows to a mask on a product takes less time than the kernels of this instruction
+// set: measured with bench/mask_weight.py's layers of 64 to 1024 features, on Sapphire Rapids. The
+// less, the slower the kernels. torch multiplies bf16 in tiles so much faster than the kernels do
+// that fewer rows pay.
+int64_t fewest_rows(ScalarType type) {
+  switch (current_isa()) {
+    case Isa::kAvx512:
+      return type == ScalarType::kBFloat16 && multiplies_bfloats() ? 16 : 24;
+    case Isa::kAvx2:
+      return 8;
+    case Isa::kPlain:
+      return 2;
   }
-  return dtypes().float32;
+  return 2;
 }
-
-int64_t bytes_of(ScalarType type) {
-  return type == ScalarType::kFloat64 ? 8 : type == ScalarType::kFloat32 ? 4 : 2;
-}
-
-// A batch of matrices of any strides, in elements.
-struct Matrices {
-  const void* data;
-  ScalarType type;
-  int64_t count, rows, cols;
-  int64_t stride, row_stride, col_stride;
-
-  // Matrices k, k + 1, ... of rows and columns that begin where the ranges do.
-  Matrices part(Range which, Range in_rows, Range in_cols) const {
-    const int64_t first = which.begin * stride + in_rows.begin * row_stride +
-                          in_cols.begin * col_stride;
-    return {static_cast<const char*>(data) + first * bytes_of(type), type, which.size(),
-            in_rows.size(), in_cols.size(), stride, row_stride, col_stride};
-  }
-  Matrices transposed() const {
-    return {data, type, count, cols, rows, stride, col_stride, row_stride};
-  }
-  Range all() const { return {0, count}; }
-  Range all_rows() const { return {0, rows}; }
-  Range all_cols() const { return {0, cols}; }
-};
-
-Tensor tensor_of(const Matrices& m) {
-  const int64_t sizes[] = {m.count, m.rows, m.cols};
-  const int64_t strides[] = {m.stride, m.row_stride, m.col_stride};
-  const size_t skip = m.count == 1 ? 1 : 0;
-  return on_memory(m.data, Sizes(sizes + skip, 3 - skip), Sizes(strides + skip, 3 - skip),
-                   dtype_of(m.type));
-}
-
-void multiply(const Matrices& a, const Matrices& b, const Matrices& out) {
-  multiply_into(tensor_of(out), tensor_of(a), tensor_of(b));
-}
-
-void convert(const Matrices& from, const Matrices& to) { copy(tensor_of(from), tensor_of(to)); }
-
-// Contiguous memory for matrices of at most kTileElements elements, taken at the first use.
-class Buffer {
- public:
-  explicit Buffer(ScalarType type) : type_(type) {}
-  Matrices hold(int64_t count, int64_t rows, int64_t cols) {
-    const size_t bytes = static_cast<size_t>(count * rows * cols * bytes_of(type_));
-    if (bytes > bytes_) {
-      memory_ = std::make_unique<Scratch<std::byte>>(bytes);
-      bytes_ = bytes;
-    }
-    return {memory_->get(), type_, count, rows, cols, rows * cols, cols, 1};
-  }
-
- private:
-  ScalarType type_;
-  size_t bytes_ = 0;
-  std::unique_ptr<Scratch<std::byte>> memory_;
-};
 
 // Calls f for stretches of at most `step`.
 template <class F>
@@ -216,8 +141,14 @@ struct Chunk {
   // The chunk's rows of a matrix, one matrix for each mask.
   Matrices of(const MatrixView& matrix, ScalarType type, int64_t cols) const {
     const int64_t first = first_row * matrix.row_stride * bytes_of(type);
-    return {static_cast<const char*>(matrix.data) + first, type, masks.size(), rows, cols,
-            rows * matrix.row_stride, matrix.row_stride, matrix.col_stride};
+    return {static_cast<const char*>(matrix.data) + first,
+            type,
+            masks.size(),
+            rows,
+            cols,
+            rows * matrix.row_stride,
+            matrix.row_stride,
+            matrix.col_stride};
   }
 };
 
@@ -226,9 +157,7 @@ template <class F>
 void for_each_chunk(const DropConnectProblem& problem, int64_t at_once, F f) {
   const int64_t rows = std::min(problem.rows_per_mask, problem.rows);
   const int64_t whole = problem.rows / rows;
-  for_each_stretch(whole, at_once, [&](Range masks) {
-    f(Chunk{masks, rows, masks.begin * rows});
-  });
+  for_each_stretch(whole, at_once, [&](Range masks) { f(Chunk{masks, rows, masks.begin * rows}); });
   const int64_t rest = problem.rows - whole * rows;
   if (rest > 0) f(Chunk{{whole, whole + 1}, rest, whole * rows});
 }
@@ -256,8 +185,8 @@ class Products {
   int64_t masks_at_once() const {
     const int64_t outs = problem_.out_features;
     const int64_t ins = problem_.in_features;
-    return std::max<int64_t>(1, std::min(tile_ / (outs * ins),
-                                         rows_at_once(1, std::max(outs, ins)) / rows_per_mask_));
+    return std::max<int64_t>(
+        1, std::min(tile_ / (outs * ins), rows_at_once(1, std::max(outs, ins)) / rows_per_mask_));
   }
 
   // How many rows of so many matrices fit into a buffer.
@@ -265,9 +194,9 @@ class Products {
     return std::max<int64_t>(1, kLargeTileElements / (count * cols));
   }
 
-  // result = rows (masked weight)^T where kForward, else rows (masked weight); before it is rounded,
-  // each part is given to finish(masks, columns, part). A tile of weights stays in cache for all
-  // masks.
+  // result = rows (masked weight)^T where kForward, else rows (masked weight); before it is
+  // rounded, each part is given to finish(masks, columns, part). A tile of weights stays in cache
+  // for all masks.
   template <bool kForward, class Finish>
   void multiply_weights(const MatrixView& weight, const MatrixView& rows, void* result,
                         Finish finish) {
@@ -336,8 +265,8 @@ class Products {
           const Matrices product = gradient_product(chunk, grad_output, input, o, i);
           for (int64_t k = 0; k < chunk.masks.size(); ++k) {
             const int64_t mask = chunk.masks.begin + k;
-            run_masks(mask == 0 ? put : add, problem_,
-                      product.part({k, k + 1}, {0, 0}, {0, 0}), {mask, mask + 1}, o, i, sum);
+            run_masks(mask == 0 ? put : add, problem_, product.part({k, k + 1}, {0, 0}, {0, 0}),
+                      {mask, mask + 1}, o, i, sum);
           }
         });
         if (!direct) convert(sum, out);
@@ -351,8 +280,8 @@ class Products {
   // The masked weights of a tile, [masks, outs, cols].
   Matrices masked(const MatrixView& weight, Range masks, Range outs, Range cols) {
     const Matrices out = weights_.hold(masks.size(), outs.size(), cols.size());
-    const Matrices in = {weight.data, type_, masks.size(), problem_.out_features,
-                         problem_.in_features, 0, weight.row_stride, weight.col_stride};
+    const Matrices in = {weight.data,          type_, masks.size(),      problem_.out_features,
+                         problem_.in_features, 0,     weight.row_stride, weight.col_stride};
     const auto& table = kernels<mask_weight::Kernels>();
     const auto& kernel = widens() ? table.apply_wide : table.apply;
     run_masks(kernel[static_cast<int>(type_)], problem_, in.part({0, masks.size()}, outs, cols),
@@ -459,16 +388,19 @@ class MaskedBias {
   Matrices bias_{};
 };
 
-bool pays(const DropConnectProblem& problem) {
-  return std::min(problem.rows_per_mask, problem.rows) >= fewest_rows() &&
-         problem.in_features > 0 && problem.out_features > 0;
+// Multiply-adds below which calling torch costs more than it brings.
+constexpr int64_t kLeastWork = 1 << 15;
+
+bool pays(const DropConnectProblem& problem, ScalarType type) {
+  return std::min(problem.rows_per_mask, problem.rows) >= fewest_rows(type) &&
+         problem.rows * problem.in_features * problem.out_features >= kLeastWork;
 }
 
 }  // namespace
 
 bool forward_by_products(const ForwardArgs& args, ScalarType type) {
   const DropConnectProblem& problem = args.problem;
-  if (!pays(problem) || !is_finite(args.input, type, problem.rows, problem.in_features)) {
+  if (!pays(problem, type) || !is_finite(args.input, type, problem.rows, problem.in_features)) {
     return false;
   }
   Products products(problem, type, problem.in_features);
@@ -482,13 +414,13 @@ bool forward_by_products(const ForwardArgs& args, ScalarType type) {
 BackwardArgs backward_by_products(const BackwardArgs& args, ScalarType type) {
   const DropConnectProblem& problem = args.problem;
   BackwardArgs left = args;
-  if (!pays(problem)) return left;
+  if (!pays(problem, type)) return left;
   if (args.d_weight != nullptr) {
-    Products(problem, type, 0)
-        .multiply_gradients(args.grad_output, args.input, args.d_weight);
+    Products(problem, type, 0).multiply_gradients(args.grad_output, args.input, args.d_weight);
     left.d_weight = nullptr;
   }
-  if (args.d_input != nullptr && is_finite(args.grad_output, type, problem.rows, problem.out_features)) {
+  if (args.d_input != nullptr &&
+      is_finite(args.grad_output, type, problem.rows, problem.out_features)) {
     Products products(problem, type, problem.out_features);
     products.multiply_weights<false>(args.weight, args.grad_output, args.d_input,
                                      [](Range, Range, const Matrices&) {});

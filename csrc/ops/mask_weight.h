@@ -21,10 +21,10 @@ constexpr const char* kSchemas[] = {
 inline Layer make_layer(int64_t masks, int64_t out_features, int64_t in_features, double p,
                         double scale) {
   constexpr int64_t kMostRows = int64_t{1} << 48;
-  FUSED_DROPOUT_CHECK(masks >= 0 && masks <= kMostRows && (out_features == 0 ||
-                                                           masks <= kMostRows / out_features),
-                      "masks must be at least 0, and masks times out_features at most 2^48, got ",
-                      masks, " masks of ", out_features, " output features");
+  FUSED_DROPOUT_CHECK(
+      masks >= 0 && masks <= kMostRows && (out_features == 0 || masks <= kMostRows / out_features),
+      "masks must be at least 0, and masks times out_features at most 2^48, got ", masks,
+      " masks of ", out_features, " output features");
   return dropconnect::make_layer(masks, in_features, out_features, 1, p, scale);
 }
 

@@ -168,7 +168,8 @@ void sum(const DropConnectProblem& problem, const StackView& stack, Range outs, 
   const R scale = static_cast<R>(problem.scale);
   T* to = static_cast<T*>(out) + outs.begin * problem.in_features + first_col;
   for (int64_t o = 0; o < outs.size(); ++o, to += problem.in_features) {
-    for (int64_t c = 0; c < count; ++c) narrow(total.element[o * kGroupColumns + c] * scale, to + c);
+    for (int64_t c = 0; c < count; ++c)
+      narrow(total.element[o * kGroupColumns + c] * scale, to + c);
   }
 }
 
