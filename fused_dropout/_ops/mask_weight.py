@@ -22,7 +22,9 @@ class MaskWeight(Differentiable):
     linear = True
 
     @staticmethod
-    def fake(weight: Tensor, rng_state: Tensor, mask_bits: Any, p: float, masks: int, *_: Any) -> Tensor:
+    def fake(
+        weight: Tensor, rng_state: Tensor, mask_bits: Any, p: float, masks: int, *_: Any
+    ) -> Tensor:
         return weight.new_empty((masks, *weight.shape))
 
     @staticmethod

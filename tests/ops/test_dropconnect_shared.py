@@ -128,7 +128,10 @@ def _repeated(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize("mask", [30, "batch"])
 def test_any_strides(view: object, mask: str | int, dtype: torch.dtype) -> None:
     assert callable(view)
-    operands = tuple(view(t) for t in random_operands((70, 131), 40, dtype))
+    operands = random_operands((70, 131), 40, dtype)
+    # Sums of equal numbers would have errors that do not cancel: the weight is not repeated.
+    kept = (1, 2) if view is _repeated else ()
+    operands = tuple(t if k in kept else view(t) for k, t in enumerate(operands))
     assert products_of(operands, mask=mask)
     check_against_reference(operands, p=0.3, mask=mask, seed=2)
 
