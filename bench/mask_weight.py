@@ -125,7 +125,10 @@ COLUMNS = [
     PEAK,
 ]
 print_result = printed(result_title, COLUMNS)
-MEASUREMENTS = [measure_weight, *(partial(measure_layer, group) for group in GROUPS)]
+MEASUREMENTS: list[Callable[..., dict[str, Any]]] = [
+    measure_weight,
+    *(partial(measure_layer, group) for group in GROUPS),
+]
 NUMBER = {group: k for k, group in enumerate(GROUPS, 1)}  # of the measurement
 NOT_SLOWER = [
     Goal(NUMBER[group], p, "speedup_over_eager", at_least=1) for group in (32, 128, 512, 4096)

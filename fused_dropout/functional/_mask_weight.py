@@ -26,10 +26,10 @@ def mask_weight(
     rng_state: Tensor | None = None,
     convention: Convention = "inverted",
 ) -> Tensor:
-    """A weight, each element dropped with probability ``p`` and the others divided by the keep rate.
+    """A weight whose elements are dropped with probability ``p``, by the masks of DropConnect.
 
-    These are the masks of :func:`dropconnect_linear`, for layers that it does not know:
-    ``torch.nn.functional.linear(x, mask_weight(weight, p, seed=s))`` is
+    The others are divided by the keep rate. For layers that :func:`dropconnect_linear` does not
+    know: ``torch.nn.functional.linear(x, mask_weight(weight, p, seed=s))`` is
     ``dropconnect_linear(x, weight, p=p, mask="batch", seed=s)``, and entry k of
     ``mask_weight(weight, p, masks=n, seed=s)`` has the mask of its k-th example. A dropped weight
     is 0, and so is its gradient, even where ``weight`` or the gradient is infinite or NaN.
