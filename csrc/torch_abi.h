@@ -242,6 +242,26 @@ const T* data_or_null(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? data_of<T>(*tensor) : nullptr;
 }
 
+// ---- torch's matrix products.
+
+// A tensor on memory of the CPU that outlives it, and that no gradient is recorded of.
+inline Tensor on_memory(const void* data, Sizes sizes, Sizes strides, Dtype dtype) {
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
+      const_cast<void*>(data), static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0,
+      dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// out = a b: matrices, or batches of them.
+inline void multiply_into(const Tensor& out, const Tensor& a, const Tensor& b) {
+  using torch::stable::detail::from;
+  StableIValue stack[] = {from(a), from(b), from(out)};
+  const char* const name = out.dim() == 3 ? "aten::bmm" : "aten::mm";
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "out", stack, TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // the same tensor, whose handle is ours to free
+}
+
 // ---- Operators.
 
 template <size_t kCount>

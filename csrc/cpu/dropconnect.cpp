@@ -9,6 +9,7 @@
 
 #include "../ops/dropconnect.h"
 #include "dispatch.h"
+#include "dropconnect_shared.h"
 #include "mask.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -82,6 +83,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
     args.bias_bits = bias_bits->get();
   }
   if (output.numel() == 0) return output;
+  if (forward_by_products(args, kernel_type(input))) return output;
 
   // Even blocks of rows in multiples of every tile height; smaller blocks of outputs for many
   // threads.
@@ -112,6 +114,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
 // Whole groups of columns are cut evenly over the threads, each drawing its masks once for both
 // gradients. The groups left over are cut by rows for d_input and by output features for d_weight.
 void run_backward(const BackwardArgs& args, ScalarType type) {
+  if (args.d_input == nullptr && args.d_weight == nullptr) return;
   const DropConnectProblem& problem = args.problem;
   const int64_t groups = group_count(problem.in_features);
   const bool serial = problem.rows * problem.in_features * problem.out_features < kSerialWork;
@@ -175,7 +178,7 @@ Gradients backward(const Tensor& grad_output, const Tensor* input, const Tensor*
         empty({layer.out_features, layer.in_features}, dtype_of(grad_output), grad_output);
     args.d_weight = gradients.d_weight->mutable_data_ptr();
   }
-  run_backward(args, kernel_type(grad_output));
+  run_backward(backward_by_products(args, kernel_type(grad_output)), kernel_type(grad_output));
   return gradients;
 }
 

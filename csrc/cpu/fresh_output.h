@@ -8,10 +8,9 @@
 
 namespace fused_dropout {
 
-// new_like, on huge pages where the system grants them: a fresh result of 64 MiB otherwise costs
+// A fresh tensor on huge pages, where the system grants them: a result of 64 MiB otherwise costs
 // 16384 page faults, which take several times as long as computing it.
-inline Tensor fresh_output(const Tensor& like) {
-  Tensor out = new_like(like);
+inline Tensor on_huge_pages(Tensor out) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
   const uintptr_t bytes = static_cast<uintptr_t>(out.numel()) * out.element_size();
@@ -24,5 +23,7 @@ inline Tensor fresh_output(const Tensor& like) {
 #endif
   return out;
 }
+
+inline Tensor fresh_output(const Tensor& like) { return on_huge_pages(new_like(like)); }
 
 }  // namespace fused_dropout

@@ -22,6 +22,7 @@ from fused_dropout.functional._dropout import dropout
 from fused_dropout.functional._gaussian_dropout import gaussian_dropout
 from fused_dropout.functional._gaussian_noise import gaussian_noise
 from fused_dropout.functional._locked_dropout import locked_dropout
+from fused_dropout.functional._mask_weight import mask_weight
 
 __all__ = [
     "alpha_dropout",
@@ -42,5 +43,6 @@ __all__ = [
     "gaussian_noise",
     "linear_drop_rates",
     "locked_dropout",
+    "mask_weight",
     "stochastic_depth",
 ]

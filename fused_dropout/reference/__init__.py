@@ -15,6 +15,7 @@ from fused_dropout.reference._dropout import (
     feature_alpha_dropout,
     locked_dropout,
 )
+from fused_dropout.reference._mask_weight import mask_weight
 from fused_dropout.reference._masks import (
     fraction_digit,
     keep_rate,
@@ -51,6 +52,7 @@ __all__ = [
     "locked_dropout",
     "mask",
     "mask_matrix",
+    "mask_weight",
     "normal_noise",
     "philox4x32_10",
     "rows_per_mask",
