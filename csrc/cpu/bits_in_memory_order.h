@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "../common/packed_bits.h"
 #include "../ops/mask_layout.h"
@@ -54,7 +55,10 @@ class BitsOfRows {
         row_(layout.dims.back()),
         stride_(layout.dims.size() > 1 ? layout.dims[layout.dims.size() - 2].mask_stride : 0),
         rows_(layout.dims.data(), layout.dims.size() - 1, element / row_.size),
-        col_(element % row_.size) {}
+        col_(element % row_.size) {
+    for (int64_t bit = 0; bit + row_.size <= 64; bit += row_.size)
+      first_of_rows_ |= uint64_t{1} << bit;
+  }
 
   // Writes the bits of the next `count` elements.
   void write(int64_t count, BitWriter& writer) {
@@ -76,8 +80,7 @@ class BitsOfRows {
     const uint64_t ones = low_ones(size);
     uint64_t all = 0;
     if (stride_ == 0) {
-      const uint64_t row = word_from(bits_, first) & ones;
-      for (int64_t k = 0; k < rows; ++k) all |= row << (k * size);
+      all = (word_from(bits_, first) & ones) * first_of_rows_ & low_ones(rows * size);
     } else {
       for (int64_t k = 0; k < rows; ++k) {
         all |= (word_from(bits_, first + static_cast<uint64_t>(k * stride_)) & ones) << (k * size);
@@ -110,50 +113,114 @@ class BitsOfRows {
   int64_t stride_;  // from a row's bits to the next one's
   LayoutWalk rows_;
   int64_t col_;
+  uint64_t first_of_rows_ = 0;  // the first bit of each row that 64 bits hold
 };
 
-// Few columns of consecutive bits, read row by row: each row is the transpose of one bit of each
-// column. A table spreads out the bits of a column, as far apart as the rows are long.
+// Calls f with `count`, 1 to kMost, as a constant: loops that long are unrolled.
+template <int kMost, class F>
+auto with_constant(int count, F f) {
+  if constexpr (kMost > 1) {
+    if (count < kMost) return with_constant<kMost - 1>(count, f);
+  }
+  return f(std::integral_constant<int, kMost>());
+}
+
+// Few columns of consecutive bits, read row by row: a row takes one bit of each column. A table
+// spreads out the bits of a column, as far apart as the rows are long.
 class BitsOfColumns {
  public:
-  static constexpr int kMostColumns = 15;
+  static constexpr int kMost = 15;
 
-  // The first rows' bits are those at `first_bits`, `count` of them.
+  // The first row's bits are those at `first_bits`, `count` <= kMost of them.
   BitsOfColumns(const uint32_t* bits, const int64_t* first_bits, int count)
-      : bits_(bits), count_(count), rows_(count <= 8 ? 8 : 4) {
+      : bits_(bits), write_(with_constant<kMost>(count, [](auto constant) -> Write {
+          return &BitsOfColumns::write_columns<decltype(constant)::value>;
+        })) {
     std::copy(first_bits, first_bits + count, first_bits_);
-    spread_[0] = 0;
-    for (int size = 0; size < rows_; ++size) {
-      for (int k = 0; k < 1 << size; ++k) {
-        spread_[(1 << size) + k] = spread_[k] | uint64_t{1} << (size * count);
-      }
+    for (int k = 1; k < 1 << rows_at_once(count); k *= 2) {
+      for (int rest = 0; rest < k; ++rest) spread_[k + rest] = spread_[rest] | next_;
+      next_ <<= count;
     }
   }
 
-  // Writes the bits of `count` rows, whose first bits are those of the first row plus `row`.
+  // Writes the bits of `count` rows, those of row `row` first.
   void write(int64_t row, int64_t count, BitWriter& writer) const {
-    const uint32_t some = (1u << rows_) - 1;
-    for (int64_t done = 0; done < count; done += 64) {
-      uint64_t column[kMostColumns];
-      for (int c = 0; c < count_; ++c) {
-        column[c] = bits_from(bits_, static_cast<uint64_t>(first_bits_[c] + row + done));
+    (this->*write_)(row, count, writer);
+  }
+
+ private:
+  using Write = void (BitsOfColumns::*)(int64_t, int64_t, BitWriter&) const;
+
+  static constexpr int rows_at_once(int count) { return count <= 8 ? 8 : 4; }  // they fit 64 bits
+
+  template <int kCols>
+  void write_columns(int64_t row, int64_t count, BitWriter& writer) const {
+    constexpr int kRows = rows_at_once(kCols);
+    for (; count > 0; row += 64, count -= 64) {
+      uint64_t column[kCols];
+      for (int c = 0; c < kCols; ++c) {
+        column[c] = bits_from(bits_, static_cast<uint64_t>(first_bits_[c] + row));
       }
-      const int rows = static_cast<int>(std::min<int64_t>(64, count - done));
-      for (int r = 0; r < rows; r += rows_) {
+      const int rows = static_cast<int>(std::min<int64_t>(64, count));
+      for (int r = 0; r < rows; r += kRows) {
         uint64_t all = 0;
-        for (int c = 0; c < count_; ++c) all |= spread_[column[c] >> r & some] << c;
-        const int n = std::min(rows_, rows - r) * count_;
+        for (int c = 0; c < kCols; ++c) {
+          all |= spread_[column[c] % (1 << kRows)] << c;
+          column[c] >>= kRows;
+        }
+        const int n = std::min(kRows, rows - r) * kCols;
         writer.append(all & low_ones(n), n);
       }
     }
   }
 
- private:
   const uint32_t* bits_;
-  int count_;
-  int rows_;  // at a time: their bits fit 64
-  int64_t first_bits_[kMostColumns];
-  uint64_t spread_[256];  // bit k of the index as bit k * count
+  Write write_;
+  int64_t first_bits_[kMost];
+  uint64_t next_ = 1;
+  uint64_t spread_[256] = {};  // bit k of the index as bit k * columns
+};
+
+// Few rows whose bits take turns: row r of column c has bit c * rows + r. A table moves four bits
+// at a time to the bytes of their rows.
+class BitsOfTurns {
+ public:
+  static constexpr int kMost = 8;
+
+  BitsOfTurns(const uint32_t* bits, int rows)
+      : bits_(bits), write_(with_constant<kMost>(rows, [](auto constant) -> Write {
+          return &BitsOfTurns::write_rows<decltype(constant)::value>;
+        })) {
+    for (int k = 0; k < 8 * rows; ++k) {
+      const uint64_t moved = uint64_t{1} << (k % rows * 8 + k / rows);
+      for (int some = 0; some < 16; ++some) {
+        if (some >> k % 4 & 1) to_bytes_[k / 4][some] |= moved;
+      }
+    }
+  }
+
+  // Row r's bits of `count` columns, from `first_bit` on, become those of `out` + r * `row_bytes`;
+  // bits past them are any.
+  void write(int64_t first_bit, int64_t count, uint8_t* out, int64_t row_bytes) const {
+    (this->*write_)(first_bit, count, out, row_bytes);
+  }
+
+ private:
+  using Write = void (BitsOfTurns::*)(int64_t, int64_t, uint8_t*, int64_t) const;
+
+  template <int kRows>
+  void write_rows(int64_t first_bit, int64_t count, uint8_t* out, int64_t row_bytes) const {
+    for (; count > 0; count -= 8, first_bit += 8 * kRows, ++out) {
+      uint64_t turns = bits_from(bits_, static_cast<uint64_t>(first_bit));
+      uint64_t bytes = 0;
+      for (int k = 0; k < 2 * kRows; ++k, turns >>= 4) bytes |= to_bytes_[k][turns % 16];
+      for (int r = 0; r < kRows; ++r) out[r * row_bytes] = static_cast<uint8_t>(bytes >> (8 * r));
+    }
+  }
+
+  const uint32_t* bits_;
+  Write write_;
+  uint64_t to_bytes_[2 * kMost][16] = {};
 };
 
 }  // namespace

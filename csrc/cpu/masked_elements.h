@@ -138,7 +138,7 @@ void run_few_columns(const MaskedWork& work, const MaskLayout& layout, const Mat
   const int64_t all_rows = layout.numel / cols;
   const int64_t chunk_rows = kChunkElements / cols / kGroupColumns * kGroupColumns;
   const int64_t chunks = ceil_div(all_rows, chunk_rows);
-  int64_t first_bits[BitsOfColumns::kMostColumns];
+  int64_t first_bits[BitsOfColumns::kMost];
   matrices.bits_of_columns(layout, layout.first_bit, 0, cols, first_bits);
   const BitsOfColumns columns(bits, first_bits, static_cast<int>(cols));
   const int64_t grain = ceil_div(kGrainElements, kChunkElements);
@@ -155,6 +155,32 @@ void run_few_columns(const MaskedWork& work, const MaskLayout& layout, const Mat
           done += rows;
         }
       });
+    }
+  });
+}
+
+// Matrices of few rows whose bits take turns: an image in row-major order, seen as channels_last.
+void run_few_rows(const MaskedWork& work, const MaskLayout& layout, const Matrices& matrices,
+                  const uint32_t* bits) {
+  const auto apply = work.table.apply[work.type];
+  const int64_t rows = matrices.rows;
+  const int64_t cols = matrices.cols;
+  const int64_t tiles = ceil_div(cols, kChunkElements);
+  const int64_t count = layout.numel / (rows * cols);
+  const int64_t grain =
+      std::max<int64_t>(1, kGrainElements / (rows * std::min(cols, kChunkElements)));
+  const BitsOfTurns turns(bits, static_cast<int>(rows));
+  parallel_for(0, count * tiles, grain, [&](int64_t begin, int64_t end) {
+    uint32_t chunk[BitsOfTurns::kMost][kChunkElements / 32];
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t matrix = k / tiles;
+      const int64_t col = k % tiles * kChunkElements;
+      const int64_t n = std::min(kChunkElements, cols - col);
+      const int64_t bit = layout.first_bit + matrices.matrices(layout, matrix).bit() + col * rows;
+      turns.write(bit, n, reinterpret_cast<uint8_t*>(chunk), sizeof chunk[0]);
+      for (int64_t row = 0; row < rows; ++row) {
+        apply(work.map, work.run((matrix * rows + row) * cols + col, n), chunk[row]);
+      }
     }
   });
 }
@@ -194,8 +220,12 @@ void run_masked(const MaskedWork& work, const MaskLayout& layout, const uint32_t
   if (inner.mask_stride == 0 && inner.size >= kLongRow) return run_alike(work, layout, bits);
   if (inner.mask_stride == 1 || layout.mask_numel == 1) return run_rows(work, layout, bits);
   const Matrices matrices(layout);
-  const auto run = matrices.cols < dropout::kMinColumns ? run_few_columns : run_columns;
-  run(work, layout, matrices, bits);
+  if (matrices.cols < dropout::kMinColumns) return run_few_columns(work, layout, matrices, bits);
+  if (matrices.rows <= BitsOfTurns::kMost && inner.size == matrices.cols &&
+      inner.mask_stride == matrices.rows) {
+    return run_few_rows(work, layout, matrices, bits);
+  }
+  run_columns(work, layout, matrices, bits);
 }
 
 }  // namespace

@@ -87,13 +87,23 @@ def test_every_choice_of_shared_dimensions(shape: Shape, backend: torch.device) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("columns", [2, 15, 16, 17, 24, 100, 1024, 4099])
+@pytest.mark.parametrize("columns", [2, 3, 8, 9, 15, 16, 17, 24, 100, 1024, 4099])
 def test_transposed_matrices(columns: int, dtype: torch.dtype, backend: torch.device) -> None:
-    """Edges of vectors and tiles: a matrix whose columns lie in memory, and batches of them."""
-    for rows in (2, 31, 32, 33, 130, *([9000] if columns == 17 else [])):
+    """Edges of vectors, tables and tiles: a matrix whose columns lie in memory, and batches."""
+    for rows in (2, 3, 8, 9, 31, 32, 33, 130, *([9000] if columns <= 17 else [])):
         check(random_tensor((columns, rows), dtype).t(), 0.3, rows)
     check(permuted(random_tensor((3, 40, columns), dtype), 2, 1, 0), 0.5)
     check(permuted(random_tensor((3, columns, 40), dtype), 2, 0, 1), 0.5)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 70), (40, 2, 9, 3), (5, 70, 17, 2)])
+def test_every_order_of_dimensions(shape: Shape, backend: torch.device) -> None:
+    """In memory, and with any of them shared."""
+    for order in itertools.permutations(range(4)):
+        for count in range(4):
+            for dims in itertools.combinations(range(4), count):
+                input = permuted(random_tensor(shape), *order)
+                check(input, 0.4, (order, dims), broadcast_dims=dims)
 
 
 def test_expanded_input(backend: torch.device) -> None:
