@@ -17,7 +17,8 @@ namespace {
 
 constexpr int64_t kGrainGroups = 256;  // a task's 32768 elements take about 10 us
 constexpr int64_t kGrainElements = kGrainGroups * kGroupColumns;
-constexpr int64_t kLongRow = 64;  // elements, for which a call of a kernel is worth its price
+constexpr int64_t kLongRow = 64;       // elements, for which a call of a kernel is worth its price
+constexpr int64_t kShortPiece = 4096;  // of a row whose elements share a bit
 constexpr int64_t kChunkElements = 32 * kGroupColumns;  // whose bits are joined at a time
 constexpr int64_t kTileWords = 2048;  // of column bits; they stay in level-1 cache
 
@@ -60,20 +61,21 @@ inline Scratch<uint32_t> draw_all_bits(const MaskRule& rule, int64_t mask_numel)
   return bits;
 }
 
-// The elements of a row of the last dimension share a bit.
+// The elements of a row of the last dimension share a bit. Rows that are dropped take less time, so
+// each thread gets pieces of all rows where they are long.
 void run_alike(const MaskedWork& work, const MaskLayout& layout, const uint32_t* bits) {
   const auto apply = work.table.apply_alike[work.type];
   const int64_t row = layout.dims.back().size;
-  const int64_t pieces = ceil_div(row, kGrainElements);
-  const int64_t piece = ceil_div(row, pieces);
-  const int64_t grain = std::max<int64_t>(1, kGrainElements / row);
-  parallel_for(0, layout.numel / row * pieces, grain, [&](int64_t begin, int64_t end) {
+  const int64_t rows = layout.numel / row;
+  const int64_t pieces = std::max(
+      {int64_t{1}, ceil_div(row, kGrainElements), std::min(thread_count(), row / kShortPiece)});
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / ceil_div(row, pieces));
+  parallel_for(0, rows * pieces, grain, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
-      const int64_t first = k / pieces * row + k % pieces * piece;
-      const int64_t count = std::min(piece, row - k % pieces * piece);
-      if (count > 0) {
-        apply(work.map, work.run(first, count), bit_at(bits, bit_of_element(layout, first)));
-      }
+      const int64_t from = row * (k / rows) / pieces;
+      const int64_t to = row * (k / rows + 1) / pieces;
+      const int64_t first = k % rows * row + from;
+      apply(work.map, work.run(first, to - from), bit_at(bits, bit_of_element(layout, first)));
     }
   });
 }
@@ -194,20 +196,22 @@ void run_columns(const MaskedWork& work, const MaskLayout& layout, const Matrice
   const int64_t tile_cols = ceil_div(matrices.cols, col_tiles);  // or one less
   const int64_t tile_rows = 32 * std::max<int64_t>(1, kTileWords / tile_cols);
   const int64_t row_tiles = ceil_div(matrices.rows, tile_rows);
+  const auto first_row = [&](int64_t tile) { return matrices.rows * tile / row_tiles; };
   const int64_t count = layout.numel / (matrices.rows * matrices.cols);
   const int64_t tile_elements = std::min(tile_rows, matrices.rows) * tile_cols;
   const int64_t grain = std::max<int64_t>(1, kGrainElements / tile_elements);
   parallel_for(0, count * row_tiles * col_tiles, grain, [&](int64_t begin, int64_t end) {
     int64_t first_bits[dropout::kMaxColumns];
     for (int64_t k = begin; k < end; ++k) {
-      const int64_t row = k / col_tiles % row_tiles * tile_rows;
+      const int64_t row_tile = k / col_tiles % row_tiles;
+      const int64_t row = first_row(row_tile);
       const int64_t col = first_col(k % col_tiles);
       const int64_t cols = first_col(k % col_tiles + 1) - col;
       const int64_t matrix = k / col_tiles / row_tiles;
       const int64_t bit = layout.first_bit + matrices.matrices(layout, matrix).bit() + row;
       matrices.bits_of_columns(layout, bit, col, cols, first_bits);
-      const dropout::ColumnBits tile = {std::min(tile_rows, matrices.rows - row), cols,
-                                        matrices.cols, first_bits};
+      const dropout::ColumnBits tile = {first_row(row_tile + 1) - row, cols, matrices.cols,
+                                        first_bits};
       const int64_t element = (matrix * matrices.rows + row) * matrices.cols + col;
       apply(work.map, work.run(element, 0), tile, bits);
     }
