@@ -277,8 +277,18 @@ def test_masks_are_the_contract_s(backend: torch.device) -> None:
 
 
 def test_results_do_not_depend_on_threads(isa: str) -> None:
-    for shape, dims in (((300_001,), ()), ((3, 70, 50, 60), ()), ((3, 70, 50, 60), (2, 3))):
-        for name, input in layouts(random_tensor(shape)):
+    for shape, dims in (
+        ((300_001,), ()),
+        ((3, 70, 50, 60), ()),
+        ((3, 70, 50, 60), (2, 3)),
+        ((2, 3, 190, 150), ()),
+        ((2, 3, 190, 150), (2, 3)),
+        ((2, 190, 150, 3), ()),
+        ((5, 50_001), (1,)),
+    ):
+        dense = random_tensor(shape)
+        others = [("channels first", permuted(dense, 0, 3, 1, 2))] if dense.dim() == 4 else []
+        for name, input in (*layouts(dense), *others):
             with threads(1):
                 alone = functional.dropout(input, 0.1, broadcast_dims=dims, seed=9)
             for count in (2, 3, 7):
