@@ -64,7 +64,6 @@ struct Device {
   int32_t type;
   int32_t index;
   bool operator==(const Device& other) const { return type == other.type && index == other.index; }
-  bool operator!=(const Device& other) const { return !(*this == other); }
 };
 
 inline Device device_of(const Tensor& tensor) {

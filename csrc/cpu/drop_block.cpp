@@ -18,6 +18,7 @@ namespace {
 
 constexpr int64_t kWordBits = 64;
 constexpr int64_t kChunkBits = 1 << 16;  // 8 KiB, twice: in level-1 cache
+constexpr int64_t kLongRun = 8 * kGrainElements;
 
 // Maps dilated at a time: whole words of the result, so that threads share none.
 int64_t maps_of_chunk(int64_t map_bits) {
@@ -117,8 +118,11 @@ void apply_into(const Tensor& out, const Tensor& input, const Tensor& bits, cons
     layout.first_bit = run * layout.mask_numel;
     run_masked(work, layout, words);
   };
-  if (runs == 1) return apply(0);
-  const int64_t grain = std::max<int64_t>(1, kGrainGroups * kGroupColumns / run_numel);
+  if (run_numel >= kLongRun) {  // enough for all threads; the runs may be too few
+    for (int64_t run = 0; run < runs; ++run) apply(run);
+    return;
+  }
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / run_numel);
   parallel_for(0, runs, grain, [&](int64_t begin, int64_t end) {
     for (int64_t run = begin; run < end; ++run) apply(run);
   });

@@ -16,15 +16,15 @@ struct Run {
 constexpr int64_t kSpareWords = 4;  // past the last bit, which kernels may read
 
 // Rows of elements, which lie in memory while the bits of each column are consecutive: that of row
-// r and column c is bit first_bit + c * col_bits + r.
+// r and column c is bit first_bits[c] + r.
 constexpr int64_t kMinColumns = 16;
-constexpr int64_t kMaxColumnWords = 4096;
+constexpr int64_t kMaxColumns = 2048;
+constexpr int64_t kMaxColumnWords = 2048;
 struct ColumnBits {
   int64_t rows;
-  int64_t cols;  // at least kMinColumns; times rows / 32, rounded up, at most kMaxColumnWords
+  int64_t cols;  // kMinColumns to kMaxColumns; times rows / 32, rounded up, at most kMaxColumnWords
   int64_t row_stride;
-  int64_t first_bit;
-  int64_t col_bits;
+  const int64_t* first_bits;
 };
 
 struct Kernels {

@@ -13,9 +13,8 @@ namespace fused_dropout {
 constexpr int64_t kGrainBlocks = 64;  // a task's 8192 elements take about 10 us
 
 inline MaskRule noise_rule_from_cpu_state(const Tensor& rng_state) {
-  check_rng_state(rng_state);
-  const int64_t* const state = data_of<int64_t>(rng_state);
-  return make_noise_rule(static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1]));
+  const SeedAndOffset state = read_cpu_state(rng_state);
+  return make_noise_rule(state.seed, state.offset);
 }
 
 // Elements `first`, `first` + 1, ... of a contiguous tensor.

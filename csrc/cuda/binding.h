@@ -6,7 +6,9 @@
 
 #include "../common/noise.h"
 #include "../ops/checks.h"
+#include "../ops/mask_layout.h"
 #include "mask.cuh"
+#include "masked_dims.cuh"
 
 namespace fused_dropout {
 
@@ -55,14 +57,14 @@ inline torch::stable::accelerator::DeviceGuard device_guard(const Tensor& tensor
 // The seed and offset of an rng_state: read here and passed by value if it is on the CPU, else read
 // by the kernels on the device. Neither waits for the device.
 inline RngSource rng_source(const Tensor& rng_state, Device device) {
-  check_rng_state(rng_state);
-  const int64_t* const state = data_of<int64_t>(rng_state);
   if (rng_state.is_cpu()) {
-    return {nullptr, static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1])};
+    const SeedAndOffset state = read_cpu_state(rng_state);
+    return {nullptr, state.seed, state.offset};
   }
+  check_rng_state(rng_state);
   FUSED_DROPOUT_CHECK(device_of(rng_state) == device, "rng_state must be on the CPU or on ", device,
                       ", got ", device_of(rng_state));
-  return rng_from_state(state);
+  return rng_from_state(data_of<int64_t>(rng_state));
 }
 
 // The rule of a mask but for its seed and offset, which the device fills in.
@@ -72,6 +74,13 @@ inline MaskRule unseeded_rule(double p, int64_t stream, int64_t digits) {
 
 // The same for noise.
 inline MaskRule unseeded_noise_rule() { return make_noise_rule(0, 0); }
+
+inline MaskedDims masked_dims(const MaskLayout& layout) {
+  FUSED_DROPOUT_CHECK(layout.dims.size() <= static_cast<size_t>(kMaxMaskedDims),
+                      "a mask on a GPU alternates between shared and other dimensions at most ",
+                      kMaxMaskedDims, " times, got ", layout.dims.size());
+  return make_masked_dims(layout.dims.data(), static_cast<int>(layout.dims.size()));
+}
 
 // Packed words on the device of `like`.
 inline Tensor empty_words(int64_t words, const Tensor& like) {

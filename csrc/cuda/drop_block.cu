@@ -50,8 +50,7 @@ std::tuple<Tensor, Tensor> draw_mask(const Tensor& input, const Tensor& rng_stat
 void apply_into(const Tensor& out, const Tensor& input, const Tensor& bits, const Tensor& scale,
                 bool share_channels) {
   const MaskLayout layout = layout_of(input, input.size(0), share_channels);
-  const dropout::MaskedDims dims =
-      dropout::make_masked_dims(layout.dims.data(), static_cast<int>(layout.dims.size()));
+  const MaskedDims dims = masked_dims(layout);
   const int64_t scales = scale.size(0);
   with_type(input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;

@@ -11,13 +11,6 @@
 namespace fused_dropout::dropout {
 namespace {
 
-MaskedDims dims_of(const MaskLayout& layout) {
-  FUSED_DROPOUT_CHECK(layout.dims.size() <= static_cast<size_t>(kMaxMaskedDims),
-                      "dropout on a GPU alternates between shared and other dimensions at most ",
-                      kMaxMaskedDims, " times, got ", layout.dims.size());
-  return make_masked_dims(layout.dims.data(), static_cast<int>(layout.dims.size()));
-}
-
 Tensor draw_all_bits(const MaskRule& rule, const RngSource& rng, int64_t mask_numel,
                      const Tensor& like) {
   const int64_t groups = group_count(mask_numel);
@@ -44,7 +37,7 @@ void apply_into(const Tensor& out, const Tensor& input, const std::optional<Tens
       return;
     }
     const Tensor bits = draw_all_bits(rule, rng, layout.mask_numel, input);
-    check_launch(launch_masked<T>(data_of<uint32_t>(bits), dims_of(layout),
+    check_launch(launch_masked<T>(data_of<uint32_t>(bits), masked_dims(layout),
                                   OneMap<Real<T>>{reals_of<T>(map)}, tensors, current_stream()));
   });
 }

@@ -13,31 +13,12 @@
 // packed path reads 1/8 byte more an element.
 #pragma once
 
-#include "divisor.cuh"
 #include "elements.cuh"
 #include "mask.cuh"
+#include "masked_dims.cuh"
 #include "packed_bits.cuh"
 
 namespace fused_dropout::dropout {
-
-constexpr int kMaxMaskedDims = 16;
-
-// The dimensions of a tensor, outermost in memory first.
-struct MaskedDims {
-  int count;
-  Divisor size[kMaxMaskedDims];
-  int64_t mask_stride[kMaxMaskedDims];
-};
-
-// Of `count` <= kMaxMaskedDims dimensions.
-inline MaskedDims make_masked_dims(const MaskedDim* dims, int count) {
-  MaskedDims all{count, {}, {}};
-  for (int d = 0; d < count; ++d) {
-    all.size[d] = make_divisor(dims[d].size);
-    all.mask_stride[d] = dims[d].mask_stride;
-  }
-  return all;
-}
 
 // `residual` may be null; `out` may be `in`.
 template <class T>
@@ -166,24 +147,6 @@ __global__ void __launch_bounds__(kElementThreads, kBlocks)
     }
     __syncwarp();
   }
-}
-
-// The mask bit of an element, and how far the last dimension goes on from there.
-struct ElementPlace {
-  int64_t bit;
-  int64_t left;
-};
-
-FUSED_DROPOUT_DEVICE ElementPlace place_of_element(const MaskedDims& dims, int64_t element) {
-  ElementPlace place = {0, 0};
-  for (int d = dims.count - 1; d >= 0; --d) {
-    const int64_t rest = quotient(element, dims.size[d]);
-    const int64_t index = element - rest * dims.size[d].value;
-    if (d == dims.count - 1) place.left = dims.size[d].value - index;
-    place.bit += index * dims.mask_stride[d];
-    element = rest;
-  }
-  return place;
 }
 
 // The bits of `count` < 32 elements of the last dimension.

@@ -38,13 +38,24 @@ inline void check_rng_state(const Tensor& rng_state) {
                       DtypeName{dtype_of(rng_state)}, " ", rng_state.sizes());
 }
 
+struct SeedAndOffset {
+  uint64_t seed;
+  uint64_t offset;
+};
+
+// Of an rng_state on the CPU.
+inline SeedAndOffset read_cpu_state(const Tensor& rng_state) {
+  check_rng_state(rng_state);
+  const int64_t* const state = data_of<int64_t>(rng_state);
+  return {static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1])};
+}
+
 // torch calls an operator of the CPU where all tensors are there, so this one is.
 inline MaskRule rule_from_cpu_state(const Tensor& rng_state, double p, int64_t stream,
                                     int64_t digits) {
-  check_rng_state(rng_state);
-  const int64_t* const state = data_of<int64_t>(rng_state);
-  return make_mask_rule(static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1]),
-                        static_cast<uint32_t>(stream), p, static_cast<int>(digits));
+  const SeedAndOffset state = read_cpu_state(rng_state);
+  return make_mask_rule(state.seed, state.offset, static_cast<uint32_t>(stream), p,
+                        static_cast<int>(digits));
 }
 
 inline ScalarType kernel_type(const Tensor& tensor) {

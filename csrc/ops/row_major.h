@@ -5,14 +5,20 @@
 
 namespace fused_dropout {
 
+// Whether torch's own results on `input` are surely in row-major order: its strides descend.
+inline bool has_row_major_results(const Tensor& input) {
+  if (input.is_contiguous()) return true;
+  const Sizes strides = input.strides();
+  for (size_t d = 1; d < strides.size(); ++d) {
+    if (strides[d] >= strides[d - 1]) return false;
+  }
+  return strides.empty() || strides[strides.size() - 1] > 0;
+}
+
 // `dense`, which was computed from row_major(input), with the strides of torch's own results on
 // `input`.
 inline Tensor laid_out_like(const Tensor& input, const Tensor& dense) {
-  if (input.is_contiguous()) return dense;
-  Tensor out = new_like(input);
-  if (same_sizes(out.strides(), dense.strides())) return dense;
-  copy(dense, out);
-  return out;
+  return has_row_major_results(input) ? dense : copy_like(dense, input);
 }
 
 // Calls change(tensor) on a row-major tensor that holds `input`, and leaves the result in `input`.

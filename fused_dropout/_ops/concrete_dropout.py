@@ -16,7 +16,7 @@ from fused_dropout._ops._differentiable import NAMESPACE, Differentiable, Settin
 
 
 class ConcreteDropout(Differentiable):
-    """Tensors: input, logit_p (one element), rng_state. Settings: temperature."""
+    """Tensors: input, logit_p (one element), rng_state. Settings: temperature, then shared_dims."""
 
     name = "concrete_dropout"
     inputs = 2
@@ -55,8 +55,9 @@ class ConcreteDropout(Differentiable):
 class ConcreteDropoutBackward(Differentiable):
     """(gradient of the input, gradient of logit_p).
 
-    Tensors: grad_output, input, logit_p, rng_state. Settings: temperature. Its own derivatives are
-    plain torch on the uniforms drawn again: rarely asked for, so they need not be fast.
+    Tensors: grad_output, input, logit_p, rng_state. Settings: temperature, then shared_dims. Its
+    own derivatives are plain torch on the uniforms drawn again: rarely asked for, so they need not
+    be fast.
     """
 
     name = "concrete_dropout_backward"
@@ -106,7 +107,7 @@ class ConcreteDropoutBackward(Differentiable):
 
 
 class _Factors(NamedTuple):
-    """a, b and d b / d logit_p, element by element."""
+    """a, b and d b / d logit_p of the mask's elements; it has size 1 where elements share them."""
 
     a: Tensor
     b: Tensor
@@ -117,11 +118,13 @@ def _factors(
     input: Tensor, logit_p: Tensor | None, rng_state: Tensor | None, settings: Settings
 ) -> _Factors:
     assert logit_p is not None and rng_state is not None
-    (temperature,) = settings
+    temperature, *rest = settings
+    shared_dims = (rest[0] if rest else None) or ()
+    shape = [1 if dim in shared_dims else size for dim, size in enumerate(input.shape)]
     # Noise is drawn where the random state is, which may be the CPU.
     state = rng_state.to(input.device)
     draw = getattr(torch.ops, NAMESPACE).uniform_noise
-    u = draw(state, input.shape, logit_p.dtype)
+    u = draw(state, shape, logit_p.dtype)
     logit = logit_p.reshape(())
     z = torch.sigmoid((logit + torch.logit(u)) / temperature)
     p = torch.sigmoid(logit)

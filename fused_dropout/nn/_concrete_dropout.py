@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +43,9 @@ class ConcreteDropout(torch.nn.Module):
         dropout_regulariser: factor of the entropy: 2 / (tau N), for cross entropy 1 / N.
         init_min, init_max: bounds of the first p, in (0, 1): its logit is uniform between theirs.
         temperature: of the relaxed mask, above 0.
-        features: K in the paper, elements of one example's input; default: ``in_features`` of the
+        broadcast_dims: dimensions along which the mask is shared; default: none. The authors'
+            layer for convolutions, which drops whole channels, has (2, 3).
+        features: K in the paper, elements of one example's mask; default: ``in_features`` of the
             layer if it has any, else those of the last input, whose first dimension counts the
             examples, as in the authors' code.
         device, dtype: of the parameter ``logit_p``, which has one element; default: those of the
@@ -69,6 +72,7 @@ class ConcreteDropout(torch.nn.Module):
         init_min: float = 0.1,
         init_max: float = 0.1,
         temperature: float = 0.1,
+        broadcast_dims: Sequence[int] = (),
         features: int | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -80,6 +84,7 @@ class ConcreteDropout(torch.nn.Module):
         self.weight_regulariser = check(weight_regulariser, "weight_regulariser", at_least=0.0)
         self.dropout_regulariser = check(dropout_regulariser, "dropout_regulariser", at_least=0.0)
         self.temperature = check(temperature, "temperature", above=0.0)
+        self.broadcast_dims = checks.as_ints(broadcast_dims, "broadcast_dims")
         self.init_min, self.init_max = _check_bounds(init_min, init_max)
         self.features = getattr(layer, "in_features", None) if features is None else features
         if self.features is not None:
@@ -107,9 +112,17 @@ class ConcreteDropout(torch.nn.Module):
         return self.logit_p.sum()  # the element as a scalar; DTensor cannot reshape it
 
     def forward(self, input: Tensor) -> Tensor:
-        dropped = concrete_dropout(input, self.logit_p, self.temperature, self.training)
+        dropped = concrete_dropout(
+            input,
+            self.logit_p,
+            self.temperature,
+            self.training,
+            broadcast_dims=self.broadcast_dims,
+        )
         if self.features is None and isinstance(input, Tensor):  # torch.fx traces without one
-            self._features_seen = math.prod(input.shape[1:])
+            shared = [dim % input.dim() for dim in self.broadcast_dims]
+            sizes = [size for dim, size in enumerate(input.shape) if dim not in shared]
+            self._features_seen = math.prod(sizes if 0 in shared else sizes[1:])
         return dropped if self.layer is None else self.layer(dropped)
 
     def regulariser(self, layer: torch.nn.Module | None = None) -> ConcreteRegularisation:
@@ -118,7 +131,7 @@ class ConcreteDropout(torch.nn.Module):
         ``weight`` is weight_regulariser / (1 - p) times the sum of the squared weights, that is of
         the layer's parameters of two dimensions or more; 0 without a layer. ``dropout`` is
         dropout_regulariser K (p log p + (1 - p) log(1 - p)), K = ``features`` or, where they are
-        not given, the elements of one example of the last input.
+        not given, the elements of the mask of one example of the last input.
 
         Args:
             layer: the layer that the dropped input goes to, where this module does not hold it.
@@ -157,9 +170,10 @@ class ConcreteDropout(torch.nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
+        dims = f", broadcast_dims={self.broadcast_dims}" if self.broadcast_dims else ""
         return (
             f"weight_regulariser={self.weight_regulariser}, "
-            f"dropout_regulariser={self.dropout_regulariser}, temperature={self.temperature}"
+            f"dropout_regulariser={self.dropout_regulariser}, temperature={self.temperature}{dims}"
         )
 
 

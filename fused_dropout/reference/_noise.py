@@ -118,7 +118,13 @@ def gaussian_noise(
 
 
 def concrete_dropout(
-    input: Tensor, logit_p: Tensor, temperature: float = 0.1, *, seed: int, offset: int = 0
+    input: Tensor,
+    logit_p: Tensor,
+    temperature: float = 0.1,
+    *,
+    broadcast_dims: Sequence[int] = (),
+    seed: int,
+    offset: int = 0,
 ) -> Tensor:
     """``input (1 - z) / (1 - p)`` with a relaxed mask z, as in training.
 
@@ -129,12 +135,15 @@ def concrete_dropout(
         input: floating point tensor of any shape.
         logit_p: tensor of one element, log(p / (1 - p)).
         temperature: t, above 0.
+        broadcast_dims: dimensions along which the mask is shared: u has size 1 there.
         seed, offset: the random state, ints modulo 2^64.
 
     Returns:
         A tensor of the shape of ``input``; gradients are plain autograd's.
     """
-    u = uniform_noise(input.shape, seed=seed, offset=offset, device=input.device)
+    shared = {dim % input.dim() for dim in broadcast_dims}
+    shape = [1 if dim in shared else size for dim, size in enumerate(input.shape)]
+    u = uniform_noise(shape, seed=seed, offset=offset, device=input.device)
     logit_u = (u.log() - (1 - u).log()).to(input.dtype)
     logit = logit_p.to(input.dtype).reshape(())
     one_less_z = torch.sigmoid(-(logit + logit_u) / temperature)

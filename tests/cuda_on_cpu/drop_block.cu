@@ -63,14 +63,13 @@ int block_mask(const int64_t* rng_state, const BlockMaps* geometry, double gamma
 
 CUDA_ON_CPU_ENTRY(block_mask);
 
-// Elements in memory as `layout`, an array of dropout::MaskedDims, says. Without scales they are
+// Elements in memory as `layout`, an array of MaskedDims, says. Without scales they are
 // kept as they are.
 template <class T>
 int drop_block(const MaskedDim* layout, int64_t dims, int64_t count, const uint32_t* bits,
                const double* scale, int64_t scales, const T* in, T* out) {
   const std::vector<MaskedDim> host_dims = on_host(layout, static_cast<size_t>(dims));
-  const dropout::MaskedDims masked =
-      dropout::make_masked_dims(host_dims.data(), static_cast<int>(dims));
+  const MaskedDims masked = make_masked_dims(host_dims.data(), static_cast<int>(dims));
   const dropout::Operands<T> tensors = {in, nullptr, out, count};
   if (scales == 0) {
     const dropout::OneMap<Real<T>> map = {{1, 0, 0}};

@@ -38,10 +38,10 @@ int linear_as(uint64_t seed, uint64_t offset, double p, const T* in, T* out, int
 }
 
 // `dims` are (size, mask_stride) pairs, outermost in memory first.
-dropout::MaskedDims dims_of(const int64_t* dims, int count) {
+MaskedDims dims_of(const int64_t* dims, int count) {
   std::vector<MaskedDim> on_host(static_cast<size_t>(count));
   copy_to_host(on_host.data(), dims, on_host.size() * sizeof on_host[0]);
-  return dropout::make_masked_dims(on_host.data(), count);
+  return make_masked_dims(on_host.data(), count);
 }
 
 // As the operator launches it.
@@ -57,7 +57,7 @@ int masked(const uint32_t* bits, const int64_t* dims, int dim_count, double scal
 template <class T>
 int masked_in_blocks(const uint32_t* bits, const int64_t* dims, int dim_count, const T* in, T* out,
                      int64_t count, int flags, int transposed, int blocks) {
-  const dropout::MaskedDims all = dims_of(dims, dim_count);
+  const MaskedDims all = dims_of(dims, dim_count);
   using Maps = dropout::OneMap<Real<T>>;
   const Maps maps = {dropout::reals_of<T>({2, 0, 0})};
   const dropout::Operands<T> tensors = operands_of<T>(in, nullptr, out, count, flags);

@@ -2,6 +2,7 @@
 // memory, where only kernels can read them; `rng_state` and `logit_p` among them.
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "../../csrc/cuda/concrete_dropout.cuh"
 #include "../../csrc/cuda/gaussian_dropout.cuh"
@@ -57,17 +58,58 @@ int concrete_dropout_backward(const int64_t* rng_state, const Real<T>* logit_p, 
                                            d_logit, nullptr, max_blocks);
 }
 
+MaskedDims dims_of(const MaskedDim* dims, int64_t count) {
+  std::vector<MaskedDim> on_host(static_cast<size_t>(count));
+  copy_to_host(on_host.data(), dims, on_host.size() * sizeof on_host[0]);
+  return make_masked_dims(on_host.data(), static_cast<int>(count));
+}
+
+// Forward and backward by a mask of `mask_count` elements that dimensions share. `factors` and
+// `slopes` have room for it.
+template <class T>
+int concrete_dropout_shared(const int64_t* rng_state, const Real<T>* logit_p, double temperature,
+                            Real<T>* factors, int64_t mask_count, const MaskedDim* dims,
+                            int64_t dim_count, const T* in, T* out, int64_t count,
+                            int64_t max_blocks) {
+  const concrete_dropout::Source<Real<T>> source = {logit_p, static_cast<Real<T>>(1 / temperature)};
+  const cudaError_t error = concrete_dropout::launch_factors<Real<T>>(
+      kRule, rng_from_state(rng_state), source, {factors, nullptr}, mask_count, nullptr,
+      max_blocks);
+  if (error != cudaSuccess) return error;
+  return concrete_dropout::launch_shared_forward<T>(factors, dims_of(dims, dim_count), in, out,
+                                                    count, nullptr, max_blocks);
+}
+
+template <class T>
+int concrete_dropout_shared_backward(const int64_t* rng_state, const Real<T>* logit_p,
+                                     double temperature, Real<T>* factors, Real<T>* slopes,
+                                     int64_t mask_count, const MaskedDim* dims, int64_t dim_count,
+                                     const T* grad, const T* in, T* d_in, Real<T>* partial,
+                                     Real<T>* d_logit, int64_t count, int64_t max_blocks) {
+  const concrete_dropout::Source<Real<T>> source = {logit_p, static_cast<Real<T>>(1 / temperature)};
+  const concrete_dropout::MaskFactors<Real<T>> mask = {factors, slopes};
+  const cudaError_t error = concrete_dropout::launch_factors(
+      kRule, rng_from_state(rng_state), source, mask, mask_count, nullptr, max_blocks);
+  if (error != cudaSuccess) return error;
+  const concrete_dropout::Gradients<T> tensors = {grad, in, d_in, partial, count};
+  return concrete_dropout::launch_shared_backward(mask, dims_of(dims, dim_count), tensors, d_logit,
+                                                  nullptr, max_blocks);
+}
+
 template <class T>
 struct Entries {
   explicit Entries(const std::string& dtype)
-      : entries{{"gaussian_dropout_" + dtype, gaussian_dropout<T>},
-                {"gaussian_dropout_in_place_" + dtype, gaussian_dropout_in_place<T>},
-                {"gaussian_noise_" + dtype, gaussian_noise<T, false>},
-                {"gaussian_noise_d_variance_" + dtype, gaussian_noise<T, true>},
-                {"concrete_dropout_" + dtype, concrete_dropout<T>},
-                {"concrete_dropout_backward_" + dtype, concrete_dropout_backward<T>}} {}
+      : entries{
+            {"gaussian_dropout_" + dtype, gaussian_dropout<T>},
+            {"gaussian_dropout_in_place_" + dtype, gaussian_dropout_in_place<T>},
+            {"gaussian_noise_" + dtype, gaussian_noise<T, false>},
+            {"gaussian_noise_d_variance_" + dtype, gaussian_noise<T, true>},
+            {"concrete_dropout_" + dtype, concrete_dropout<T>},
+            {"concrete_dropout_backward_" + dtype, concrete_dropout_backward<T>},
+            {"concrete_dropout_shared_" + dtype, concrete_dropout_shared<T>},
+            {"concrete_dropout_shared_backward_" + dtype, concrete_dropout_shared_backward<T>}} {}
 
-  worker::Registration entries[6];
+  worker::Registration entries[8];
 };
 
 const Entries<float> float32_entries("float32");

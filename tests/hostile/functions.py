@@ -72,6 +72,17 @@ def _draw_input(
     draft.add_operand(operand)
 
 
+def _draw_broadcast_dims(random: Random, shape: tuple[int, ...]) -> dict[str, object]:
+    """An argument that shares masks, or none."""
+    count = len(shape)
+    drawn = [d for d in range(count) if random.random() < 0.25]
+    if not drawn:
+        return {}
+    signed = [d - count if random.random() < 0.3 else d for d in drawn]
+    random.shuffle(signed)
+    return {"broadcast_dims": tuple(signed)}
+
+
 def _dropout_family(random: Random, name: str) -> Draft:
     draft = Draft(name)
     inplace = random.random() < 0.3
@@ -86,12 +97,7 @@ def _dropout_family(random: Random, name: str) -> Draft:
     options: dict[str, object] = {}
     paper = False
     if name == "dropout":
-        count = len(shape)
-        dims_drawn = [d for d in range(count) if random.random() < 0.25]
-        if dims_drawn:
-            signed = [d - count if random.random() < 0.3 else d for d in dims_drawn]
-            random.shuffle(signed)
-            options["broadcast_dims"] = tuple(signed)
+        options = _draw_broadcast_dims(random, shape)
         paper = random.random() < 0.2
         options["convention"] = "paper" if paper else "inverted"
         draft.spoilable = ("broadcast_dims",)
@@ -268,6 +274,9 @@ def _concrete_dropout(random: Random, name: str) -> Draft:
     draft.add_operand(draw_operand(random, "logit_p", logit_shape, logit_dtype))
     temperature = random.choice((0.1, 0.1, 0.7, 2, 1e6))
     draft.arguments["temperature"] = repr(temperature)
+    options = _draw_broadcast_dims(random, shape)
+    draft.arguments.update({key: repr(value) for key, value in options.items()})
+    draft.spoilable = ("broadcast_dims",)
     training = draft.add_flag(random, "training", 0.9)
     draft.drawn = training and math.prod(shape) > 0
     draft.may_alias = not draft.drawn
@@ -281,7 +290,7 @@ def _concrete_dropout(random: Random, name: str) -> Draft:
         # The operator computes in float32 at least, and so must what it is compared to: the
         # quotient by a small temperature is sharp.
         wide = x if x.dtype == torch.float64 else x.float()
-        state = {"seed": draft.seed, "offset": draft.offset}
+        state = {"seed": draft.seed, "offset": draft.offset, **options}
         out = reference.concrete_dropout(wide, logit_p.to(wide.dtype), temperature, **state)
         return (out.to(x.dtype),)
 

@@ -213,9 +213,10 @@ RECIPES = {
         operands=2,
     ),
     "ConcreteDropout": Recipe(
-        "F.concrete_dropout(x, m.logit_p, {temperature}, {training})",
-        None,
-        {"temperature": ("0.1", "1", "1e-3")},
+        "F.concrete_dropout(x, m.logit_p, {temperature}, {training}, "
+        "broadcast_dims={broadcast_dims})",
+        (1, 2, 3, 4),
+        {"temperature": ("0.1", "1", "1e-3"), "broadcast_dims": ("()", "(0,)", "[-1]")},
     ),
     "DropConnectLinear": Recipe(
         "F.dropconnect_linear(x, m.weight, m.bias, {p}, {training}, mask={mask}, "

@@ -72,7 +72,8 @@ def _gaussian_noise_d_variance(t: Tensors, s: Settings) -> tuple[Tensor]:
 def _concrete_dropout(t: Tensors, s: Settings) -> tuple[Tensor]:
     x, logit_p = t["input"], t["logit_p"]
     wide = x.to(logit_p.dtype)
-    out = reference.concrete_dropout(wide, logit_p, s["temperature"], **_state(s))
+    out = reference.concrete_dropout(wide, logit_p, s["temperature"],
+                                     broadcast_dims=s["shared_dims"], **_state(s))  # fmt: skip
     return (out.to(x.dtype),)
 
 

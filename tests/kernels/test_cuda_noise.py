@@ -153,6 +153,68 @@ def test_concrete_dropout(
         partial.tensor()
 
 
+# (size, the mask's stride) of dimensions in memory, outermost first: rows that share, elements of a
+# row that do, short rows, channels_last, and dimensions between.
+SHARED = {
+    "rows": ((7, 0), (130, 1)),
+    "columns": ((50, 1), (33, 0)),
+    "short rows": ((300, 1), (3, 0)),
+    "channels last": ((2, 3), (35, 0), (3, 1)),
+    "transposed": ((9, 1), (40, 9)),
+    "in between": ((3, 20), (4, 0), (20, 1), (5, 0)),
+    "all": ((77, 0),),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("max_blocks", [1, MANY_BLOCKS])
+@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "misaligned"])
+@pytest.mark.parametrize("case", SHARED)
+def test_shared_concrete_dropout(
+    device: Worker, case: str, aligned: bool, max_blocks: int, dtype: torch.dtype
+) -> None:
+    """Elements at the same place of the mask have the same uniform number, drawn once."""
+    p, temperature = 0.3, 0.5
+    dims = SHARED[case]
+    places = torch.zeros(1, dtype=torch.int64)
+    for size, stride in dims:
+        places = (places[:, None] + torch.arange(size) * stride).flatten()
+    size, numel = len(places), int(places.max()) + 1
+    input, grad = (random_tensor((size,), dtype=dtype, seed=k) for k in range(2))
+    wide = input.double(), torch.from_numpy(logit(p, dtype)).double().requires_grad_()
+    ones = torch.ones(numel, dtype=torch.float64), wide[1]
+    factors = reference.concrete_dropout(*ones, temperature, seed=SEED, offset=OFFSET)[places]
+    truth = wide[0] * factors
+    (d_logit_truth,) = torch.autograd.grad(truth, wide[1], grad.double())
+    factors = factors.detach()
+    computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+    common = state(), logit(p, dtype), temperature
+    dims_array = np.array(dims, np.int64)
+    scale = (1 + 4.25 / temperature) / (1 - p)  # as in test_concrete_dropout
+
+    mask, out = Result(device, numel, computed_in), Result(device, size, dtype)
+    arrays = placed(memory(input), aligned), placed(out.array, aligned)
+    rest = (dims_array, len(dims), *arrays, size, max_blocks)
+    entry = name("concrete_dropout_shared", dtype)
+    assert device.call(entry, *common, mask.array, numel, *rest) == 0
+    mask.tensor()
+    assert_rounded(out.tensor(), truth.detach(), scale * input.double(), ulps=4)
+
+    masks = [Result(device, numel, computed_in) for _ in range(2)]
+    d_in, d_logit = Result(device, size, dtype), Result(device, 1, computed_in)
+    partial = Result(device, min(blocks_of(size, dtype), max_blocks), computed_in)
+    tensors = [placed(a, aligned) for a in (memory(grad), memory(input), d_in.array)]
+    before = (*(mask.array for mask in masks), numel, dims_array, len(dims))
+    sums = partial.array, d_logit.array, size, max_blocks
+    entry = name("concrete_dropout_shared_backward", dtype)
+    assert device.call(entry, *common, *before, *tensors, *sums) == 0
+    assert_rounded(d_in.tensor(), grad.double() * factors, scale * grad.double(), ulps=4)
+    terms = scale * grad.double() * input.double() * (1 + 1 / temperature)
+    assert_rounded(d_logit.tensor(), d_logit_truth, terms.abs().sum(), ulps=4)
+    for result in (*masks, partial):
+        result.tensor()
+
+
 def concrete_on_device(
     device: Worker,
     input: Tensor,

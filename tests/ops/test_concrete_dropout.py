@@ -103,6 +103,61 @@ def test_layouts(layout: str, backend: torch.device) -> None:
             assert torch.equal(mine, other)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 70), (9, 17, 4, 2), (3, 1, 130, 6)])
+def test_shared_masks(shape: tuple[int, ...], dtype: torch.dtype, backend: torch.device) -> None:
+    """Of every choice of dimensions, in every memory format."""
+    temperature, p = 0.5, 0.3
+    computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+    dense, grad = (random_tensor(shape, dtype=dtype, seed=k) for k in range(2))
+    logit = logit_of(p, computed_in)
+    bound = (1 + LARGEST_LOGIT / 4 / temperature) / (1 - p)
+    for count in range(5):
+        for dims in itertools.combinations(range(-4, 0), count):
+            wide = dense.double().requires_grad_(), logit.detach().double().requires_grad_()
+            truth = reference.concrete_dropout(*wide, temperature, broadcast_dims=dims, seed=7)
+            d_truth, d_logit_truth = torch.autograd.grad(truth, wide, grad.double())
+            sums = []
+            for input in (dense, *layouts(dense).values()):
+                leaves = input.detach().requires_grad_(), logit
+                settings = {"temperature": temperature, "broadcast_dims": dims, "seed": 7}
+                output = concrete_dropout(*leaves, **settings)
+                assert output.stride() == torch.empty_like(input).stride()
+                d_input, d_logit = torch.autograd.grad(output, leaves, grad)
+                assert_rounded(output.detach(), truth.detach(), bound * wide[0].detach(), ulps=4)
+                assert_rounded(d_input, d_truth, bound * grad.double(), ulps=4)
+                terms = bound * grad.double() * wide[0].detach() * (1 + 1 / temperature)
+                assert_rounded(d_logit, d_logit_truth, terms.abs().sum(), ulps=4)
+                sums.append(d_logit)
+            assert all(torch.equal(one, sums[0]) for one in sums)
+
+
+def test_a_mask_that_nothing_shares_is_the_usual_one(backend: torch.device) -> None:
+    input, logit = random_tensor((300, 1, 40)), logit_of(0.3)
+    expected = concrete_dropout(input, logit, seed=3)
+    torch.testing.assert_close(
+        concrete_dropout(input, logit, broadcast_dims=(1,), seed=3), expected, rtol=1e-5, atol=0
+    )
+    shared = concrete_dropout(torch.ones(300, 40), logit, broadcast_dims=[-1], seed=3)
+    alone = concrete_dropout(torch.ones(300), logit, seed=3)
+    torch.testing.assert_close(shared, alone[:, None].expand(300, 40), rtol=1e-5, atol=0)
+    assert (shared == shared[:, :1]).all()
+
+
+def test_third_derivative_of_shared_masks(place: torch.device) -> None:
+    leaves = (
+        random_tensor((3, 4), dtype=torch.float64).requires_grad_(),
+        logit_of(0.3, torch.float64),
+    )
+
+    def second(x: Tensor, logit: Tensor) -> Tensor:
+        output = concrete_dropout(x, logit, 0.7, broadcast_dims=(0,), seed=3).square().sum()
+        (first,) = torch.autograd.grad(output, logit, create_graph=True)
+        return torch.autograd.grad(first, logit, create_graph=True)[0]
+
+    assert torch.autograd.gradcheck(second, leaves)
+
+
 def test_third_derivative(place: torch.device) -> None:
     leaves = random_tensor((5,), dtype=torch.float64).requires_grad_(), logit_of(0.3, torch.float64)
 
@@ -152,12 +207,13 @@ def test_nothing_to_do_returns_the_input(place: torch.device) -> None:
     assert concrete_dropout(torch.tensor(2.0), logit, seed=1).shape == ()
 
 
-def test_results_do_not_depend_on_threads(isa: str) -> None:
-    input, grad = random_tensor((100_003,)), random_tensor((100_003,), seed=1)
+@pytest.mark.parametrize("dims", [(), (0,), (1,)])
+def test_results_do_not_depend_on_threads(dims: tuple[int, ...], isa: str) -> None:
+    input, grad = (random_tensor((17, 5003), seed=k) for k in range(2))
 
     def run() -> tuple[Tensor, ...]:
         leaves = input.detach().requires_grad_(), logit_of(0.3)
-        output = concrete_dropout(*leaves, seed=1)
+        output = concrete_dropout(*leaves, broadcast_dims=dims, seed=1)
         return output, *torch.autograd.grad(output, leaves, grad)
 
     expected = run()
@@ -199,6 +255,9 @@ def test_backward_uses_the_forward_s_noise(place: torch.device) -> None:
         ({"logit_p": torch.zeros(1, device="meta")}, RuntimeError, "logit_p must be on.*got meta"),
         ({"input": torch.ones(3).long()}, RuntimeError, "input must have a dtype.*int64"),
         ({"input": [1.0]}, TypeError, "input must be a Tensor, got list"),
+        ({"broadcast_dims": (1,)}, IndexError, r"broadcast_dims must be in \[-1, 0\], got 1"),
+        ({"broadcast_dims": (0, -1)}, ValueError, "broadcast_dims must name each dimension once"),
+        ({"broadcast_dims": (0.5,)}, TypeError, "broadcast_dims"),
         ({"seed": 1, "generator": torch.Generator()}, ValueError, "generator and seed"),
     ],
 )
@@ -219,8 +278,15 @@ def test_raw_operators_never_crash(place: torch.device) -> None:
         ops.concrete_dropout(three.double(), zero, state, 0.1)
     with pytest.raises(RuntimeError, match="grad_output must have shape"):
         ops.concrete_dropout_backward(torch.ones(4), three, zero, state, 0.1)
-    d_input, d_logit = ops.concrete_dropout_backward(three[:0], three[:0], zero, state, 0.1)
-    assert d_input.numel() == 0 and d_logit.item() == 0
+    for dims in ([1], [-1]):
+        with pytest.raises(RuntimeError, match=r"shared_dims must be in \[0, 1\), got"):
+            ops.concrete_dropout(three, zero, state, 0.1, dims)
+        with pytest.raises(RuntimeError, match=r"shared_dims must be in \[0, 1\), got"):
+            ops.concrete_dropout_backward(three, three, zero, state, 0.1, dims)
+    for dims in ([], [0]):
+        none = three[:0], three[:0]
+        d_input, d_logit = ops.concrete_dropout_backward(*none, zero, state, 0.1, dims)
+        assert d_input.numel() == 0 and d_logit.item() == 0
 
 
 # ---- the module
@@ -308,6 +374,27 @@ def test_features_are_those_of_the_last_input(
     given = ConcreteDropout(layer, dropout_regulariser=1e-2, features=7)
     given(torch.ones(shape))
     torch.testing.assert_close(given.regulariser().dropout, expected / features * 7)
+
+
+def test_broadcast_dims_of_the_module(place: torch.device) -> None:
+    """K of the regulariser counts the mask's elements: channels, in the authors' own layer."""
+    layer = ConcreteDropout(broadcast_dims=[-1, 2], dropout_regulariser=1e-2)
+    assert repr(layer).endswith("temperature=0.1, broadcast_dims=(-1, 2))")
+    input = random_tensor((2, 3, 5, 7))
+    torch.manual_seed(1)
+    output = layer(input)
+    torch.manual_seed(1)
+    assert torch.equal(output, concrete_dropout(input, layer.logit_p, broadcast_dims=(2, 3)))
+    factor = (output / input).detach()
+    torch.testing.assert_close(factor, factor[..., :1, :1].expand(2, 3, 5, 7))
+    p = layer.p
+    expected = 1e-2 * 3 * (p * p.log() + (1 - p) * (1 - p).log())
+    torch.testing.assert_close(layer.regulariser().dropout, expected)
+    one_for_all = ConcreteDropout(broadcast_dims=(0, 1), dropout_regulariser=1e-2)
+    one_for_all(input)
+    torch.testing.assert_close(one_for_all.regulariser().dropout, expected / 3 * 35)
+    with pytest.raises(TypeError, match="broadcast_dims"):
+        ConcreteDropout(broadcast_dims=("batch",))
 
 
 def test_states_with_a_scalar_still_load(place: torch.device) -> None:

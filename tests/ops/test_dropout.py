@@ -87,13 +87,23 @@ def test_every_choice_of_shared_dimensions(shape: Shape, backend: torch.device) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("columns", [2, 15, 16, 17, 24, 100, 1024, 4099])
+@pytest.mark.parametrize("columns", [2, 3, 8, 9, 15, 16, 17, 24, 100, 1024, 4099])
 def test_transposed_matrices(columns: int, dtype: torch.dtype, backend: torch.device) -> None:
-    """Edges of vectors and tiles: a matrix whose columns lie in memory, and batches of them."""
-    for rows in (2, 31, 32, 33, 130, *([9000] if columns == 17 else [])):
+    """Edges of vectors, tables and tiles: a matrix whose columns lie in memory, and batches."""
+    for rows in (2, 3, 8, 9, 31, 32, 33, 130, *([9000] if columns <= 17 else [])):
         check(random_tensor((columns, rows), dtype).t(), 0.3, rows)
     check(permuted(random_tensor((3, 40, columns), dtype), 2, 1, 0), 0.5)
     check(permuted(random_tensor((3, columns, 40), dtype), 2, 0, 1), 0.5)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 70), (40, 2, 9, 3), (5, 70, 17, 2)])
+def test_every_order_of_dimensions(shape: Shape, backend: torch.device) -> None:
+    """In memory, and with any of them shared."""
+    for order in itertools.permutations(range(4)):
+        for count in range(4):
+            for dims in itertools.combinations(range(4), count):
+                input = permuted(random_tensor(shape), *order)
+                check(input, 0.4, (order, dims), broadcast_dims=dims)
 
 
 def test_expanded_input(backend: torch.device) -> None:
@@ -267,8 +277,18 @@ def test_masks_are_the_contract_s(backend: torch.device) -> None:
 
 
 def test_results_do_not_depend_on_threads(isa: str) -> None:
-    for shape, dims in (((300_001,), ()), ((3, 70, 50, 60), ()), ((3, 70, 50, 60), (2, 3))):
-        for name, input in layouts(random_tensor(shape)):
+    for shape, dims in (
+        ((300_001,), ()),
+        ((3, 70, 50, 60), ()),
+        ((3, 70, 50, 60), (2, 3)),
+        ((2, 3, 190, 150), ()),
+        ((2, 3, 190, 150), (2, 3)),
+        ((2, 190, 150, 3), ()),
+        ((5, 50_001), (1,)),
+    ):
+        dense = random_tensor(shape)
+        others = [("channels first", permuted(dense, 0, 3, 1, 2))] if dense.dim() == 4 else []
+        for name, input in (*layouts(dense), *others):
             with threads(1):
                 alone = functional.dropout(input, 0.1, broadcast_dims=dims, seed=9)
             for count in (2, 3, 7):

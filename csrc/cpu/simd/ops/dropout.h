@@ -119,7 +119,7 @@ FUSED_DROPOUT_INLINE void gather_columns(const ColumnBits& tile, const uint32_t*
                                          uint32_t* words) {
   const int64_t depth = ceil_div(tile.rows, 32);
   for (int64_t c = 0; c < tile.cols; ++c) {
-    const uint64_t first = static_cast<uint64_t>(tile.first_bit + c * tile.col_bits);
+    const uint64_t first = static_cast<uint64_t>(tile.first_bits[c]);
     for (int64_t d = 0; d < depth; ++d) {
       words[d * tile.cols + c] = word_from(bits, first + static_cast<uint64_t>(32 * d));
     }
