@@ -29,13 +29,13 @@ class TileBits {
       return;
     }
     first_ = drawn_;
-    group_words_ = kTileOuts * kGroupWords;
-    const int64_t row_groups = group_count(problem.in_features);
-    const int64_t first = (tile.mask * problem.out_features + tile.outs.begin) * row_groups;
-    for (int64_t g = tile.groups.begin; g < tile.groups.end; ++g) {
-      draw_groups(problem.rule, static_cast<uint64_t>(first + g), static_cast<uint64_t>(row_groups),
-                  tile.outs.size(), drawn_ + (g - tile.groups.begin) * group_words_);
-    }
+    group_words_ = tile.outs.size() * kGroupWords;
+    const uint64_t row_groups = static_cast<uint64_t>(group_count(problem.in_features));
+    const int64_t row = tile.mask * problem.out_features + tile.outs.begin;
+    const uint64_t first =
+        static_cast<uint64_t>(row) * row_groups + static_cast<uint64_t>(tile.groups.begin);
+    draw_grid(problem.rule, {first, {1, tile.groups.size(), tile.outs.size()}, {0, 1, row_groups}},
+              drawn_);
   }
 
   // Of the tile's group g and output feature o.
