@@ -61,7 +61,9 @@ def run(*command: str, folder: Path | None = None) -> str:
 def require_emulation() -> None:
     """Raises CannotBuild where SIMD Everywhere or an x86-64 processor is missing."""
     if platform.machine() != "x86_64":
-        raise CannotBuild(f"AVX kernels are compiled for x86-64 alone, this is {platform.machine()}")
+        raise CannotBuild(
+            f"AVX kernels are compiled for x86-64 alone, this is {platform.machine()}"
+        )
     source = "#if !__has_include(<simde/x86/avx512.h>)\n#error missing\n#endif\n"
     command = [compiler(), "-E", "-x", "c++", "-"]
     done = subprocess.run(command, input=source, capture_output=True, text=True)
