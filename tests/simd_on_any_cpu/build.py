@@ -23,13 +23,13 @@ CSRC = ROOT / "csrc"
 FOLDER = ROOT / "build" / "simd_on_any_cpu"
 LIBRARY = "libkernels.so"
 
-COMMON_FLAGS = ("-std=c++17", "-fPIC", "-Wno-psabi", f"-I{CSRC}")
+COMMON_FLAGS = ("-std=c++17", "-fPIC", "-Wno-psabi")
 NATIVE_FLAGS = ("-O3", "-DNDEBUG")  # as setup.py compiles them
 # Functions of their own halve the compiler's time. SSE 4.2 is in every processor with 64 bits since
 # 2011; without it, SIMD Everywhere 0.7.4 has a _mm_testz_si128 that is wrong.
 EMULATED_FLAGS = (
     "-O1", "-march=x86-64", "-msse4.2", "-DSIMDE_NO_INLINE", "-DFUSED_DROPOUT_EMULATED",
-    f"-I{HERE / 'emulated'}", f"-I{CSRC / 'cpu' / 'simd'}",
+    f"-I{HERE / 'emulated'}",
 )  # fmt: skip
 ENUMERATORS = {"avx512": "kAvx512", "avx2": "kAvx2", "plain": "kPlain"}
 # What switches an instruction set on, in csrc/cpu/simd/isa_*.cpp.
@@ -50,9 +50,9 @@ def compiler() -> str:
     return found
 
 
-def run(*command: str, folder: Path | None = None) -> str:
+def run(*command: str) -> str:
     """The command's standard output; its messages in the error if it fails."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
     return done.stdout
 
@@ -73,45 +73,40 @@ def require_emulation() -> None:
         )
 
 
-def sources(csrc: Path = CSRC) -> list[Path]:
+def sources() -> list[Path]:
     """What a library is made of."""
-    folders = (csrc / "common", csrc / "cpu", HERE, HERE / "emulated")
+    folders = (CSRC / "common", CSRC / "cpu", HERE)
     files = [path for folder in folders for path in folder.rglob("*.h")]
-    return [*files, *csrc.glob("cpu/simd/*.cpp"), HERE / "entries.cpp"]
+    return [*files, *CSRC.glob("cpu/simd/*.cpp"), HERE / "entries.cpp"]
 
 
-def write_all_ops(folder: Path, csrc: Path = CSRC) -> None:
+def write_all_ops(folder: Path, csrc: Path) -> None:
     """simd_ops.h, which setup.py writes for the extension."""
     ops = sorted(csrc.glob("cpu/simd/ops/*.h"))
     (folder / "simd_ops.h").write_text("".join(f'#include "{path}"\n' for path in ops))
 
 
-def without_switch(isa: str) -> str:
+def without_switch(source: str) -> str:
     """The source of an instruction set's kernels that does not switch the instruction set on."""
-    source = (CSRC / "cpu" / "simd" / f"isa_{isa}.cpp").read_text()
     stripped, count = SWITCH.subn("", source)
-    assert count == 2, f"isa_{isa}.cpp switches its instruction set on and off"
+    assert count == 2, "isa_*.cpp switches its instruction set on and off"
     return stripped
 
 
-def compile_objects(isa: str, emulated: bool, folder: Path) -> None:
-    """kernels.o and entries.o."""
-    write_all_ops(folder)
-    kernels = CSRC / "cpu" / "simd" / f"isa_{isa}.cpp"
-    flags = EMULATED_FLAGS if emulated else NATIVE_FLAGS
+def build(
+    isa: str, emulated: bool, folder: Path, csrc: Path = CSRC, flags: tuple[str, ...] = ()
+) -> None:
+    """libkernels.so in `folder`, of these sources and with these flags too."""
+    write_all_ops(folder, csrc)
+    kernels = csrc / "cpu" / "simd" / f"isa_{isa}.cpp"
     if emulated:
+        source = without_switch(kernels.read_text())
         kernels = folder / "kernels.cpp"
-        kernels.write_text(without_switch(isa))
-    to_object = (compiler(), *COMMON_FLAGS, *flags, f"-I{folder}", "-c")
-    run(*to_object, str(kernels), "-o", "kernels.o", folder=folder)
-    entries = (f"-DENTRIES_ISA={ENUMERATORS[isa]}", str(HERE / "entries.cpp"), "-o", "entries.o")
-    run(*to_object, *entries, folder=folder)
-
-
-def build(isa: str, emulated: bool, folder: Path) -> None:
-    """libkernels.so, beside the objects that it is made of."""
-    compile_objects(isa, emulated, folder)
-    run(compiler(), "-shared", "kernels.o", "entries.o", "-o", LIBRARY, folder=folder)
+        kernels.write_text(source)
+    folders = [f"-I{path}" for path in (folder, csrc, csrc / "cpu" / "simd")]
+    flags = (*(EMULATED_FLAGS if emulated else NATIVE_FLAGS), *flags, *folders)
+    compiled = (compiler(), *COMMON_FLAGS, *flags, f"-DENTRIES_ISA={ENUMERATORS[isa]}")
+    run(*compiled, "-shared", str(kernels), str(HERE / "entries.cpp"), "-o", str(folder / LIBRARY))
 
 
 @functools.cache
