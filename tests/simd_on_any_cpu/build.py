@@ -87,7 +87,7 @@ def write_all_ops(folder: Path, csrc: Path) -> None:
 
 
 def without_switch(source: str) -> str:
-    """The source of an instruction set's kernels that does not switch the instruction set on."""
+    """The source of an instruction set's kernels, which then does not switch it on."""
     stripped, count = SWITCH.subn("", source)
     assert count == 2, "isa_*.cpp switches its instruction set on and off"
     return stripped

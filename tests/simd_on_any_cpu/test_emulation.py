@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from simd_on_any_cpu.build import CSRC, LIBRARY, CannotBuild, built, without_switch
+from simd_on_any_cpu.build import CSRC, HERE, LIBRARY, CannotBuild, built, without_switch
 
 # An instruction with a VEX or EVEX prefix, or a register that only such instructions have.
 AVX = re.compile(
@@ -46,3 +46,11 @@ def test_the_emulated_source_is_the_real_one_without_its_switch(isa: str) -> Non
     stripped = without_switch(source)
     assert "target" not in stripped and "#pragma" not in stripped
     assert re.findall("#include.*", stripped) == re.findall("#include.*", source)
+
+
+def test_the_entries_call_every_op() -> None:
+    """A library without an op's table would test nothing of it."""
+    text = (HERE / "entries.cpp").read_text()
+    for path in CSRC.glob("cpu/simd/ops/*.h"):
+        assert f'#include "cpu/{path.name}"' in text
+        assert re.search(rf"\btable<({path.stem}::)?Kernels>", text)

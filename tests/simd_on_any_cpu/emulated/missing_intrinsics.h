@@ -37,8 +37,8 @@ using Ints16 = Lanes<uint32_t, 16>;
 
 // The product and sum are rounded once, as the instruction rounds them; lanes whose bit of k is 0
 // are c's.
-SIMDE_FUNCTION_ATTRIBUTES simde__m512 mask3_fmadd_ps(simde__m512 a, simde__m512 b,
-                                                            simde__m512 c, simde__mmask16 k) {
+SIMDE_FUNCTION_ATTRIBUTES simde__m512 mask3_fmadd_ps(simde__m512 a, simde__m512 b, simde__m512 c,
+                                                     simde__mmask16 k) {
   const auto x = as<Floats16>(a);
   const auto y = as<Floats16>(b);
   auto sum = as<Floats16>(c);
@@ -49,7 +49,7 @@ SIMDE_FUNCTION_ATTRIBUTES simde__m512 mask3_fmadd_ps(simde__m512 a, simde__m512 
 }
 
 SIMDE_FUNCTION_ATTRIBUTES simde__m512d mask3_fmadd_pd(simde__m512d a, simde__m512d b,
-                                                             simde__m512d c, simde__mmask8 k) {
+                                                      simde__m512d c, simde__mmask8 k) {
   const auto x = as<Doubles8>(a);
   const auto y = as<Doubles8>(b);
   auto sum = as<Doubles8>(c);
@@ -104,14 +104,15 @@ SIMDE_FUNCTION_ATTRIBUTES simde__m512 cvtph_ps(simde__m256i a) {
   return as<simde__m512>(floats);
 }
 
-// `rounding` is to nearest, ties to even: all that the kernels ask for.
-SIMDE_FUNCTION_ATTRIBUTES simde__m256i cvtps_ph(simde__m512 a, int rounding) {
+template <int kRounding>
+SIMDE_FUNCTION_ATTRIBUTES simde__m256i cvtps_ph(simde__m512 a) {
+  static_assert((kRounding & 7) == SIMDE_MM_FROUND_TO_NEAREST_INT, "no other rounding is emulated");
   const auto floats = as<Floats16>(a);
   Shorts16 halves;
   for (int i = 0; i < 16; i += 4) {
     Floats4 four;
     for (int k = 0; k < 4; ++k) four.lane[k] = floats.lane[i + k];
-    const auto narrow = as<Lanes<uint16_t, 8>>(simde_mm_cvtps_ph(as<simde__m128>(four), rounding));
+    const auto narrow = as<Lanes<uint16_t, 8>>(simde_mm_cvtps_ph(as<simde__m128>(four), kRounding));
     for (int k = 0; k < 4; ++k) halves.lane[i + k] = narrow.lane[k];
   }
   return as<simde__m256i>(halves);
@@ -141,5 +142,5 @@ SIMDE_FUNCTION_ATTRIBUTES simde__m256i cvtps_ph(simde__m512 a, int rounding) {
 #define _mm512_cvtph_ps(a) missing_intrinsics::cvtph_ps(a)
 #endif
 #if !defined(_mm512_cvtps_ph)
-#define _mm512_cvtps_ph(a, rounding) missing_intrinsics::cvtps_ph(a, rounding)
+#define _mm512_cvtps_ph(a, rounding) missing_intrinsics::cvtps_ph<rounding>(a)
 #endif
