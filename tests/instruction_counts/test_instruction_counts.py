@@ -46,6 +46,7 @@ def edited_library(folder: Path, isa: str, path: str, edit: Callable[[str], str]
     return folder / LIBRARY
 
 
+@pytest.mark.slow
 def test_two_more_rounds_of_philox_show(tmp_path: Path) -> None:
     """A sixth of the drawing: seen wherever drawing is a fifth of the work."""
     isa = "avx2" if count.obstacle("avx2") is None else "plain"
@@ -64,15 +65,26 @@ def test_two_more_rounds_of_philox_show(tmp_path: Path) -> None:
     assert not drawn_before & slower
 
 
-def test_lane_masks_by_way_of_general_registers_show(tmp_path: Path) -> None:
-    """A second instruction for each mask of AVX-512: what the lanes' assembler code avoids."""
+# Adding 0 to the sums changes -0, so no compiler may leave it out.
+NEEDLESS_ADDITION = """
+#include <immintrin.h>
+#define _mm512_mask3_fmadd_ps(a, b, c, k) \\
+  _mm512_mask3_fmadd_ps(a, b, _mm512_add_ps(c, _mm512_setzero_ps()), k)
+"""
+
+
+@pytest.mark.slow
+def test_a_needless_addition_in_the_main_loop_shows(tmp_path: Path) -> None:
+    """One for each masked multiply-add of AVX-512 floats."""
     before = measured("avx512")
-    build("avx512", emulated=False, folder=tmp_path, flags=("-DFUSED_DROPOUT_EMULATED",))
+    header = tmp_path / "needless_addition.h"
+    header.write_text(NEEDLESS_ADDITION)
+    build("avx512", emulated=False, folder=tmp_path, flags=("-include", str(header)))
     mixes = count.loop_mixes(tmp_path / LIBRARY)
     lines = count.differences(count.per_work(mixes), before, count.TOLERANCE)
     slower = {line.partition(":")[0] for line in lines if "(+" in line}
     assert {"dropconnect forward float32", "dropconnect backward float32"} <= slower
-    assert "mask bits" not in slower
+    assert not any("float64" in name for name in slower)
 
 
 def test_differences() -> None:
@@ -110,7 +122,7 @@ def test_main_loops_of_a_known_kernel(tmp_path: Path) -> None:
     mix = main_loops(functions, "some_op::kernel<double>", "multiply-add")
     assert mix["multiply-add"] == mix["branch"] == 1
     assert mix["store"] == 1  # the sum may be one of the factors
-    assert mix.total() == 8  # two loads of factors, and what counts and compares
+    assert 7 <= mix.total() <= 8  # two loads of factors, and what counts and compares
     with pytest.raises(AssertionError, match="has a mask load"):
         main_loops(functions, "some_op::kernel<double>", "mask load")
     with pytest.raises(AssertionError, match="no function"):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in ScalarType's order
 MARGIN = 37  # elements; odd, so that memory is aligned to an element alone
+OUT = object()  # where an entry takes its output
 RESULTS = {
     "dropconnect_mask_words": ctypes.c_int64,
     "drop_block_count_bits": ctypes.c_int64,
@@ -80,13 +81,18 @@ class Kernels:
         return lambda *arguments: entry(*map(as_argument, arguments))
 
 
-def filled(shape: tuple[int, ...], dtype: torch.dtype, fill: Callable[[Tensor], object]) -> Tensor:
-    """A tensor that `fill` writes, out of NaNs; a byte written before or after it is an error."""
+def filled(
+    shape: tuple[int, ...], dtype: torch.dtype, entry: Callable[..., Any], *arguments: object
+) -> Tensor:
+    """What a call writes to the tensor that it gets in the place of OUT.
+
+    It holds NaNs before; a byte written beside it is an error.
+    """
     count = torch.Size(shape).numel()
     memory = torch.full(((count + 2 * MARGIN) * dtype.itemsize,), 0xFF, dtype=torch.uint8)
     elements = memory.view(dtype)
     result = elements[MARGIN : MARGIN + count].view(shape)
-    fill(result)
+    entry(*(result if argument is OUT else argument for argument in arguments))
     margin = MARGIN * dtype.itemsize
     beside = torch.cat([memory[:margin], memory[-margin:]])
     assert (beside == 0xFF).all(), "a kernel wrote outside its output"

@@ -12,7 +12,7 @@ from support.tensors import DTYPES, assert_same_bits, layouts
 from torch import Tensor
 
 from fused_dropout import reference
-from simd_on_any_cpu.kernels import Kernels, Layer, Random, filled, matrix_of
+from simd_on_any_cpu.kernels import OUT, Kernels, Layer, Random, filled, matrix_of
 
 SEED, OFFSET = 7, 2**33 + 1
 NAMES = ("output", "d_input", "d_weight", "d_bias")
@@ -44,20 +44,15 @@ class Problem:
 
     def stored_masks(self) -> Tensor:
         words = self.kernels.dropconnect_mask_words(self.layer)
-        return filled(
-            (words,),
-            torch.int32,
-            lambda out: self.kernels.dropconnect_mask_bits(self.random, self.layer, out),
-        )
+        entry = self.kernels.dropconnect_mask_bits
+        return filled((words,), torch.int32, entry, self.random, self.layer, OUT)
 
     def output(self, masks: Tensor | None) -> Tensor:
         matrices = (matrix_of(self.input), matrix_of(self.weight))
         known = (self.dtype, self.random, self.layer, masks, *matrices, self.bias)
         shape = (self.input.shape[0], self.weight.shape[0])
-        stride = self.bias.stride(0)
-        return filled(
-            shape, self.dtype, lambda out: self.kernels.dropconnect_forward(*known, stride, out)
-        )
+        entry = self.kernels.dropconnect_forward
+        return filled(shape, self.dtype, entry, *known, self.bias.stride(0), OUT)
 
     def gradients(self, masks: Tensor | None) -> list[Tensor]:
         """d_input and d_weight of one call, and d_bias."""
@@ -66,21 +61,13 @@ class Problem:
         results = []
 
         def both(d_input: Tensor) -> None:
-            results.append(
-                filled(
-                    tuple(self.weight.shape),
-                    self.dtype,
-                    lambda d_weight: self.kernels.dropconnect_backward(*known, d_input, d_weight),
-                )
-            )
+            entry, shape = self.kernels.dropconnect_backward, tuple(self.weight.shape)
+            results.append(filled(shape, self.dtype, entry, *known, d_input, OUT))
 
-        d_input = filled(tuple(self.input.shape), self.dtype, both)
-        bias = (self.dtype, self.random, self.layer, matrix_of(self.grad))
-        d_bias = filled(
-            tuple(self.bias.shape),
-            self.dtype,
-            lambda out: self.kernels.dropconnect_bias_grad(*bias, out),
-        )
+        d_input = filled(tuple(self.input.shape), self.dtype, both, OUT)
+        known_to_bias = (self.dtype, self.random, self.layer, matrix_of(self.grad))
+        entry, shape = self.kernels.dropconnect_bias_grad, tuple(self.bias.shape)
+        d_bias = filled(shape, self.dtype, entry, *known_to_bias, OUT)
         return [d_input, *results, d_bias]
 
     def alone(self, masks: Tensor | None) -> list[Tensor]:
@@ -88,12 +75,9 @@ class Problem:
         run = self.kernels.dropconnect_backward
         grad, input, weight = map(matrix_of, (self.grad, self.input, self.weight))
         known = (self.dtype, self.random, self.layer, masks, grad)
-        d_input = filled(
-            tuple(self.input.shape), self.dtype, lambda out: run(*known, None, weight, out, None)
-        )
-        d_weight = filled(
-            tuple(self.weight.shape), self.dtype, lambda out: run(*known, input, None, None, out)
-        )
+        shapes = (tuple(self.input.shape), tuple(self.weight.shape))
+        d_input = filled(shapes[0], self.dtype, run, *known, None, weight, OUT, None)
+        d_weight = filled(shapes[1], self.dtype, run, *known, input, None, None, OUT)
         return [d_input, d_weight]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 
 import numpy as np
@@ -21,7 +20,7 @@ from support.tensors import (
 from torch import Tensor
 
 from fused_dropout import reference
-from simd_on_any_cpu.kernels import Affine, Kernels, Random, filled
+from simd_on_any_cpu.kernels import OUT, Affine, Kernels, Random, filled
 
 SEED, OFFSET = -5, 12
 COUNTS = (1, 15, 16, 17, 127, 128, 129, 1000, 5000)  # edges of lanes, groups and drawn batches
@@ -60,18 +59,14 @@ def test_dropout_draws_and_applies(kernels: Kernels, count: int, dtype: torch.dt
         scale = 1 / reference.keep_rate(p)
         fill = 0.75 if shift else 0.0
         kept = kept_elements(count, p, first_group=3)
-        run = (dtype, Random(SEED, OFFSET, p), Affine(scale, shift, fill), x, residual)
-        drawn = filled(
-            (count,),
-            dtype,
-            lambda out, run=run: kernels.dropout_draw_and_apply(*run, out, count, 3),
-        )
+        map = Affine(scale, shift, fill)
+        known = (dtype, Random(SEED, OFFSET, p), map, x, residual, OUT, count, 3)
+        drawn = filled((count,), dtype, kernels.dropout_draw_and_apply, *known)
         expected = mapped(x, kept, scale, fill, residual, shift)
         assert_rounded_once(drawn, expected, bool(shift))
         bits = words_of(kept)
-        run = (dtype, Affine(scale, shift, fill), x, residual)
         applied = filled(
-            (count,), dtype, lambda out, r=run, b=bits: kernels.dropout_apply(*r, out, count, b)
+            (count,), dtype, kernels.dropout_apply, dtype, map, x, residual, OUT, count, bits
         )
         assert_same_bits(applied, drawn, "bits that were drawn before")
 
@@ -82,12 +77,8 @@ def test_runs_that_are_alike(kernels: Kernels, kept: bool, dtype: torch.dtype) -
     for count in COUNTS:
         x, r = random_tensors((count,), (count,), dtype=dtype, seed=count)
         for residual in (None, r):
-            run = (dtype, Affine(1.5, 0.0, 0.0), x, residual)
-            ours = filled(
-                (count,),
-                dtype,
-                lambda out, run=run, n=count: kernels.dropout_apply_alike(*run, out, n, kept),
-            )
+            known = (dtype, Affine(1.5, 0.0, 0.0), x, residual, OUT, count, kept)
+            ours = filled((count,), dtype, kernels.dropout_apply_alike, *known)
             expected = mapped(x, torch.tensor(kept), 1.5, 0.0, residual)
             assert_same_bits(ours, expected)
 
@@ -99,9 +90,9 @@ def test_columns_of_bits(kernels: Kernels, rows: int, cols: int, dtype: torch.dt
     x, residual = random_tensors((rows, cols), (rows, cols), dtype=dtype)
     bits = kept_elements(3 + cols * (rows + 2), 0.4)
     kept = bits[3:].view(cols, rows + 2)[:, :rows].T
-    run = (dtype, Affine(2.0, 0.0, 0.0), x, residual)
     tile = (rows, cols, cols, 3, rows + 2, words_of(bits))
-    ours = filled((rows, cols), dtype, lambda out: kernels.dropout_apply_columns(*run, out, *tile))
+    known = (dtype, Affine(2.0, 0.0, 0.0), x, residual, OUT, *tile)
+    ours = filled((rows, cols), dtype, kernels.dropout_apply_columns, *known)
     assert_same_bits(ours, mapped(x, kept, 2.0, 0.0, residual))
 
 
@@ -115,12 +106,8 @@ def test_every_rounding(kernels: Kernels, dtype: torch.dtype) -> None:
     x[:14] = torch.cat([ties, -ties]).to(dtype)
     x[14:17] = torch.tensor([math.inf, -math.inf, math.nan])
     for scale in (1.0, 1 + 2.0**-9, 2.0**-12, 3.0):
-        run = (dtype, Affine(scale, 0.0, 0.0), x, None)
-        ours = filled(
-            (x.numel(),),
-            dtype,
-            lambda out, run=run: kernels.dropout_apply_alike(*run, out, x.numel(), True),
-        )
+        known = (dtype, Affine(scale, 0.0, 0.0), x, None, OUT, x.numel(), True)
+        ours = filled((x.numel(),), dtype, kernels.dropout_apply_alike, *known)
         expected = (x.to(computing_type(dtype)) * scale).to(dtype)
         assert_same_bits(ours, expected, scale)
 
@@ -135,22 +122,15 @@ def test_bias_act_dropout_add(
     operands = random_operands((rows, features), dtype)
     x, bias, residual, grad = operands
     settings = {"p": p, "activation": activation, "seed": SEED, "offset": OFFSET}
-    known = (dtype, Random(SEED, OFFSET, p), 1 / reference.keep_rate(p))
-    known = (*known, ACTIVATIONS.index(activation), features)
-    output = filled(
-        (rows, features),
-        dtype,
-        lambda out: kernels.bias_act_dropout_add_forward(*known, x, bias, residual, out, count, 0),
-    )
+    scale = 1 / reference.keep_rate(p)
+    kind = ACTIVATIONS.index(activation)
+    known = (dtype, Random(SEED, OFFSET, p), scale, kind, features)
+    forward = (*known, x, bias, residual, OUT, count, 0)
+    output = filled((rows, features), dtype, kernels.bias_act_dropout_add_forward, *forward)
     sums = torch.zeros(features, dtype=computing_type(dtype))
     before = None if activation == "none" else x
-    d_input = filled(
-        (rows, features),
-        dtype,
-        lambda out: kernels.bias_act_dropout_add_backward(
-            *known, grad, before, bias, out, sums, count, 0
-        ),
-    )
+    backward = (*known, grad, before, bias, OUT, sums, count, 0)
+    d_input = filled((rows, features), dtype, kernels.bias_act_dropout_add_backward, *backward)
     own = with_gradients(reference.bias_act_dropout_add, operands, **settings)
     wide = tuple(tensor.double() for tensor in operands)
     truth = with_gradients(reference.bias_act_dropout_add, wide, **settings)
@@ -172,16 +152,11 @@ def test_bias_act_dropout_add(
 def test_drop_block(
     kernels: Kernels, maps: int, size: tuple[int, ...], block: tuple[int, ...]
 ) -> None:
-    gamma, triple = 0.02, ctypes.c_int64 * 3
+    gamma = 0.02
     kept = reference.block_mask((maps, 1, *size), block, gamma, SEED, OFFSET).flatten()
     words = -(-kept.numel() // 64)
-    sizes = [torch.tensor(numbers) for numbers in (size, block)]
-    assert all(tensor.numel() * 8 == ctypes.sizeof(triple) for tensor in sizes)
-    bits = filled(
-        (words,),
-        torch.int64,
-        lambda out: kernels.drop_block_mask(Random(SEED, OFFSET, gamma), maps, *sizes, out),
-    )
+    known = (Random(SEED, OFFSET, gamma), maps, torch.tensor(size), torch.tensor(block), OUT)
+    bits = filled((words,), torch.int64, kernels.drop_block_mask, *known)
     expected = np.zeros(64 * words, bool)
     expected[: kept.numel()] = kept.numpy()
     unpacked = np.unpackbits(bits.numpy().view(np.uint8), bitorder="little")

@@ -6,21 +6,18 @@ import numpy as np
 import pytest
 import torch
 from support.golden import GoldenMask, golden_masks
-from torch import Tensor
 
 from fused_dropout import reference
-from simd_on_any_cpu.kernels import Kernels, Random, filled
+from simd_on_any_cpu.kernels import OUT, Kernels, Random, filled
 
 
 def drawn_groups(
     kernels: Kernels, random: Random, stream: int, digits: int, first: int, stride: int, count: int
 ) -> np.ndarray:
     """The groups' words."""
-
-    def draw(out: Tensor) -> None:
-        kernels.mask_draw_groups(random, stream, digits, first, stride, count, out)
-
-    return filled((count, 4), torch.int32, draw).numpy().view(np.uint32)
+    arguments = (random, stream, digits, first, stride, count, OUT)
+    drawn = filled((count, 4), torch.int32, kernels.mask_draw_groups, *arguments)
+    return drawn.numpy().view(np.uint32)
 
 
 @pytest.mark.parametrize("golden", golden_masks(), ids=str)
@@ -38,13 +35,9 @@ def test_golden_groups(kernels: Kernels, golden: GoldenMask) -> None:
 @pytest.mark.parametrize("golden", golden_masks(), ids=str)
 def test_golden_bytes(kernels: Kernels, golden: GoldenMask) -> None:
     random = Random(golden.seed, golden.offset, golden.p)
-
-    def draw(out: Tensor) -> None:
-        kernels.mask_draw_bytes(
-            random, golden.stream, golden.digits, 0, golden.rows, golden.cols, out
-        )
-
-    drawn = filled((golden.rows, golden.cols), torch.uint8, draw).numpy()
+    shape = (golden.rows, golden.cols)
+    arguments = (random, golden.stream, golden.digits, 0, *shape, OUT)
+    drawn = filled(shape, torch.uint8, kernels.mask_draw_bytes, *arguments).numpy()
     words = np.array(golden.words, dtype="<u4")
     bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
     assert np.array_equal(drawn, bits[:, : golden.cols])

@@ -9,7 +9,7 @@ from support.tensors import DTYPES, computing_type, random_tensors
 from torch import Tensor
 
 from fused_dropout import reference
-from simd_on_any_cpu.kernels import Kernels, Random, filled
+from simd_on_any_cpu.kernels import OUT, Kernels, Random, filled
 
 RANDOM = {"seed": 2**40 + 9, "offset": 77}
 STATE = Random(RANDOM["seed"], RANDOM["offset"], 0.5)
@@ -20,14 +20,14 @@ WIDE = (torch.float32, torch.float64)
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 @pytest.mark.parametrize("count", COUNTS)
 def test_uniforms(kernels: Kernels, count: int, dtype: torch.dtype) -> None:
-    u = filled((count,), dtype, lambda out: kernels.noise_uniforms(dtype, STATE, 0, count, out))
+    u = filled((count,), dtype, kernels.noise_uniforms, dtype, STATE, 0, count, OUT)
     assert torch.equal(u.double(), reference.uniform_noise((count,), **RANDOM))
 
 
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 @pytest.mark.parametrize("count", [*COUNTS, 20_000])
 def test_normals(kernels: Kernels, count: int, dtype: torch.dtype) -> None:
-    z = filled((count,), dtype, lambda out: kernels.noise_normals(dtype, STATE, 0, count, out))
+    z = filled((count,), dtype, kernels.noise_normals, dtype, STATE, 0, count, OUT)
     truth = reference.normal_noise((count,), **RANDOM)
     if dtype == torch.float32:
         assert ulps_from(z, truth) <= 4
@@ -36,12 +36,9 @@ def test_normals(kernels: Kernels, count: int, dtype: torch.dtype) -> None:
 
 
 def test_blocks_further_on(kernels: Kernels) -> None:
-    z = filled(
-        (300,), torch.float32, lambda out: kernels.noise_normals(out.dtype, STATE, 5, 300, out)
-    )
-    whole = filled(
-        (940,), torch.float32, lambda out: kernels.noise_normals(out.dtype, STATE, 0, 940, out)
-    )
+    dtype, entry = torch.float32, kernels.noise_normals
+    z = filled((300,), dtype, entry, dtype, STATE, 5, 300, OUT)
+    whole = filled((940,), dtype, entry, dtype, STATE, 0, 940, OUT)
     assert torch.equal(z, whole[640:])
 
 
@@ -51,11 +48,10 @@ def test_gaussian_ops(kernels: Kernels, count: int, dtype: torch.dtype) -> None:
     x, variance, grad = random_tensors((count,), (count,), (count,), dtype=dtype, seed=count)
     variance = variance.square() + 0.5
     z = reference.normal_noise((count,), **RANDOM)
-    at_start = (0, count)
 
     def result(entry: str, *operands: object) -> Tensor:
-        run = getattr(kernels, entry)
-        return filled((count,), dtype, lambda out: run(dtype, STATE, *operands, out, *at_start))
+        known = (dtype, STATE, *operands, OUT, 0, count)
+        return filled((count,), dtype, getattr(kernels, entry), *known)
 
     wide, deviation = x.double(), (variance.double() + 1e-3).sqrt()
     dropped = result("gaussian_dropout_apply", 0.5, x)
@@ -72,20 +68,15 @@ def test_gaussian_ops(kernels: Kernels, count: int, dtype: torch.dtype) -> None:
 def test_concrete_dropout(kernels: Kernels, count: int, dtype: torch.dtype) -> None:
     x, grad = random_tensors((count,), (count,), dtype=dtype, seed=count)
     logit, temperature = -1.25, 0.5
-    rate = (logit, temperature)
-    output = filled(
-        (count,),
-        dtype,
-        lambda out: kernels.concrete_dropout_apply(dtype, STATE, *rate, x, out, 0, count),
-    )
+    known = (dtype, STATE, logit, temperature)
+    end = (OUT, 0, count)
+    output = filled((count,), dtype, kernels.concrete_dropout_apply, *known, x, *end)
     sums: list[float] = []
-    d_input = filled(
-        (count,),
-        dtype,
-        lambda out: sums.append(
-            kernels.concrete_dropout_backward(dtype, STATE, *rate, grad, x, out, 0, count)
-        ),
-    )
+
+    def backward(*arguments: object) -> None:
+        sums.append(kernels.concrete_dropout_backward(*arguments))
+
+    d_input = filled((count,), dtype, backward, *known, grad, x, *end)
     leaf = torch.tensor([logit], dtype=torch.float64, requires_grad=True)
     wide = x.double().requires_grad_()
     truth = reference.concrete_dropout(wide, leaf, temperature, **RANDOM)
