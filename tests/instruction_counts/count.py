@@ -18,7 +18,7 @@ from pathlib import Path
 from simd_on_any_cpu.build import HERE as ENTRIES
 from simd_on_any_cpu.build import LIBRARY, CannotBuild, built, compiler, run
 
-from instruction_counts.loops import disassembled, main_loops
+from instruction_counts.loops import KIND_NAMES, disassembled, main_loops
 
 HERE = Path(__file__).parent
 BASELINES = HERE / "baselines.json"
@@ -94,8 +94,13 @@ def loop_mixes(library: Path) -> Mixes:
 
 
 def per_work(mixes: Mixes) -> Counts:
-    """Instructions for each one that does the work."""
-    return {name: sum(mix.values()) / mix[MAIN_LOOPS[name][1]] for name, mix in mixes.items()}
+    """Instructions for each one that does the work: of all kinds, and "name: kind" of each."""
+    counts = {}
+    for name, mix in mixes.items():
+        done = mix[MAIN_LOOPS[name][1]]
+        counts[name] = sum(mix.values()) / done
+        counts |= {f"{name}: {kind}": mix.get(kind, 0) / done for kind in KIND_NAMES}
+    return counts
 
 
 @functools.cache
@@ -127,14 +132,19 @@ def baseline(isa: str) -> tuple[Counts, bool]:
 
 
 def differences(counts: Counts, expected: Counts, tolerance: float) -> list[str]:
-    """A line for every workload that takes more or fewer instructions than expected."""
+    """A line for every workload that takes more or fewer instructions than expected.
+
+    Of a kind of instructions, so many more or fewer are tolerated as of all kinds.
+    """
     lines = []
     for name in sorted(counts.keys() | expected.keys()):
         now, before = counts.get(name), expected.get(name)
         if now is None or before is None:
             lines.append(f"{name}: {'not measured' if now is None else 'has no baseline'}")
-        elif abs(now / before - 1) > tolerance:
-            lines.append(f"{name}: {before:.4g} -> {now:.4g} ({now / before - 1:+.1%})")
+        else:
+            change = (now - before) / expected[name.partition(": ")[0]]
+            if abs(change) > tolerance:
+                lines.append(f"{name}: {before:.4g} -> {now:.4g} ({change:+.1%})")
     return lines
 
 

@@ -29,6 +29,7 @@ KINDS = (
     ("branch", re.compile(r"^j")),
     ("move", re.compile(r"^v?(mov|broadcast|pmov|pbroadcast|cvtph2ps)")),
 )
+KIND_NAMES = ("multiply-add", "32-bit product", "mask load", "branch", "load", "store", "other")
 
 
 class Instruction(NamedTuple):

@@ -91,6 +91,9 @@ def test_differences() -> None:
     lines = count.differences({"a": 102.0, "b": 96.0, "c": 1.0}, {"a": 100, "b": 100, "d": 1}, 0.03)
     assert lines == ["b: 100 -> 96 (-4.0%)", "c: has no baseline", "d: not measured"]
     assert count.differences({"a": 104.0}, {"a": 100}, 0.03) == ["a: 100 -> 104 (+4.0%)"]
+    before, spilled = {"a": 100.0, "a: store": 1.0, "a: load": 9.0}, {"a": 101.0, "a: store": 5.0}
+    lines = count.differences({**before, **spilled}, before, 0.03)
+    assert lines == ["a: store: 1 -> 5 (+4.0%)"]
 
 
 LOOPS = """
