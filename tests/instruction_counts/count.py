@@ -31,13 +31,20 @@ REWRITE = "`make instruction-counts` rewrites the baselines"
 Counts = dict[str, float]  # instructions per unit of work, by workload
 Mixes = dict[str, dict[str, int]]  # instructions of a kernel's main loops, by kind
 
-# Where AVX-512 kernels have their main loops: a function, and the instructions that do its work.
+# Where AVX-512 kernels have their main loops, and the instructions that do their work. The loops are
+# in the function or in what it calls by name: a call by a pointer is not followed.
 MAIN_LOOPS = {
     "mask bits": ("draw_groups", "32-bit product"),
     "dropconnect forward float32": ("dropconnect::forward<float>", "multiply-add"),
     "dropconnect forward float64": ("dropconnect::forward<double>", "multiply-add"),
-    "dropconnect backward float32": ("dropconnect::backward<float>", "multiply-add"),
-    "dropconnect backward float64": ("dropconnect::backward<double>", "multiply-add"),
+    "dropconnect backward float32": (
+        "dropconnect::gradient_block<true, true, true, float>",
+        "multiply-add",
+    ),
+    "dropconnect backward float64": (
+        "dropconnect::gradient_block<true, true, true, double>",
+        "multiply-add",
+    ),
     "dropout float32": ("dropout::draw_and_apply<float>", "mask load"),
     "bias_act_dropout_add float32": ("bias_act_dropout_add::forward<float>", "multiply-add"),
 }
