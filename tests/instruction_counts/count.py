@@ -31,8 +31,8 @@ REWRITE = "`make instruction-counts` rewrites the baselines"
 Counts = dict[str, float]  # instructions per unit of work, by workload
 Mixes = dict[str, dict[str, int]]  # instructions of a kernel's main loops, by kind
 
-# Where AVX-512 kernels have their main loops, and the instructions that do their work. The loops are
-# in the function or in what it calls by name: a call by a pointer is not followed.
+# Where AVX-512 kernels have their main loops, and the instructions that do their work. The loops
+# are in the function or in what it calls by name: a call by a pointer is not followed.
 MAIN_LOOPS = {
     "mask bits": ("draw_groups", "32-bit product"),
     "dropconnect forward float32": ("dropconnect::forward<float>", "multiply-add"),
@@ -170,6 +170,6 @@ def rewrite() -> list[str]:
             own[isa] = loop_mixes(built(isa, emulated=False) / LIBRARY)
         else:
             own[isa] = {name: float(f"{value:.4g}") for name, value in counts.items()}
-        said.append(f"{isa}: {len(counts)} baselines")
+        said.append(f"{isa}: {len(own[isa])} baselines")
     BASELINES.write_text(json.dumps(committed, indent=2) + "\n")
     return said
