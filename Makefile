@@ -35,7 +35,7 @@ endif
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 BUILT := build/.built-$(subst /,_,$(PY))
 
-.PHONY: demo test hostile lint bench cuda-build gpu gpu-build gpu-test gpu-sanitize gpu-bench
+.PHONY: demo test hostile instruction-counts lint bench cuda-build gpu gpu-build gpu-test gpu-sanitize gpu-bench
 .PHONY: wheel wheel-check format setup clean FORCE
 
 demo: setup
@@ -56,6 +56,11 @@ SEED ?= 0
 
 hostile: setup
 	$(PY) -m tests.hostile --calls $(CALLS) --seed $(SEED)
+
+# What `make test` holds the CPU kernels' instruction counts to, rewritten for the compiler that is
+# here, or another one by CXX=clang++. tests/instruction_counts
+instruction-counts: $(VENV_READY)
+	PYTHONPATH=tests $(PY) -m instruction_counts
 
 # Every script runs, whether or not one before it has missed a goal.
 BENCHES = $(shell grep -l '^SCRIPT = ' bench/*.py)

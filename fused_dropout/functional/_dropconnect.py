@@ -28,9 +28,9 @@ ROW, EXAMPLE, BATCH = MASK_MODES = get_args(MaskMode)
 MaskStorage = Literal["auto", "regenerate", "packed"]
 AUTO, REGENERATE, PACKED = MASK_STORAGES = get_args(MaskStorage)
 
-# mask_storage="auto": how many bytes of packed bits pay, by the Philox calls that 128 elements take.
-# Two save the second draw what bits cost that leave the last-level cache; from three on memory is
-# the faster source, and the limit keeps a model of many layers from filling it. Read off
+# mask_storage="auto": how many bytes of packed bits pay, by the Philox calls that 128 elements
+# take. Two calls take as long as bits that have left the last-level cache; more take longer than
+# any memory, and the limit keeps a model of many layers from filling it. Read off
 # bench/mask_storage.py, with AVX2 and with AVX-512.
 PACKED_MAX_BYTES = {0: 0, 1: 0, 2: 16 << 20}
 PACKED_MAX_BYTES_OF_MANY_DIGITS = 64 << 20

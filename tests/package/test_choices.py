@@ -152,6 +152,6 @@ def test_the_reference_allows_the_same_strings() -> None:
         for parameter, annotation in hints_of(value).items()
         if (strings := strings_of(annotation))
     }
-    assert len(theirs) == 8
+    assert len(theirs) == 9
     assert theirs == {key: ours[key] for key in theirs}
     assert tuple(reference.ACTIVATIONS) == ours["bias_act_dropout_add", "activation"]

@@ -1,0 +1,1 @@
+"""How many instructions the CPU kernels take; see README.md."""
