@@ -19,6 +19,7 @@
 #include "cpu/gaussian_dropout.h"
 #include "cpu/gaussian_noise.h"
 #include "cpu/mask.h"
+#include "cpu/mask_weight.h"
 #include "cpu/noise.h"
 #include "cpu/scratch.h"
 
@@ -103,9 +104,9 @@ void dropout_apply_alike(int64_t type, const Affine* map, const void* in, const 
 
 void dropout_apply_columns(int64_t type, const Affine* map, const void* in, const void* residual,
                            void* out, int64_t rows, int64_t cols, int64_t row_stride,
-                           int64_t first_bit, int64_t col_bits, const uint32_t* bits) {
-  table<dropout::Kernels>().apply_columns[type](
-      map_of(*map), {in, residual, out, 0}, {rows, cols, row_stride, first_bit, col_bits}, bits);
+                           const int64_t* first_bits, const uint32_t* bits) {
+  table<dropout::Kernels>().apply_columns[type](map_of(*map), {in, residual, out, 0},
+                                                {rows, cols, row_stride, first_bits}, bits);
 }
 
 int64_t dropconnect_mask_words(const Layer* layer) {
@@ -186,6 +187,54 @@ void dropconnect_bias_grad(int64_t type, const Random* random, const Layer* laye
   for (int64_t g = 0; g < group_count(layer->out_features); ++g) {
     table<Kernels>().bias_grad[type](args, g);
   }
+}
+
+namespace {
+// All of one mask.
+mask_weight::Tile whole_mask(const Layer& layer, int64_t mask) {
+  return {mask, {0, layer.out_features}, {0, group_count(layer.in_features)}};
+}
+}  // namespace
+
+void mask_weight_apply(int64_t type, const Random* random, const Layer* layer,
+                       const uint32_t* mask_bits, const Matrix* weight, int64_t mask, void* out) {
+  table<mask_weight::Kernels>().apply[type](problem_of(*random, *layer, mask_bits), view_of(weight),
+                                            whole_mask(*layer, mask), out, layer->in_features);
+}
+
+void mask_weight_apply_wide(int64_t type, const Random* random, const Layer* layer,
+                            const uint32_t* mask_bits, const Matrix* weight, int64_t mask,
+                            void* out) {
+  table<mask_weight::Kernels>().apply_wide[type](problem_of(*random, *layer, mask_bits),
+                                                 view_of(weight), whole_mask(*layer, mask), out,
+                                                 layer->in_features);
+}
+
+void mask_weight_add(int64_t type, const Random* random, const Layer* layer,
+                     const uint32_t* mask_bits, const Matrix* weight, int64_t mask, void* sum) {
+  table<mask_weight::Kernels>().add[type](problem_of(*random, *layer, mask_bits), view_of(weight),
+                                          whole_mask(*layer, mask), sum, layer->in_features);
+}
+
+void mask_weight_sum(int64_t type, const Random* random, const Layer* layer,
+                     const uint32_t* mask_bits, const void* stack, void* out) {
+  const DropConnectProblem problem = problem_of(*random, *layer, mask_bits);
+  const mask_weight::StackView view = {stack, layer->out_features * layer->in_features,
+                                       layer->in_features, 1};
+  for (int64_t o = 0; o < layer->out_features; o += mask_weight::kTileOuts) {
+    const Range outs = {o, std::min(o + mask_weight::kTileOuts, layer->out_features)};
+    for (int64_t g = 0; g < group_count(layer->in_features); ++g) {
+      table<mask_weight::Kernels>().sum[type](problem, view, outs, g, out);
+    }
+  }
+}
+
+void mask_weight_add_row(int64_t type, const void* row, int64_t count, void* out) {
+  table<mask_weight::Kernels>().add_row[type](row, count, out);
+}
+
+int64_t mask_weight_all_finite(int64_t type, const void* data, int64_t stride, int64_t count) {
+  return table<mask_weight::Kernels>().all_finite[type](data, stride, count);
 }
 
 void drop_block_mask(const Random* random, int64_t maps, const int64_t* size, const int64_t* block,
@@ -282,4 +331,23 @@ double concrete_dropout_backward(int64_t type, const Random* random, double logi
   const NoiseRun run = noise_run(*random, first_block, count);
   return table<concrete_dropout::Kernels>().backward[type](run, rate_of(logit, temperature), grad,
                                                            in, d_in);
+}
+
+void concrete_dropout_factors(int64_t type, const Random* random, double logit, double temperature,
+                              int64_t first_block, int64_t count, void* factors, void* slopes) {
+  const NoiseRun run = noise_run(*random, first_block, count);
+  table<concrete_dropout::Kernels>().factors[type](run, rate_of(logit, temperature), factors,
+                                                   slopes);
+}
+
+void concrete_dropout_multiply(int64_t type, const void* in, const void* factors, int64_t count,
+                               void* out) {
+  table<concrete_dropout::Kernels>().multiply[type](in, factors, count, out);
+}
+
+double concrete_dropout_multiply_and_sum(int64_t type, const void* grad, const void* in,
+                                         const void* factors, const void* slopes, int64_t count,
+                                         void* d_in) {
+  return table<concrete_dropout::Kernels>().multiply_and_sum[type](grad, in, factors, slopes, count,
+                                                                   d_in);
 }

@@ -46,7 +46,7 @@ void dropout_apply_alike(int64_t type, const Affine* map, const void* in, const 
                          void* out, int64_t count, int64_t kept);
 void dropout_apply_columns(int64_t type, const Affine* map, const void* in, const void* residual,
                            void* out, int64_t rows, int64_t cols, int64_t row_stride,
-                           int64_t first_bit, int64_t col_bits, const uint32_t* bits);
+                           const int64_t* first_bits, const uint32_t* bits);
 
 // Words of a layer's stored masks; and the masks.
 int64_t dropconnect_mask_words(const Layer* layer);
@@ -61,6 +61,21 @@ void dropconnect_backward(int64_t type, const Random* random, const Layer* layer
                           const Matrix* weight, void* d_input, void* d_weight);
 void dropconnect_bias_grad(int64_t type, const Random* random, const Layer* layer,
                            const Matrix* grad_output, void* d_bias);
+
+// The masked weights of mask `mask`, and that mask on a matrix, in the type of sums or added to
+// one.
+void mask_weight_apply(int64_t type, const Random* random, const Layer* layer,
+                       const uint32_t* mask_bits, const Matrix* weight, int64_t mask, void* out);
+void mask_weight_apply_wide(int64_t type, const Random* random, const Layer* layer,
+                            const uint32_t* mask_bits, const Matrix* weight, int64_t mask,
+                            void* out);
+void mask_weight_add(int64_t type, const Random* random, const Layer* layer,
+                     const uint32_t* mask_bits, const Matrix* weight, int64_t mask, void* sum);
+// `stack` is [masks, out_features, in_features].
+void mask_weight_sum(int64_t type, const Random* random, const Layer* layer,
+                     const uint32_t* mask_bits, const void* stack, void* out);
+void mask_weight_add_row(int64_t type, const void* row, int64_t count, void* out);
+int64_t mask_weight_all_finite(int64_t type, const void* data, int64_t stride, int64_t count);
 
 // `size` and `block` are depth, height and width. `out` has whole words of 64 bits.
 void drop_block_mask(const Random* random, int64_t maps, const int64_t* size, const int64_t* block,
@@ -93,5 +108,12 @@ void concrete_dropout_apply(int64_t type, const Random* random, double logit, do
 double concrete_dropout_backward(int64_t type, const Random* random, double logit,
                                  double temperature, const void* grad, const void* in, void* d_in,
                                  int64_t first_block, int64_t count);
+void concrete_dropout_factors(int64_t type, const Random* random, double logit, double temperature,
+                              int64_t first_block, int64_t count, void* factors, void* slopes);
+void concrete_dropout_multiply(int64_t type, const void* in, const void* factors, int64_t count,
+                               void* out);
+double concrete_dropout_multiply_and_sum(int64_t type, const void* grad, const void* in,
+                                         const void* factors, const void* slopes, int64_t count,
+                                         void* d_in);
 
 }  // extern "C"

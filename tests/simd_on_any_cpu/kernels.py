@@ -17,6 +17,8 @@ RESULTS = {
     "dropconnect_mask_words": ctypes.c_int64,
     "drop_block_count_bits": ctypes.c_int64,
     "concrete_dropout_backward": ctypes.c_double,
+    "concrete_dropout_multiply_and_sum": ctypes.c_double,
+    "mask_weight_all_finite": ctypes.c_int64,
 }
 
 

@@ -86,11 +86,12 @@ def test_runs_that_are_alike(kernels: Kernels, kept: bool, dtype: torch.dtype) -
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "cols"), [(1, 16), (5, 17), (33, 31), (70, 100)])
 def test_columns_of_bits(kernels: Kernels, rows: int, cols: int, dtype: torch.dtype) -> None:
-    """A transposed mask: element (r, c) has bit 3 + c * (rows + 2) + r."""
+    """Element (r, c) has bit first_bits[c] + r: columns in reverse order, with gaps."""
     x, residual = random_tensors((rows, cols), (rows, cols), dtype=dtype)
     bits = kept_elements(3 + cols * (rows + 2), 0.4)
-    kept = bits[3:].view(cols, rows + 2)[:, :rows].T
-    tile = (rows, cols, cols, 3, rows + 2, words_of(bits))
+    kept = bits[3:].view(cols, rows + 2)[:, :rows].T.flip(1)
+    first_bits = 3 + (rows + 2) * torch.arange(cols).flip(0)
+    tile = (rows, cols, cols, first_bits, words_of(bits))
     known = (dtype, Affine(2.0, 0.0, 0.0), x, residual, OUT, *tile)
     ours = filled((rows, cols), dtype, kernels.dropout_apply_columns, *known)
     assert_same_bits(ours, mapped(x, kept, 2.0, 0.0, residual))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from support.noise_checks import assert_rounded, ulps_from
-from support.tensors import DTYPES, computing_type, random_tensors
+from support.tensors import DTYPES, assert_same_bits, computing_type, random_tensors
 from torch import Tensor
 
 from fused_dropout import reference
@@ -85,3 +87,35 @@ def test_concrete_dropout(kernels: Kernels, count: int, dtype: torch.dtype) -> N
     assert_rounded(d_input, d_wide, d_wide, ulps=32)
     size = float((truth.detach() * grad.double()).abs().sum()) + 1e-30
     assert abs(sums[0] - d_logit.item()) <= 64 * torch.finfo(computing_type(dtype)).eps * size
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("count", COUNTS)
+def test_shared_concrete_dropout(kernels: Kernels, count: int, dtype: torch.dtype) -> None:
+    """Factors and slopes by themselves, then multiplied: what the other kernels do at once."""
+    x, grad = random_tensors((count,), (count,), dtype=dtype, seed=count)
+    real = computing_type(dtype)
+    known = (dtype, STATE, -1.25, 0.5)
+    slopes = torch.full((count,), math.nan, dtype=real)
+    entry = kernels.concrete_dropout_factors
+    factors = filled((count,), real, entry, *known, 0, count, OUT, slopes)
+    assert_same_bits(factors, filled((count,), real, entry, *known, 0, count, OUT, None))
+    ones = torch.ones(count, dtype=torch.float64)
+    logit = torch.tensor([-1.25], dtype=torch.float64)
+    exact = reference.concrete_dropout(ones, logit, 0.5, **RANDOM)
+    assert_rounded(factors, exact, exact, ulps=32)
+
+    output = filled(
+        (count,), dtype, kernels.concrete_dropout_multiply, dtype, x, factors, count, OUT
+    )
+    assert_same_bits(output, (x.to(real) * factors).to(dtype))
+    sums: list[float] = []
+
+    def backward(*arguments: object) -> None:
+        sums.append(kernels.concrete_dropout_multiply_and_sum(*arguments))
+
+    d_input = filled((count,), dtype, backward, dtype, grad, x, factors, slopes, count, OUT)
+    assert_same_bits(d_input, (grad.to(real) * factors).to(dtype))
+    terms = x.double() * grad.double() * factors.double() * slopes.double()
+    size = float(terms.abs().sum())
+    assert abs(sums[0] - float(terms.sum())) <= 8 * torch.finfo(real).eps * size
