@@ -126,11 +126,23 @@ void dropout_of_columns() {
   constexpr int64_t kRows = 500, kCols = 70;
   Operand in(kFloat32, kRows * kCols), out(kFloat32, kRows * kCols);
   std::vector<uint32_t> bits(kRows * kCols / 32 + 8, 0x5A5A5A5A);
+  std::vector<int64_t> first_bits(kCols);
+  for (int64_t c = 0; c < kCols; ++c) first_bits[static_cast<size_t>(c)] = c * kRows;
   const Affine map = {2, 0, 0};
   run("dropout of columns, float32", kRows * kCols, [&] {
-    dropout_apply_columns(kFloat32, &map, in.data(), nullptr, out.data(), kRows, kCols, kCols, 0,
-                          kRows, bits.data());
+    dropout_apply_columns(kFloat32, &map, in.data(), nullptr, out.data(), kRows, kCols, kCols,
+                          first_bits.data(), bits.data());
   });
+}
+
+void mask_weight(const char* name, Type type, double p) {
+  constexpr int64_t kOuts = 70, kIns = 520;
+  Operand in(type, kOuts * kIns), out(type, kOuts * kIns);
+  const Matrix weight = {in.data(), kIns, 1};
+  const Layer layer = {1, kIns, kOuts, 1, 2};
+  const Random random = random_of(p);
+  run(name, kOuts * kIns,
+      [&] { mask_weight_apply(type, &random, &layer, nullptr, &weight, 0, out.data()); });
 }
 
 void drop_block() {
@@ -190,6 +202,8 @@ int main() {
   dropconnect({"dropconnect backward float32, stored", kFloat32, 0.1, true, 1}, false);
   dropconnect({"dropconnect backward bfloat16, p 0.5", kBFloat16, 0.5, false, 1}, false);
   dropconnect_bias();
+  mask_weight("mask_weight float32, p 0.5", kFloat32, 0.5);
+  mask_weight("mask_weight bfloat16, p 0.1", kBFloat16, 0.1);
   dropout("dropout float32, p 0.5", kFloat32, 0.5);
   dropout("dropout float32, p 0.1", kFloat32, 0.1);
   dropout("dropout bfloat16, p 0.1", kBFloat16, 0.1);
