@@ -96,7 +96,7 @@ def measure_layer(
     calls: dict[Key, Prepare] = {(DENSE, None): partial(prepare, F.linear)}
     for p in PS:
         calls[OURS, p] = partial(prepare, partial(dropconnect_linear, p=p, mask=group))
-        if masks * outs * ins * 4 <= MOST_COPIES:
+        if rows % masks == 0 and masks * outs * ins * 4 <= MOST_COPIES:
             calls[EAGER, p] = partial(prepare, partial(eager_layer, p=p, masks=masks))
 
     def figures(key: Key, measured: Mapping[Key, Measured]) -> dict[str, Any]:

@@ -66,9 +66,9 @@ bool multiplies_bfloats() {
 }
 
 // From how many rows to a mask on a product takes less time than the kernels of this instruction
-// set: measured with bench/mask_weight.py's layers of 64 to 1024 features, on Sapphire Rapids. The
-// less, the slower the kernels. torch multiplies bf16 in tiles so much faster than the kernels do
-// that fewer rows pay.
+// set: the fewer, the slower they are. Both ways were measured in one process on Sapphire Rapids,
+// layers of 64 to 1024 features; bench/mask_weight.py shows what comes of it. torch multiplies bf16
+// in tiles so much faster than the kernels do that fewer rows pay.
 int64_t fewest_rows(ScalarType type) {
   switch (current_isa()) {
     case Isa::kAvx512:
