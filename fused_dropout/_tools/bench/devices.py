@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import time
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from fused_dropout._core import extension
 from fused_dropout._tools import memory
 
 _BLOCK_SECONDS = 0.03  # one timing repeats the call for about this long
@@ -93,7 +95,8 @@ class CpuDevice:
         return cpu_model()
 
     def file_name(self) -> str:
-        return f"{slug(cpu_model())}-{torch.get_num_threads()}t"
+        forced = [extension.current_isa()] if os.environ.get("FUSED_DROPOUT_ISA") else []
+        return "-".join([slug(cpu_model()), *forced, f"{torch.get_num_threads()}t"])
 
     def measuring(self) -> AbstractContextManager[object]:
         return nullcontext()

@@ -1,0 +1,79 @@
+"""`--plot`: seconds of ours, the peers and the floor over what was swept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+from fused_dropout._tools.bench.family import FLOOR_ROLE, OURS_ROLE
+from fused_dropout._tools.bench.harness import row_label
+
+Record = Mapping[str, Any]
+_NUMBERS = ("size", "p", "threads")  # sweeps that are drawn as lines, the others as bars
+_STYLES: dict[str, dict[str, Any]] = {
+    OURS_ROLE: {"color": "C0", "linewidth": 2.5, "zorder": 3},
+    FLOOR_ROLE: {"color": "0.4", "linestyle": "--"},
+}
+
+
+def plot(records: Sequence[Record], sweep: str | None, title: str) -> bytes:
+    """A PNG with a row for each op and a column for each phase."""
+    from matplotlib.figure import Figure
+
+    measured = [record for record in records if record["seconds"] is not None]
+    ops = list(dict.fromkeys(record["op"] for record in measured))
+    phases = list(dict.fromkeys(record["phase"] for record in measured))
+    size = (5.5 * len(phases), 3.4 * len(ops) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(ops), len(phases), squeeze=False)
+    for axes_of_op, op in zip(grid, ops, strict=True):
+        for axes, phase in zip(axes_of_op, phases, strict=True):
+            wanted = [r for r in measured if (r["op"], r["phase"]) == (op, phase)]
+            if not wanted:
+                axes.set_axis_off()
+                continue
+            (_lines if sweep in _NUMBERS else _bars)(axes, wanted, sweep)
+            axes.set_yscale("log")
+            axes.set_ylabel("milliseconds")
+            axes.set_title(f"{op}, {phase}", fontsize=10)
+            axes.legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    content = BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    return content.getvalue()
+
+
+def _by_subject(records: Sequence[Record], sweep: str | None) -> dict[str, list[Record]]:
+    """A subject is told by its p, where the plot is not about p."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        label = record["name"] if sweep else row_label(record["name"], record["p"])
+        found.setdefault(label, []).append(record)
+    return found
+
+
+def _milliseconds(records: Sequence[Record]) -> list[float]:
+    return [1e3 * record["seconds"]["median"] for record in records]
+
+
+def _lines(axes: Any, records: Sequence[Record], sweep: str | None) -> None:
+    for label, own in _by_subject(records, sweep).items():
+        places = [record["value"] for record in own]
+        style = _STYLES.get(own[0]["role"], {})
+        axes.plot(places, _milliseconds(own), marker=".", label=label, **style)
+    axes.set_xlabel({"size": "elements"}.get(str(sweep), sweep))
+    if sweep == "size":
+        axes.set_xscale("log", base=2)
+
+
+def _bars(axes: Any, records: Sequence[Record], sweep: str | None) -> None:
+    subjects = _by_subject(records, sweep)
+    values = list(dict.fromkeys(record["value"] for record in records))
+    width = 0.8 / len(subjects)
+    for number, (label, own) in enumerate(subjects.items()):
+        places = [values.index(record["value"]) + (number + 0.5) * width - 0.4 for record in own]
+        color = _STYLES.get(own[0]["role"], {}).get("color", f"C{number + 1}")
+        axes.bar(places, _milliseconds(own), width, label=label, color=color)
+    axes.set_xticks(range(len(values)), ["" if v is None else str(v) for v in values], fontsize=7)
+    axes.tick_params(axis="x", labelrotation=20 if len(values) > 3 else 0)
