@@ -40,6 +40,7 @@ from fused_dropout._tools.common import (
     report_console,
     thread_count,
 )
+from fused_dropout.functional._dropconnect import MaskMode
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     """
     named = _names(args)
     asked = _asked(args)
-    device = find_device(args.device)
+    device = find_device(args.device, quick=args.quick)
     old = compare.read_document(args.compare) if args.compare else None
     if args.plot and find_spec("matplotlib") is None:
         raise ArgumentError("--plot needs matplotlib: pip install 'fused_dropout[demo]'")
@@ -229,11 +230,13 @@ def _dropconnect_jobs(
     op: BenchOp, asked: Asked, args: argparse.Namespace, device: Device
 ) -> Iterator[_Job]:
     """DropConnect's own table: each gradient by itself, and memory."""
-    shapes = args.shape or [op.shape]
-    if args.quick:
-        shapes = [shrunk(shape, quick_elements(op)) for shape in shapes]
-    ps, mask = asked.ps or (0.5, 0.1), args.mask or "example"
-    problems = [Problem(*shape, ps, asked.dtype, mask) for shape in shapes]
+    most = quick_elements(op)
+    ps = asked.ps or (0.5, 0.1)
+    mask: MaskMode | int = args.mask or "example"
+    problems = []
+    for shape in args.shape or [op.shape]:
+        batch, outs, ins = shrunk(shape, most) if args.quick else shape
+        problems.append(Problem(batch, outs, ins, ps, asked.dtype, mask))
     for problem in problems:
         check_memory(problem, device)
     for problem in problems:

@@ -66,8 +66,10 @@ def _is_record(record: object) -> bool:
     ratio = record["times_floor"]
     if ratio is None:
         return True
-    numbers = [ratio.get(key) for key in ("median", "p20", "p80")] if type(ratio) is dict else []
-    return bool(numbers) and all(type(n) in (int, float) and n > 0 for n in numbers)
+    if not isinstance(ratio, dict):
+        return False
+    numbers = [ratio.get(key) for key in ("median", "p20", "p80")]
+    return all(isinstance(number, (int, float)) and number > 0 for number in numbers)
 
 
 def compare(old: Sequence[Record], new: Sequence[Record]) -> list[Verdict]:

@@ -91,6 +91,10 @@ class CpuDevice:
 
     kind = "cpu"
 
+    def __init__(self, block_share: float = 1.0) -> None:
+        """`block_share` makes timings shorter, and so noisier."""
+        self._block_share = block_share
+
     def name(self) -> str:
         return cpu_model()
 
@@ -110,7 +114,7 @@ class CpuDevice:
     def timings(self, call: Callable[[], object], seconds: float) -> list[float]:
         """One: the mean over a block of calls."""
         # Not torch.utils.benchmark, which loads torch's compiler tools and so warns without a GPU.
-        calls = max(1, round(_BLOCK_SECONDS / seconds))
+        calls = max(1, round(self._block_share * _BLOCK_SECONDS / seconds))
         return [timeit.timeit(call, number=calls) / calls]
 
     def graph_of(self, call: Callable[[], object]) -> Callable[[], object] | None:

@@ -161,12 +161,19 @@ def _milliseconds(row: Row, phase: str) -> str:
     return "-" if found is None else three_digits(1e3 * found["median"])
 
 
-def _columns(phases: Sequence[str]) -> list[Column]:
+def _columns(phases: Sequence[str], with_spread: bool) -> list[Column]:
+    ratio = times if with_spread else _median_times
     return [
         *(Column(f"{phase}\nms", partial(_milliseconds, phase=phase)) for phase in phases),
-        *(times(f"{phase}\ntimes floor", "times_floor", phase) for phase in phases),
-        *(times(f"{phase}\ntimes ours", "times_ours", phase) for phase in phases),
+        *(ratio(f"{phase}\ntimes floor", "times_floor", phase) for phase in phases),
+        *(ratio(f"{phase}\ntimes ours", "times_ours", phase) for phase in phases),
     ]
+
+
+def _median_times(heading: str, figure: str, phase: str) -> Column:
+    """For tables that have no room for more."""
+    spread = times(heading, figure, phase)
+    return Column(heading, lambda row: spread.cell(row).partition(" ")[0])
 
 
 def print_results(results: Sequence[Result], console: Console) -> None:
@@ -190,7 +197,7 @@ def _table(results: Sequence[Result]) -> Table:
 
     first = results[0]
     phases = [key for key in ("forward", "total") if any(key in _phases(r) for r in results)]
-    columns = _columns(phases)
+    columns = _columns(phases, with_spread=first["value"] is None)
     table = Table(title=_title(first))
     if first["value"] is not None:
         table.add_column(str(first["sweep"]), no_wrap=True)

@@ -25,12 +25,13 @@ def _op(dimensions: int, shape: Shape, *shapes: Typical) -> BenchOp:
     )
 
 
+DROPOUT2D = _op(
+    2, (16, 256, 64, 64), Typical((16, 256, 64, 64), "channels_last"),
+    Typical((32, 64, 56, 56)), Typical((16, 3, 224, 224)),
+    Typical((16, 3, 224, 224), "channels_last"),
+)  # fmt: skip
 OPS = (
     _op(1, (64, 512, 512), Typical((32, 80, 3000))),
-    _op(
-        2, (16, 256, 64, 64), Typical((16, 256, 64, 64), "channels_last"),
-        Typical((32, 64, 56, 56)), Typical((16, 3, 224, 224)),
-        Typical((16, 3, 224, 224), "channels_last"),
-    ),
+    DROPOUT2D,
     _op(3, (4, 64, 16, 64, 64), Typical((4, 64, 16, 64, 64), "channels_last_3d")),
 )  # fmt: skip

@@ -15,6 +15,7 @@ from fused_dropout._tools.bench.ops._op import (
     Typical,
 )
 
+TORCH = "torch"
 SHAPE = (16, 256, 64, 64)
 
 
@@ -48,10 +49,9 @@ _MAPS = (
     Typical((256, 4096)),
 )
 
-OPS = (
-    BenchOp("dropout", ours, {"torch": torchs}, SHAPE, _flat, _MAPS),
-    BenchOp(
-        "dropout_inplace", ours_in_place, {"torch": torchs_in_place}, SHAPE, _flat, _MAPS,
-        phases=(FORWARD,),
-    ),
+DROPOUT = BenchOp("dropout", ours, {TORCH: torchs}, SHAPE, _flat, _MAPS)
+DROPOUT_INPLACE = BenchOp(
+    "dropout_inplace", ours_in_place, {TORCH: torchs_in_place}, SHAPE, _flat, _MAPS,
+    phases=(FORWARD,),
 )  # fmt: skip
+OPS = (DROPOUT, DROPOUT_INPLACE)
