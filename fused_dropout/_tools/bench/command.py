@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from fused_dropout._tools.bench.sweeps import (
 )
 from fused_dropout._tools.common import (
     ArgumentError,
+    explained_imports,
     mask_mode,
     output_file,
     positive_int,
@@ -106,8 +107,9 @@ def run(args: argparse.Namespace) -> int:
     asked = _asked(args)
     device = find_device(args.device, quick=args.quick)
     old = compare.read_document(args.compare) if args.compare else None
-    if args.plot and find_spec("matplotlib") is None:
-        raise ArgumentError("--plot needs matplotlib: pip install 'fused_dropout[demo]'")
+    if args.plot:
+        with explained_imports("demo"):
+            import_module("matplotlib")
     console = report_console()
     with (
         thread_count(args.threads),
@@ -207,7 +209,8 @@ def _job(op: BenchOp, asked: Asked, args: argparse.Namespace, device: Device) ->
             results.append(
                 family.measure(
                     op, point, sweep=asked.sweep, rounds=rounds, peers=peers,
-                    compiled=args.compile, device=device, progress=_prefixed(progress, point),
+                    compiled=args.compile, device=device,
+                    memory=asked.sweep is None and not args.quick, progress=_prefixed(progress, point),
                 )
             )  # fmt: skip
         return [record for result in results for record in family.records(result)]

@@ -26,10 +26,12 @@ FASTER, SLOWER, SAME = "faster", "slower", "same"
 NO_RATIO, ONLY_OLD, ONLY_NEW = "no ratio", "only in OLD", "only in this run"
 JUDGED = (FASTER, SLOWER, SAME)
 SHARE = 0.05  # that a median must be away from the old one
-_ABOUT = (
-    "op", "phase", "device", "shape", "memory_format", "options", "dtype", "p", "threads", "isa",
-)  # fmt: skip
-_NEEDED = {*_ABOUT, "role", "times_floor"}
+_NUMBER = (int, float)
+_ABOUT: dict[str, Any] = {  # what tells records apart, and its types
+    "op": str, "phase": (str, type(None)), "device": str, "shape": list, "memory_format": str,
+    "options": dict, "dtype": str, "p": (*_NUMBER, type(None)), "threads": int, "isa": str,
+}  # fmt: skip
+_TYPES = {**_ABOUT, "role": str, "times_floor": (dict, type(None))}
 _MACHINE = ("cpu", "gpu", "torch_isa")
 
 
@@ -61,15 +63,15 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def _is_record(record: object) -> bool:
-    if not isinstance(record, dict) or not record.keys() >= _NEEDED:
+    if not isinstance(record, dict) or not record.keys() >= _TYPES.keys():
+        return False
+    if not all(isinstance(record[key], wanted) for key, wanted in _TYPES.items()):
         return False
     ratio = record["times_floor"]
     if ratio is None:
         return True
-    if not isinstance(ratio, dict):
-        return False
     numbers = [ratio.get(key) for key in ("median", "p20", "p80")]
-    return all(isinstance(number, (int, float)) and number > 0 for number in numbers)
+    return all(isinstance(number, _NUMBER) and number > 0 for number in numbers)
 
 
 def compare(old: Sequence[Record], new: Sequence[Record]) -> list[Verdict]:

@@ -45,9 +45,10 @@ def measure(
     peers: bool,
     compiled: bool,
     device: Device,
+    memory: bool = False,
     progress: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure one point: ours, the peers, and the floor.
+    """Measure one point: ours, the peers, and the floor; with `memory` also their peaks, slowly.
 
     Returns a dictionary ready for JSON with `op`, `sweep`, `value` (of the swept quantity), the
     facts of the setting, `floor` (its name) and what `measure_rows` gives. A row has, by phase,
@@ -58,7 +59,7 @@ def measure(
         notes, calls = _subjects(op, setting, peers, compiled, device)
         result = measure_rows(
             calls, op.phases, partial(_figures, op, setting.p), rounds=rounds, device=device,
-            progress=progress, threads=setting.threads, memory_phase=op.phases[-1],
+            progress=progress, threads=setting.threads, memory_phase=op.phases[-1] if memory else "",
             may_fail={name for name, _ in calls} - {OURS, op.floor_name},
         )  # fmt: skip
     result["rows"] += [{"name": name, "p": setting.p, "note": note} for name, note in notes.items()]

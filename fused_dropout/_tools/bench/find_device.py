@@ -7,7 +7,6 @@ from fused_dropout._tools.bench.cuda import CudaDevice
 from fused_dropout._tools.bench.devices import CPU, CpuDevice, Device
 from fused_dropout._tools.common import ArgumentError
 
-
 _QUICK_BLOCK_SHARE = 0.3
 
 

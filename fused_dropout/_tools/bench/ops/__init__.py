@@ -27,9 +27,8 @@ def names() -> tuple[str, ...]:
 
 
 def ops_named(name: str) -> tuple[BenchOp, ...]:
-    """The op of this name; or the ops of the file of this name, if no op has it."""
-    found = tuple(op for op in _all() if op.name == name)
-    return found or bench_ops()[name]
+    """The ops of the file of this name; or the op of this name, if there is no such file."""
+    return bench_ops().get(name) or tuple(op for op in _all() if op.name == name)
 
 
 def _all() -> list[BenchOp]:
