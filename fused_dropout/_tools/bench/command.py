@@ -201,6 +201,7 @@ def _job(op: BenchOp, asked: Asked, args: argparse.Namespace, device: Device) ->
     if asked.sweep is None and len(asked.ps) > 1:
         asked = replace(asked, sweep="p")
     rounds, peers = _rounds(args), not args.no_naive
+    memory = asked.sweep is None and not args.quick
     places = {point.setting: point for point in points(op, asked)}  # some coincide when shrunk
     results: list[dict[str, Any]] = []
 
@@ -209,8 +210,8 @@ def _job(op: BenchOp, asked: Asked, args: argparse.Namespace, device: Device) ->
             results.append(
                 family.measure(
                     op, point, sweep=asked.sweep, rounds=rounds, peers=peers,
-                    compiled=args.compile, device=device,
-                    memory=asked.sweep is None and not args.quick, progress=_prefixed(progress, point),
+                    compiled=args.compile, device=device, memory=memory,
+                    progress=_prefixed(progress, point),
                 )
             )  # fmt: skip
         return [record for result in results for record in family.records(result)]

@@ -55,11 +55,12 @@ def measure(
     `times_floor` and `times_ours`: its seconds divided by theirs.
     """
     setting = point.setting
+    memory_phase = op.phases[-1] if memory else ""
     with _instructions(setting, device):
         notes, calls = _subjects(op, setting, peers, compiled, device)
         result = measure_rows(
             calls, op.phases, partial(_figures, op, setting.p), rounds=rounds, device=device,
-            progress=progress, threads=setting.threads, memory_phase=op.phases[-1] if memory else "",
+            progress=progress, threads=setting.threads, memory_phase=memory_phase,
             may_fail={name for name, _ in calls} - {OURS, op.floor_name},
         )  # fmt: skip
     result["rows"] += [{"name": name, "p": setting.p, "note": note} for name, note in notes.items()]
@@ -150,7 +151,8 @@ def records(result: Result) -> list[dict[str, Any]]:
 def _of_row(row: Row, phase: str | None) -> dict[str, Any]:
     facts = {key: value for key, value in row.items() if not isinstance(value, Mapping)}
     tables = {key: value.get(phase) for key, value in row.items() if isinstance(value, Mapping)}
-    return {"times_floor": None, "times_ours": None, **facts, "phase": phase, **tables}
+    absent = dict.fromkeys(("seconds", "times_floor", "times_ours", "peak_extra_bytes"))
+    return {**absent, **facts, "phase": phase, **tables}
 
 
 def _role(name: str, floor: str) -> str:

@@ -24,10 +24,10 @@ def plot(records: Sequence[Record], sweep: str | None, title: str) -> bytes:
     measured = [record for record in records if record["seconds"] is not None]
     ops = list(dict.fromkeys(record["op"] for record in measured))
     phases = list(dict.fromkeys(record["phase"] for record in measured))
-    size = (5.5 * len(phases), 3.4 * len(ops) + 0.6)
+    size = (5.5 * max(1, len(phases)), 3.4 * len(ops) + 0.6)
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(ops), len(phases), squeeze=False)
-    for axes_of_op, op in zip(grid, ops, strict=True):
+    grid = figure.subplots(max(1, len(ops)), max(1, len(phases)), squeeze=False)
+    for axes_of_op, op in zip(grid, ops, strict=False):
         for axes, phase in zip(axes_of_op, phases, strict=True):
             wanted = [r for r in measured if (r["op"], r["phase"]) == (op, phase)]
             if not wanted:
