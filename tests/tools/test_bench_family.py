@@ -108,6 +108,17 @@ def test_the_file_says_what_was_measured_where(
         assert record["p"] == (None if record["role"] == "floor" else 0.3)
 
 
+def test_shape_and_mask_of_dropconnect_hold_in_sweeps(tmp_path: Path) -> None:
+    arguments = ["--shape", "2,3,5", "--mask", "batch", "--sweep", "p", "-p", "0.5"]
+    records = run_bench(tmp_path, *arguments)["records"]
+    assert {(r["name"], r["phase"]) for r in records} == {
+        (name, phase) for name in (OURS, "naive PyTorch", "dense") for phase in PHASES
+    }
+    for record in records:
+        assert (record["op"], record["shape"]) == ("dropconnect", [2, 3, 5])
+        assert record["options"] == {"mask": "batch"}
+
+
 def test_several_p_are_a_sweep(tmp_path: Path) -> None:
     document = run_bench(tmp_path, "dropout2d", "-p", "0.2", "-p", "0.4")
     assert [r["value"] for r in document["records"] if r["name"] == OURS] == [0.2, 0.2, 0.4, 0.4]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import product, zip_longest
 from typing import Any
 
 from fused_dropout._tools.bench.family import FLOOR_ROLE, OURS_ROLE
@@ -11,6 +12,7 @@ from fused_dropout._tools.bench.harness import row_label
 
 Record = Mapping[str, Any]
 _NUMBERS = ("size", "p", "threads")  # sweeps that are drawn as lines, the others as bars
+_OPS_IN_ONE_COLUMN = 4
 _STYLES: dict[str, dict[str, Any]] = {
     OURS_ROLE: {"color": "C0", "linewidth": 2.5, "zorder": 3},
     FLOOR_ROLE: {"color": "0.4", "linestyle": "--"},
@@ -18,26 +20,26 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 
 def plot(records: Sequence[Record], sweep: str | None, title: str) -> bytes:
-    """A PNG with a row for each op and a column for each phase."""
+    """A PNG with the phases of an op side by side, and of many ops two in a row."""
     from matplotlib.figure import Figure
 
     measured = [record for record in records if record["seconds"] is not None]
     ops = list(dict.fromkeys(record["op"] for record in measured))
     phases = list(dict.fromkeys(record["phase"] for record in measured))
-    size = (5.5 * max(1, len(phases)), 3.4 * len(ops) + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(max(1, len(ops)), max(1, len(phases)), squeeze=False)
-    for axes_of_op, op in zip(grid, ops, strict=False):
-        for axes, phase in zip(axes_of_op, phases, strict=True):
-            wanted = [r for r in measured if (r["op"], r["phase"]) == (op, phase)]
-            if not wanted:
-                axes.set_axis_off()
-                continue
-            (_lines if sweep in _NUMBERS else _bars)(axes, wanted, sweep)
-            axes.set_yscale("log")
-            axes.set_ylabel("milliseconds")
-            axes.set_title(f"{op}, {phase}", fontsize=10)
-            axes.legend(fontsize=7)
+    beside = 1 if len(ops) <= _OPS_IN_ONE_COLUMN else 2
+    rows, columns = max(1, -(-len(ops) // beside)), max(1, beside * len(phases))
+    figure = Figure(figsize=(4.5 * columns, 3 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (op, phase) in zip_longest(grid, product(ops, phases), fillvalue=(None, None)):
+        wanted = [r for r in measured if (r["op"], r["phase"]) == (op, phase)]
+        if not wanted:
+            axes.set_axis_off()
+            continue
+        (_lines if sweep in _NUMBERS else _bars)(axes, wanted, sweep)
+        axes.set_yscale("log")
+        axes.set_ylabel("milliseconds")
+        axes.set_title(f"{op}, {phase}", fontsize=10)
+        axes.legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
     content = BytesIO()
     figure.savefig(content, dpi=110, format="png")
@@ -58,9 +60,9 @@ def _milliseconds(records: Sequence[Record]) -> list[float]:
 
 
 def _lines(axes: Any, records: Sequence[Record], sweep: str | None) -> None:
-    for label, own in _by_subject(records, sweep).items():
+    for number, (label, own) in enumerate(_by_subject(records, sweep).items()):
         places = [record["value"] for record in own]
-        style = _STYLES.get(own[0]["role"], {})
+        style = _STYLES.get(own[0]["role"], {"color": f"C{number}"})
         axes.plot(places, _milliseconds(own), marker=".", label=label, **style)
     axes.set_xlabel({"size": "elements"}.get(str(sweep), sweep))
     if sweep == "size":
@@ -73,7 +75,8 @@ def _bars(axes: Any, records: Sequence[Record], sweep: str | None) -> None:
     width = 0.8 / len(subjects)
     for number, (label, own) in enumerate(subjects.items()):
         places = [values.index(record["value"]) + (number + 0.5) * width - 0.4 for record in own]
-        color = _STYLES.get(own[0]["role"], {}).get("color", f"C{number + 1}")
+        color = _STYLES.get(own[0]["role"], {}).get("color", f"C{number}")
         axes.bar(places, _milliseconds(own), width, label=label, color=color)
-    axes.set_xticks(range(len(values)), ["" if v is None else str(v) for v in values], fontsize=7)
-    axes.tick_params(axis="x", labelrotation=20 if len(values) > 3 else 0)
+    labels = ["" if value is None else str(value).replace(" ", "\n") for value in values]
+    tilt = {"rotation": 40, "ha": "right"} if len(values) > 3 else {}
+    axes.set_xticks(range(len(values)), labels, fontsize=7, **tilt)
