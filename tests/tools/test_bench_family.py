@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from fused_dropout._core import extension
 from fused_dropout._tools import memory
 from fused_dropout._tools.bench import family, sweeps
-from fused_dropout._tools.bench.devices import CPU
+from fused_dropout._tools.bench.devices import CPU, CpuDevice
 from fused_dropout._tools.bench.harness import OURS, VARIABLES
 from fused_dropout._tools.bench.ops import ops_named
 from fused_dropout._tools.bench.ops._op import DTYPES, PHASES, BenchOp, Calls, Typical
@@ -184,6 +185,37 @@ def test_threads_and_instructions_hold_while_layers_run() -> None:
     point = Point(None, Setting(Typical((3,)), "float32", 0.25, threads, lowest))
     family.measure(op, point, sweep=None, rounds=1, peers=False, compiled=False, device=CPU)
     assert seen == {(threads, lowest, 0.25)}
+
+
+class OfKnownSpeed(CpuDevice):
+    """A call returns the seconds that it takes."""
+
+    def warm_up(self, call: Callable[[], object]) -> float:
+        return float(call())  # type: ignore[arg-type]
+
+    def timings(self, call: Callable[[], object], seconds: float) -> list[float]:
+        return [seconds]
+
+
+def test_ratios_are_to_the_floor_and_to_ours() -> None:
+    def taking(seconds: float) -> Any:
+        return lambda p: lambda input: torch.tensor(seconds)
+
+    op = replace(
+        FAMILY["dropout"], ours=taking(0.02), peers={"torch": taking(0.06)}, phases=("forward",),
+        floor=taking(0.01)(None),
+    )  # fmt: skip
+    result = family.measure(
+        op, points(op, Asked(quick=True))[0], sweep=None, rounds=2, peers=True, compiled=False,
+        device=OfKnownSpeed(),
+    )  # fmt: skip
+    found = {
+        record["name"]: [record[key]["median"] for key in ("seconds", "times_floor", "times_ours")]
+        for record in family.records(result)
+    }
+    assert found[OURS] == pytest.approx([0.02, 2, 1])
+    assert found["torch"] == pytest.approx([0.06, 6, 3])
+    assert found["dense"] == pytest.approx([0.01, 1, 0.5])
 
 
 def test_memory_is_measured_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from itertools import product, zip_longest
+from itertools import product
 from typing import Any
 
 from fused_dropout._tools.bench.family import FLOOR_ROLE, OURS_ROLE
@@ -29,8 +29,9 @@ def plot(records: Sequence[Record], sweep: str | None, title: str) -> bytes:
     beside = 1 if len(ops) <= _OPS_IN_ONE_COLUMN else 2
     rows, columns = max(1, -(-len(ops) // beside)), max(1, beside * len(phases))
     figure = Figure(figsize=(4.5 * columns, 3 * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, (op, phase) in zip_longest(grid, product(ops, phases), fillvalue=(None, None)):
+    panels = list(product(ops, phases))
+    for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        op, phase = panels[number] if number < len(panels) else ("", "")
         wanted = [r for r in measured if (r["op"], r["phase"]) == (op, phase)]
         if not wanted:
             axes.set_axis_off()
