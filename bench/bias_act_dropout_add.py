@@ -16,8 +16,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from fused_dropout._core.private_torch import without_donated_buffers
 from fused_dropout._tools.bench.columns import (
@@ -40,42 +38,27 @@ from fused_dropout._tools.bench.harness import (
     relative,
     spread,
 )
+from fused_dropout._tools.bench.ops._op import COPY, Calls
+from fused_dropout._tools.bench.ops.bias_act_dropout_add import EAGER, MOVED, OP, P
 from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
-from fused_dropout.functional import bias_act_dropout_add
 
-SHAPE = (8, 1024, 3072)
-P = 0.1
-EAGER, COMPILED, COPY = "eager", "compiled eager", "copy_"
-# Tensors that a phase must read or write; copy_ moves two.
-TENSORS = {"forward": 3, "backward": 3, "total": 6}
-PHASES = tuple(TENSORS)
-
-Layer = Callable[[Tensor, Tensor, Tensor], Tensor]  # input, bias, residual
-
-
-def eager(input: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-    """What is fused, in PyTorch."""
-    return F.dropout(F.gelu(input + bias), P) + residual
-
-
-def fused(input: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-    """The same by this package."""
-    return bias_act_dropout_add(input, bias, residual, P, "gelu")
+COMPILED = "compiled eager"
+PHASES = tuple(MOVED)
 
 
 def measure(
     shape: tuple[int, ...], dtype: str, *, compiled: bool, device: Device, **options: Any
 ) -> dict[str, Any]:
     """One shape and dtype."""
-    layers: dict[str, Layer] = {OURS: fused, EAGER: eager}
+    layers = {OURS: OP.ours(P), EAGER: OP.peers[EAGER](P)}
     if compiled:
         torch.compiler.reset()
-        layers[COMPILED] = torch.compile(eager, dynamic=False)
-    prepare = Calls(shape, dtype, device.kind)
+        layers[COMPILED] = torch.compile(layers[EAGER], dynamic=False)
+    prepare = Calls(OP, shape, dtype, device.kind)
     calls: dict[Key, Prepare] = {
         (name, P): partial(prepare.of_layer, layer) for name, layer in layers.items()
     }
-    calls[COPY, None] = prepare.of_copy
+    calls[COPY, None] = partial(_copy, prepare)
     with without_donated_buffers():
         result = measure_rows(
             calls, PHASES, _figures, device=device, may_fail=[COMPILED], **options
@@ -83,30 +66,11 @@ def measure(
     return {"shape": list(shape), "dtype": dtype, **result}
 
 
-class Calls:
-    """The same tensors for every subject; called with a phase, returns what to time."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: str, device: str) -> None:
-        draw = torch.Generator().manual_seed(0)
-
-        def normal(*sizes: int) -> Tensor:
-            return torch.randn(*sizes, generator=draw).to(device, getattr(torch, dtype))
-
-        self.input, self.bias, self.residual = normal(*shape), normal(shape[-1]), normal(*shape)
-        self.grad = normal(*shape)
-
-    def of_layer(self, layer: Layer, phase: str) -> Callable[[], object]:
-        leaves = [t.detach().requires_grad_() for t in (self.input, self.bias, self.residual)]
-        if phase == "forward":
-            return lambda: layer(*leaves)
-        if phase == "total":
-            return lambda: torch.autograd.grad(layer(*leaves), leaves, self.grad)
-        output = layer(*leaves)
-        return lambda: torch.autograd.grad(output, leaves, self.grad, retain_graph=True)
-
-    def of_copy(self, phase: str) -> Callable[[], object]:
-        target = torch.empty_like(self.input)
-        return lambda: target.copy_(self.input)
+def _copy(calls: Calls, phase: str) -> Callable[[], object]:
+    """`copy_` of one tensor, warm."""
+    source = calls.operands[0]
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
 
 
 def _figures(key: Key, measured: Mapping[Key, Measured]) -> dict[str, Any]:
@@ -122,7 +86,7 @@ def _figures(key: Key, measured: Mapping[Key, Measured]) -> dict[str, Any]:
         if key[0] == COPY or phase not in own.seconds:
             return None
         shares = ratio(own.seconds[phase], copy.seconds[phase])
-        return spread([share and share * 2 / TENSORS[phase] for share in shares])
+        return spread([share and share * 2 / MOVED[phase] for share in shares])
 
     return {
         "speedup_over_eager": speedup_over(EAGER),
@@ -144,7 +108,7 @@ COLUMNS = [
     times("total faster\nthan compiled", "speedup_over_compiled", separator="\n"),
 ]
 print_result = printed(result_title, COLUMNS)
-MEASUREMENTS = [partial(measure, SHAPE, dtype) for dtype in ("float32", "bfloat16")]
+MEASUREMENTS = [partial(measure, OP.shape, dtype) for dtype in ("float32", "bfloat16")]
 SETUPS = {
     "cpu": Setup(
         "bias-act-dropout-add-",

@@ -26,6 +26,7 @@ from fused_dropout._core import extension
 from fused_dropout._tools.bench.columns import Column, Result, Row, print_remarks, result_table
 from fused_dropout._tools.bench.devices import Device
 from fused_dropout._tools.bench.harness import OURS, Key, Measured, Prepare, measure_rows
+from fused_dropout._tools.bench.ops.drop_path import eager_drop_path
 from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
 from fused_dropout._tools.common import thread_count
 
@@ -59,14 +60,8 @@ def dropout_modules(device: str) -> dict[str, Layer]:
 def drop_paths(device: str) -> dict[str, Layer]:
     return {
         OURS: partial(fused_dropout.functional.drop_path, drop_prob=P, training=True),
-        PEER: eager_drop_path,
+        PEER: partial(eager_drop_path, p=P),
     }
-
-
-def eager_drop_path(x: Tensor) -> Tensor:
-    """As timm writes it."""
-    shape = (x.shape[0],) + (1,) * (x.dim() - 1)
-    return x.new_empty(shape).bernoulli_(1 - P).div_(1 - P) * x
 
 
 def linears(device: str) -> dict[str, Layer]:

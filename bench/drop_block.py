@@ -12,12 +12,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from fused_dropout import make_rng_state
 from fused_dropout._core import extension
@@ -32,16 +29,25 @@ from fused_dropout._tools.bench.columns import (
 )
 from fused_dropout._tools.bench.devices import Device
 from fused_dropout._tools.bench.harness import OURS, Key, Measured, measure_rows, relative
+from fused_dropout._tools.bench.ops._op import PHASES, Calls, LayerAt
+from fused_dropout._tools.bench.ops.drop_block import (
+    BLOCK,
+    OWN,
+    OWN_FORM,
+    SHAPE,
+    SHARED,
+    SHARED_FORM,
+    TIMM,
+    TORCHVISION,
+    P,
+    form_of_timm,
+)
 from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
-from fused_dropout.functional import drop_block2d
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-PHASES = ("forward", "total")  # total: and the gradient
-SHAPE, BLOCK, P = (32, 64, 56, 56), 7, 0.1
-OWN_FORM, SHARED_FORM = "torchvision's form", "timm's form"
 CLONE = "clone"
 RATE_SIZES = (7, 14, 28, 56)
 RATE_ELEMENTS = 180_000_000  # a standard deviation of 0.17 % of the rate
@@ -56,67 +62,25 @@ COLUMNS = [
     times("\ntimes clone,\nforward", "times_clone", "forward"),
 ]
 
-Layer = Callable[[Tensor], Tensor]
 
-
-def form_of_torchvision(x: Tensor) -> Tensor:
-    """A mask for each channel by max pooling, as torchvision writes it."""
-    height, width = x.shape[2:]
-    places = (height - BLOCK + 1, width - BLOCK + 1)
-    dropped = x.new_empty(*x.shape[:2], *places).bernoulli_(_gamma(x))
-    dropped = F.max_pool2d(F.pad(dropped, [BLOCK // 2] * 4), BLOCK, 1, BLOCK // 2)
-    kept = 1 - dropped
-    return x * kept * (kept.numel() / (kept.sum() + 1e-6))
-
-
-def form_of_timm(x: Tensor) -> Tensor:
-    """One mask for all channels of a sample, as timm writes it."""
-    with torch.no_grad():
-        dropped = x.new_empty(len(x), 1, *x.shape[2:]).bernoulli_(_gamma(x))
-        kept = 1 - F.max_pool2d(dropped, BLOCK, 1, BLOCK // 2)
-        kept.mul_(kept.numel() / (kept.sum() + 1e-7))
-    return x * kept
-
-
-def _gamma(x: Tensor) -> float:
-    return paper_gamma(P, x.shape[2:], (BLOCK, BLOCK))
-
-
-def peer_layer(x: Tensor, *, package: str, module: str, function: str) -> Tensor:
-    """A peer's own, where it is installed."""
-    try:
-        layer = getattr(import_module(module), function)
-    except ImportError as error:
-        raise RuntimeError(f"not installed: pip install {package}") from error
-    output: Tensor = layer(x, P, BLOCK)
-    return output
-
-
-PEERS: dict[str, Layer] = {
-    "torchvision": partial(
-        peer_layer, package="torchvision", module="torchvision.ops", function="drop_block2d"
-    ),
-    "timm": partial(peer_layer, package="timm", module="timm.layers", function="drop_block_2d"),
-}
-
-
-def layers(share_channels: bool) -> dict[str, Layer]:
-    """What is measured, by name."""
-    ours = partial(drop_block2d, p=P, block_size=BLOCK, share_channels=share_channels)
-    forms: dict[str, Layer] = {OWN_FORM: form_of_torchvision, SHARED_FORM: form_of_timm}
-    return {OURS: ours, **forms, **PEERS, CLONE: torch.clone}
+def layers(share_channels: bool) -> dict[str, LayerAt]:
+    """What is measured, by name; from p to the layer."""
+    ours = (SHARED if share_channels else OWN).ours
+    forms = {OWN_FORM: OWN.peers[OWN_FORM], SHARED_FORM: SHARED.peers[SHARED_FORM]}
+    own_code = {"torchvision": TORCHVISION, "timm": TIMM}
+    return {OURS: ours, **forms, **own_code, CLONE: lambda p: torch.clone}
 
 
 def measure(
     share_channels: bool, *, device: Device, shape: Sequence[int] = SHAPE, **options: Any
 ) -> dict[str, Any]:
     """Times of all layers; the peers here are not compiled."""
-    prepare = _Calls(shape, device.kind)
+    prepare = Calls(OWN, tuple(shape), "float32", device.kind)
     calls = {
-        (name, P if name == OURS else None): partial(prepare, layer)
-        for name, layer in layers(share_channels).items()
+        (name, P if name == OURS else None): partial(_prepare, prepare, layer_at)
+        for name, layer_at in layers(share_channels).items()
     }
-    result = measure_rows(calls, PHASES, _figures, device=device, may_fail=PEERS, **options)
+    result = measure_rows(calls, PHASES, _figures, device=device, **options)
     return {
         "blocks": "same in all channels" if share_channels else "own in each channel",
         "shape": list(shape),
@@ -126,24 +90,14 @@ def measure(
     }
 
 
-class _Calls:
-    """The same input for every subject; called with a layer and a phase, returns what to time."""
-
-    def __init__(self, shape: Sequence[int], device: str) -> None:
-        draw = torch.Generator().manual_seed(0)
-        self.input, self.grad = (torch.randn(*shape, generator=draw).to(device) for _ in range(2))
-
-    def __call__(self, layer: Layer, phase: str) -> Callable[[], object]:
-        input = self.input.detach().requires_grad_()
-        if phase == "forward":
-            return lambda: layer(input)
-        return lambda: torch.autograd.grad(layer(input), input, self.grad)
+def _prepare(calls: Calls, layer_at: LayerAt, phase: str) -> Callable[[], object]:
+    return calls.of_layer(layer_at(P), phase)
 
 
 def _figures(key: Key, measured: Mapping[Key, Measured]) -> dict[str, Any]:
     own = measured[key]
     if own.note:
-        return {"note": own.note.removeprefix("failed: RuntimeError: ")}  # says what to install
+        return {}
     torchvisions, timms, clone = (measured[name, None] for name in (OWN_FORM, SHARED_FORM, CLONE))
     return {
         "faster_than_torchvision's_form": relative(torchvisions, own, PHASES),
@@ -191,7 +145,7 @@ def _dropped_share(solve: Callable[..., float], elements: int, size: int, device
 
 def _dropped_share_of_timm(elements: int, size: int, device: str) -> float:
     maps = torch.ones((), device=device).expand(elements // size**2, 1, size, size)
-    return float((form_of_timm(maps) == 0).double().mean())
+    return float((form_of_timm(maps, P, BLOCK) == 0).double().mean())
 
 
 def print_result(result: Result, console: Console) -> None:

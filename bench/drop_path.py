@@ -10,91 +10,51 @@ missed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fused_dropout._tools.bench import columns
 from fused_dropout._tools.bench.columns import Result, milliseconds, printed, times
 from fused_dropout._tools.bench.devices import Device
 from fused_dropout._tools.bench.harness import OURS, Key, Measured, measure_rows, relative
+from fused_dropout._tools.bench.ops._op import PHASES, Calls, Layer
+from fused_dropout._tools.bench.ops.drop_path import DROP_PATH, DROP_PATH_ADD, EAGER, MAP, SHAPE
 from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
-from fused_dropout.functional import drop_path, drop_path_add
 
-PHASES = ("forward", "total")  # total: and the gradients
 PS = (0.1, 0.5)
-EAGER, CLONE = "eager", "clone"
-SHAPES = ((128, 197, 768), (32, 64, 56, 56))
+CLONE = "clone"
+SHAPES = (SHAPE, MAP)
 DTYPES = ("float32", "bfloat16")
-
-Layer = Callable[[Tensor, Tensor], Tensor]  # x, branch
-
-
-def eager_drop_path(branch: Tensor, p: float) -> Tensor:
-    """A mask of one number per sample, as timm and torchvision write it."""
-    keep = branch.new_empty(len(branch), *[1] * (branch.dim() - 1)).bernoulli_(1 - p).div_(1 - p)
-    return branch * keep
 
 
 def layers(summed: bool) -> dict[tuple[str, float | None], Layer]:
     """What is measured, by name and p."""
-    fused, eager = (_fused_sum, _eager_sum) if summed else (_fused, _eager)
-    found: dict[tuple[str, float | None], Layer] = {(OURS, p): partial(fused, p=p) for p in PS}
-    found[EAGER, PS[0]] = partial(eager, p=PS[0])
+    op = DROP_PATH_ADD if summed else DROP_PATH
+    found: dict[tuple[str, float | None], Layer] = {(OURS, p): op.ours(p) for p in PS}
+    found[EAGER, PS[0]] = op.peers[EAGER](PS[0])
     return found
 
 
-def _fused(x: Tensor, branch: Tensor, *, p: float) -> Tensor:
-    return drop_path(branch, p, True)
-
-
-def _eager(x: Tensor, branch: Tensor, *, p: float) -> Tensor:
-    return eager_drop_path(branch, p)
-
-
-def _fused_sum(x: Tensor, branch: Tensor, *, p: float) -> Tensor:
-    return drop_path_add(x, branch, p, True)
-
-
-def _eager_sum(x: Tensor, branch: Tensor, *, p: float) -> Tensor:
-    return x + eager_drop_path(branch, p)
+def _clone(*operands: Tensor) -> Tensor:
+    return operands[-1].clone()
 
 
 def measure(
     shape: tuple[int, ...], dtype: str, summed: bool, *, device: Device, **options: Any
 ) -> dict[str, Any]:
     """One shape and form; the peers here are not compiled."""
-    prepare = _Calls(shape, dtype, device.kind, summed)
-    subjects = {**layers(summed), (CLONE, None): lambda _, branch: branch.clone()}
-    calls = {key: partial(prepare, layer) for key, layer in subjects.items()}
+    prepare = Calls(DROP_PATH_ADD if summed else DROP_PATH, shape, dtype, device.kind)
+    subjects = {**layers(summed), (CLONE, None): _clone}
+    calls = {key: partial(prepare.of_layer, layer) for key, layer in subjects.items()}
     return {
         "form": "x + drop_path(branch)" if summed else "drop_path(branch)",
         "shape": list(shape),
         "dtype": dtype,
         **measure_rows(calls, PHASES, _figures, device=device, **options),
     }
-
-
-class _Calls:
-    """The same inputs for every subject; called with a layer and a phase, returns what to time."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: str, device: str, summed: bool) -> None:
-        draw = torch.Generator().manual_seed(0)
-        self.tensors = [
-            torch.randn(shape, generator=draw).to(device, getattr(torch, dtype)) for _ in range(3)
-        ]
-        self.summed = summed
-
-    def __call__(self, layer: Layer, phase: str) -> Callable[[], object]:
-        x, branch, grad = (tensor.detach() for tensor in self.tensors)
-        branch.requires_grad_()
-        if phase == "forward":
-            return lambda: layer(x, branch)
-        wanted = [x.requires_grad_(), branch] if self.summed else [branch]
-        return lambda: torch.autograd.grad(layer(x, branch), wanted, grad, allow_unused=True)
 
 
 def _figures(key: Key, measured: Mapping[Key, Measured]) -> dict[str, Any]:

@@ -15,11 +15,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional as torch_functional
-
-from fused_dropout import functional
 from fused_dropout._tools.bench.columns import (
     Column,
     Result,
@@ -31,15 +26,17 @@ from fused_dropout._tools.bench.columns import (
 )
 from fused_dropout._tools.bench.devices import Device
 from fused_dropout._tools.bench.harness import OURS, Key, Measured, measure_rows, relative
+from fused_dropout._tools.bench.ops._op import BenchOp, Calls, Layer
+from fused_dropout._tools.bench.ops.channel_dropout import DROPOUT2D
+from fused_dropout._tools.bench.ops.dropout import DROPOUT, DROPOUT_INPLACE, SHAPE, TORCH
 from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
 from fused_dropout._tools.memory import kept_for_backward
 
 IN_PLACE, TOTAL, CHANNELS = PHASES = ("in place", "total", "dropout2d")  # total: with backward
 PS = (0.5, 0.1)
-CHANNELS_LAST, TORCH, COPY = "channels_last", "torch", "copy"
+CHANNELS_LAST, COPY = "channels_last", "copy"
 ROWS = [(OURS, p) for p in PS] + [(CHANNELS_LAST, p) for p in PS] + [(TORCH, PS[0]), (COPY, None)]
 DTYPES = ("float32", "bfloat16")
-SHAPE = (16, 256, 64, 64)
 SHAPES_ON_GPU = (
     (1, 1, 1, 1),
     (4, 16, 4, 4),
@@ -65,44 +62,41 @@ class _Calls:
     """The same inputs for every subject; called with a row and a phase, returns what to time."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, device: str) -> None:
-        draw = torch.Generator().manual_seed(0)
-        self.input, self.grad = (
-            torch.randn(shape, generator=draw).to(device, getattr(torch, dtype)) for _ in range(2)
-        )
+        self.contiguous = Calls(DROPOUT, shape, dtype, device)
+        self.channels_last = Calls(DROPOUT, shape, dtype, device, CHANNELS_LAST)
 
     def __call__(self, name: str, p: float | None, phase: str) -> Callable[[], object]:
-        input, grad = self._tensors(name)
-        if phase == IN_PLACE:
-            target = input.clone()
-            if name == COPY:
-                return lambda: target.copy_(input)
-            dropout = _namespace(name).dropout
-            return lambda: dropout(target, p, True, True)
+        calls = self._of(name)
+        (input,), grad = calls.operands, calls.grad
         if name == COPY:
+            if phase == IN_PLACE:
+                target = input.clone()
+                return lambda: target.copy_(input)
             return (lambda: (input.clone(), grad.clone())) if phase == TOTAL else input.clone
-        if phase == CHANNELS:
-            dropout2d = _namespace(name).dropout2d
-            return lambda: dropout2d(input, p)
-        leaf = input.detach().requires_grad_()
-        return lambda: torch.autograd.grad(_namespace(name).dropout(leaf, p), leaf, grad)
+        layer = _layer(_ops(phase), name, p)
+        if phase == TOTAL:
+            return calls.of_layer(layer, TOTAL)
+        operand = input.clone() if phase == IN_PLACE else input
+        return lambda: layer(operand)
 
     def saved_bytes(self, name: str, p: float | None) -> int | None:
         """What forward keeps for backward."""
         if name == COPY:
             return None
-        leaf = self._tensors(name)[0].detach().requires_grad_()
-        kept = kept_for_backward(lambda: _namespace(name).dropout(leaf, p))
-        return sum(tensor.nbytes for tensor in kept)
+        layer = _layer(DROPOUT, name, p)
+        leaf = self._of(name).operands[0].detach().requires_grad_()
+        return sum(tensor.nbytes for tensor in kept_for_backward(lambda: layer(leaf)))
 
-    def _tensors(self, name: str) -> tuple[Tensor, Tensor]:
-        if name != CHANNELS_LAST:
-            return self.input, self.grad
-        form = torch.channels_last
-        return self.input.contiguous(memory_format=form), self.grad.contiguous(memory_format=form)
+    def _of(self, name: str) -> Calls:
+        return self.channels_last if name == CHANNELS_LAST else self.contiguous
 
 
-def _namespace(name: str) -> Any:
-    return torch_functional if name == TORCH else functional
+def _ops(phase: str) -> BenchOp:
+    return {IN_PLACE: DROPOUT_INPLACE, TOTAL: DROPOUT, CHANNELS: DROPOUT2D}[phase]
+
+
+def _layer(op: BenchOp, name: str, p: float | None) -> Layer:
+    return op.peers[TORCH](p) if name == TORCH else op.ours(p)
 
 
 def _figures(prepare: _Calls, key: Key, measured: Mapping[Key, Measured]) -> dict[str, Any]:

@@ -9,91 +9,47 @@ and a plot as PNG to bench/results/. Exit status 1 if a goal is missed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fused_dropout._tools.bench.columns import PEAK, Result, milliseconds, printed, times
 from fused_dropout._tools.bench.devices import Device
 from fused_dropout._tools.bench.harness import OURS, Key, Measured, Prepare, measure_rows, relative
+from fused_dropout._tools.bench.ops import concrete_dropout, gaussian_dropout, gaussian_noise
+from fused_dropout._tools.bench.ops._op import PHASES, Calls, Layer
+from fused_dropout._tools.bench.ops.gaussian_dropout import EAGER, ELEMENTS
 from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
-from fused_dropout.functional import concrete_dropout, gaussian_dropout, gaussian_noise
 
-PHASES = ("forward", "total")  # total: and the gradients
-EAGER, CLONE = "eager", "clone"
-ELEMENTS = 1 << 24
+CLONE = "clone"
 DTYPES = ("float32", "bfloat16")
-TEMPERATURE = 0.1
-
-Layer = Callable[[Tensor, Tensor], Tensor]  # input, and the op's second differentiable operand
+OPS = {op.name: op for op in (gaussian_dropout.OP, gaussian_noise.OP, concrete_dropout.OP)}
 
 
-def eager_gaussian_dropout(input: Tensor, _: Tensor) -> Tensor:
-    return input * (1 + torch.randn_like(input))  # p = 0.5
+def layers(name: str) -> tuple[Layer, Layer]:
+    """Ours and eager PyTorch's."""
+    op = OPS[name]
+    return op.ours(op.p), op.peers[EAGER](op.p)
 
 
-def eager_gaussian_noise(mean: Tensor, variance: Tensor) -> Tensor:
-    return mean + (variance + 1e-8).sqrt() * torch.randn_like(mean)
-
-
-def eager_concrete_dropout(input: Tensor, logit_p: Tensor) -> Tensor:
-    """As the code in the appendix of Gal, Hron and Kendall 2017 has it, but for its eps in p."""
-    eps = 1e-7
-    u = torch.rand_like(input)
-    p = torch.sigmoid(logit_p)
-    logit_z = torch.log(p) - torch.log(1 - p) + torch.log(u + eps) - torch.log(1 - u + eps)
-    return input * (1 - torch.sigmoid(logit_z / TEMPERATURE)) / (1 - p)
-
-
-def _fused_gaussian_dropout(input: Tensor, _: Tensor) -> Tensor:
-    return gaussian_dropout(input)
-
-
-def _fused_concrete_dropout(input: Tensor, logit_p: Tensor) -> Tensor:
-    return concrete_dropout(input, logit_p, TEMPERATURE)
-
-
-OPS: dict[str, tuple[Layer, Layer]] = {
-    "gaussian_dropout": (_fused_gaussian_dropout, eager_gaussian_dropout),
-    "gaussian_noise": (gaussian_noise, eager_gaussian_noise),
-    "concrete_dropout": (_fused_concrete_dropout, eager_concrete_dropout),
-}
+def _clone(input: Tensor, *others: Tensor) -> Tensor:
+    return input.clone()
 
 
 def measure(
     op: str, dtype: str, elements: int = ELEMENTS, *, device: Device, **options: Any
 ) -> dict[str, Any]:
     """One op and dtype; the peers here are not compiled."""
-    ours, eager = OPS[op]
-    prepare = _Calls(op, dtype, elements, device.kind)
-    layers = {OURS: ours, EAGER: eager, CLONE: lambda input, _: input.clone()}
+    ours, eager = layers(op)
+    prepare = Calls(OPS[op], (elements,), dtype, device.kind)
     calls: dict[Key, Prepare] = {
-        (name, None): partial(prepare, layer) for name, layer in layers.items()
+        (name, None): partial(prepare.of_layer, layer)
+        for name, layer in {OURS: ours, EAGER: eager, CLONE: _clone}.items()
     }
     result = measure_rows(calls, PHASES, _figures, device=device, **options)
     return {"op": op, "elements": elements, "dtype": dtype, **result}
-
-
-class _Calls:
-    """The same inputs for every subject; called with a layer and a phase, returns what to time."""
-
-    def __init__(self, op: str, dtype: str, elements: int, device: str) -> None:
-        draw = torch.Generator().manual_seed(0)
-
-        def normal() -> Tensor:
-            return torch.randn(elements, generator=draw).to(device, getattr(torch, dtype))
-
-        self.input, self.grad = normal(), normal()
-        self.second = normal().square() if op == "gaussian_noise" else self.input.new_tensor(-2.0)
-
-    def __call__(self, layer: Layer, phase: str) -> Callable[[], object]:
-        operands = [tensor.detach().requires_grad_() for tensor in (self.input, self.second)]
-        if phase == "forward":
-            return lambda: layer(*operands)
-        return lambda: torch.autograd.grad(layer(*operands), operands, self.grad, allow_unused=True)
 
 
 def _figures(key: Key, measured: Mapping[Key, Measured]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ _COMMANDS = {
         "verify.command", "check every op on this machine against the reference", "tools"
     ),
     "bench": _Command(
-        "bench.command", "measure the DropConnect layer against plain PyTorch", "tools"
+        "bench.command", "measure the ops against their peers and their floors", "tools"
     ),
     "demo": _Command(
         "demo.command", "train a small network twice: naive DropConnect and ours", "demo"

@@ -37,6 +37,7 @@ def command_without(modules: tuple[str, ...], *argv: str) -> subprocess.Complete
     [
         (("verify", "--quick"), "rich", "tools"),
         (("bench",), "rich", "tools"),
+        (("bench", "--plot", "x.png"), "matplotlib", "demo"),
         (("demo",), "rich", "demo"),
         (("demo",), "matplotlib", "demo"),
         (("demo",), "sklearn", "demo"),

@@ -15,7 +15,7 @@ OWN = [path for path in NAMED if "<op>" in path]
 OPS = sorted(path.stem for path in (ROOT / "csrc" / "cpu" / "simd" / "ops").glob("*.h"))
 REFERENCE, TABLE = "fused_dropout/reference/_<op>.py", "fused_dropout/_tools/table/<op>.py"
 EMULATED, KERNEL_TESTS = "tests/cuda_on_cpu/<op>.cu", "tests/kernels/test_cuda_<op>.py"
-OF_TORCH, BENCH = "fused_dropout/_ops/<op>.py", "bench/<op>.py"
+OF_TORCH, BENCH = "fused_dropout/_ops/<op>.py", "fused_dropout/_tools/bench/ops/<op>.py"
 FUNCTION, MODULE = "fused_dropout/functional/_<op>.py", "fused_dropout/nn/_<op>.py"
 
 # Where an op has no file of its own: the file that it shares with others; None where it needs none.
@@ -23,14 +23,13 @@ NOISE = {
     REFERENCE: "fused_dropout/reference/_noise.py",
     EMULATED: "tests/cuda_on_cpu/noise.cu",
     KERNEL_TESTS: "tests/kernels/test_cuda_noise.py",
-    BENCH: "bench/gaussian_dropout.py",
 }
 DRAWN = {
     FUNCTION: "fused_dropout/_masks.py",
     MODULE: None,
     OF_TORCH: "fused_dropout/_ops/masks_and_noise.py",
     TABLE: "fused_dropout/_tools/table/masks_and_noise.py",
-    BENCH: None,
+    BENCH: "fused_dropout/_tools/bench/ops/masks_and_noise.py",
 }
 ELSEWHERE: dict[str, dict[str, str | None]] = {
     "gaussian_dropout": NOISE,

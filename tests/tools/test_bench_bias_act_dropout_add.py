@@ -16,5 +16,5 @@ def test_subjects_compute_the_same() -> None:
     expected = torch.nn.functional.gelu(input + bias) + residual
     # |z| < 6 fails by chance with probability 2e-9, ten times.
     bound = 6 * (bench.P / (1 - bench.P) / 20_000) ** 0.5 * (expected - residual).abs() + 1e-4
-    for layer in (bench.fused, bench.eager):
+    for layer in (bench.OP.ours(bench.P), bench.OP.peers[bench.EAGER](bench.P)):
         assert ((layer(wide[0], bias, wide[1]).mean(0) - expected).abs() <= bound).all()

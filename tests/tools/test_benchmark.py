@@ -40,35 +40,38 @@ def test_json_has_the_documented_keys(
     arguments = ["--no-compile", "--dtype", dtype, "--mask", "2", "--json", str(path)]
     assert main([*TINY, *arguments]) == 0
     document = json.loads(path.read_text())
-    assert set(document) == {"command", "date", "commit", "versions", "device", "results"}
+    environment = {"command", "date", "commit", "versions", "device", "variables"}
+    assert set(document) == {*environment, "records"}
     assert {"torch", "fused_dropout", "python", "compiler"} <= set(document["versions"])
-    assert {"cpu", "cores", "threads", "isa"} <= set(document["device"])
+    assert {"cpu", "cores", "threads", "isa", "torch_isa"} <= set(document["device"])
 
-    (result,) = document["results"]
-    assert [result[key] for key in ("batch", "out_features", "in_features")] == [4, 6, 10]
-    assert result["dtype"] == command.DTYPES[dtype]
-    assert result["mask"] == 2
-    assert result["device"] == "cpu" and result["multiply_add_rate"] is None
-    assert result["dense_multiply_adds_per_second"] > 0
-    assert [(r["name"], r["p"]) for r in result["rows"]] == [
-        (OURS, 0.5), (OURS, 0.1), (DENSE, None), (NAIVE, 0.5),
-    ]  # fmt: skip
-    ours = row(result, OURS, 0.5)
-    assert ours["speedup_over_compiled"] is None
-    assert ours["times_lower_bound"] is None and ours["share_of_ffma_floor"] is None
-    for table in ("seconds", "speedup_over_naive", "times_dense"):
-        assert set(ours[table]) == set(PHASES)
-        for figures in ours[table].values():
-            assert figures["p20"] <= figures["median"] <= figures["p80"]
-            assert figures["median"] > 0
+    records = document["records"]
+    subjects = [(OURS, 0.5), (OURS, 0.1), (DENSE, None), (NAIVE, 0.5)]
+    found = [(record["name"], record["p"], record["phase"]) for record in records]
+    assert found == [(*subject, phase) for subject in subjects for phase in PHASES]
+    for record in records:
+        assert record["op"] == "dropconnect" and record["shape"] == [4, 6, 10]
+        assert record["dtype"] == command.DTYPES[dtype]
+        assert record["options"] == {"mask": 2}
+        assert record["device"] == "cpu" and record["multiply_add_rate"] is None
+        assert record["dense_multiply_adds_per_second"] > 0
+        role = {OURS: "ours", DENSE: "floor", NAIVE: "peer"}[record["name"]]
+        assert record["role"] == role
+    for record in records[: len(PHASES)]:
+        assert record["speedup_over_compiled"] is None
+        assert record["times_lower_bound"] is None and record["share_of_ffma_floor"] is None
+        assert record["times_floor"] == record["times_dense"]
+        for figure in ("seconds", "speedup_over_naive", "times_dense"):
+            figures = record[figure]
+            assert 0 < figures["p20"] <= figures["median"] <= figures["p80"]
     assert "4 x 6 x 10" in capsys.readouterr().out
 
 
 def test_naive_and_compiled_can_be_left_out(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     assert main([*TINY, "-p", "0.3", "--no-naive", "--json", str(path)]) == 0
-    (result,) = json.loads(path.read_text())["results"]
-    assert [(r["name"], r["p"]) for r in result["rows"]] == [(OURS, 0.3), (DENSE, None)]
+    records = json.loads(path.read_text())["records"]
+    assert {(r["name"], r["p"]) for r in records} == {(OURS, 0.3), (DENSE, None)}
 
 
 def test_naive_is_skipped_where_memory_is_short(
@@ -91,7 +94,7 @@ def test_memory_is_checked_for_every_shape_before_the_first_is_measured(
     monkeypatch.setattr(memory, "available_bytes", lambda: needed)
     dropconnect.check_memory(problem)
     monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
-    monkeypatch.setattr(command, "measure", None)
+    monkeypatch.setattr(dropconnect, "measure", None)
     path = tmp_path / "figures.json"
     arguments = ["--shape", "128,64,32", "--dtype", "fp16", "--json", str(path)]
     assert main([*TINY, *arguments]) == 2
@@ -113,7 +116,7 @@ def test_a_failing_compiler_becomes_a_note(
         return fail
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    assert main(TINY) == 0
+    assert main([*TINY, "--compile"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "compiled naive: failed: RuntimeError: InvalidCxxCompiler: no g++" in shown
     assert "long trace" not in shown

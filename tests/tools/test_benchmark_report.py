@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.bench_scripts import script
 
+from fused_dropout._core import extension
 from fused_dropout._core.extension import cuda_obstacle
 from fused_dropout._tools.bench import devices
 from fused_dropout._tools.bench.devices import CPU, CpuDevice
 from fused_dropout._tools.bench.dropconnect import PHASES
 from fused_dropout._tools.bench.dropconnect_table import result_title, shape_text
+from fused_dropout._tools.bench.harness import VARIABLES, environment, instruction_sets
 from fused_dropout._tools.bench.report import OURS, Goal, Script, Setup, goal_table, run_script
 from fused_dropout._tools.cli import main
 
@@ -126,6 +129,32 @@ def test_figures_without_goals_are_not_judged(
     assert run_script(blurred, []) == 0
     said = capsys.readouterr().out
     assert "no goals are stated for cpu" in said and "NO" not in said
+
+
+def test_names_say_which_instruction_set_was_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, threads = devices.slug(devices.cpu_model()), torch.get_num_threads()
+    monkeypatch.delenv("FUSED_DROPOUT_ISA", raising=False)
+    assert CPU.file_name() == f"{cpu}-{threads}t"
+    lowest = extension.available_isas()[-1]
+    monkeypatch.setenv("FUSED_DROPOUT_ISA", lowest)
+    with extension.use_isa(lowest):  # the variable is read when the package is imported
+        assert CPU.file_name() == f"{cpu}-{lowest}-{threads}t"
+
+
+def test_instruction_sets_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    own, torchs = extension.current_isa(), torch.backends.cpu.get_cpu_capability()
+    said = f"Instruction sets: {own} in our kernels, {torchs} in torch's"
+    assert instruction_sets() == f"{said} (nothing is forced)."
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "AVX2")
+    shown = ", ".join(f"{name}=AVX2" for name in VARIABLES)
+    assert instruction_sets() == f"{said} ({shown})."
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert "Not set: ONEDNN_MAX_CPU_ISA; so peers may use other" in instruction_sets()
+    assert environment(CPU)["variables"]["ONEDNN_MAX_CPU_ISA"] is None
+    assert environment(CPU)["variables"]["ATEN_CPU_CAPABILITY"] == "AVX2"
 
 
 def test_results_can_go_elsewhere(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import time
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from fused_dropout._core import extension
 from fused_dropout._tools import memory
 
 _BLOCK_SECONDS = 0.03  # one timing repeats the call for about this long
@@ -89,11 +91,16 @@ class CpuDevice:
 
     kind = "cpu"
 
+    def __init__(self, block_share: float = 1.0) -> None:
+        """`block_share` makes timings shorter, and so noisier."""
+        self._block_share = block_share
+
     def name(self) -> str:
         return cpu_model()
 
     def file_name(self) -> str:
-        return f"{slug(cpu_model())}-{torch.get_num_threads()}t"
+        forced = [extension.current_isa()] if os.environ.get("FUSED_DROPOUT_ISA") else []
+        return "-".join([slug(cpu_model()), *forced, f"{torch.get_num_threads()}t"])
 
     def measuring(self) -> AbstractContextManager[object]:
         return nullcontext()
@@ -107,7 +114,7 @@ class CpuDevice:
     def timings(self, call: Callable[[], object], seconds: float) -> list[float]:
         """One: the mean over a block of calls."""
         # Not torch.utils.benchmark, which loads torch's compiler tools and so warns without a GPU.
-        calls = max(1, round(_BLOCK_SECONDS / seconds))
+        calls = max(1, round(self._block_share * _BLOCK_SECONDS / seconds))
         return [timeit.timeit(call, number=calls) / calls]
 
     def graph_of(self, call: Callable[[], object]) -> Callable[[], object] | None:

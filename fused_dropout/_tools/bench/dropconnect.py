@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fused_dropout._core import extension
 from fused_dropout._core.private_torch import without_donated_buffers
 from fused_dropout._tools.baselines import naive_dropconnect_linear
 from fused_dropout._tools.bench.devices import CPU, Device, MultiplyAddRate
@@ -42,6 +43,7 @@ LOWER_BOUND = "paper's lower bound"
 _NAIVE_TENSORS = 4
 _NAIVE_SHARE_OF_MEMORY = 0.4
 _GIB = 2**30
+_SIDES = ("batch", "out_features", "in_features")
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]  # input, weight, bias
 
@@ -134,6 +136,26 @@ def measure(
         "other_busy_cores": round(measured.other_busy_cores, 2),
         "dense_multiply_adds_per_second": 3 * problem.connections() / dense["median"],
         "multiply_add_rate": None if rate is None else rate.figures(),
+        "rows": rows,
+    }
+
+
+def as_family(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result of `measure` with the keys of family.py's, so that `records` there can read it."""
+    about = {key: value for key, value in result.items() if key not in _SIDES}
+    mask = about.pop("mask")
+    rows = [{**row, "times_floor": row.get("times_dense")} for row in result["rows"]]
+    return {
+        "op": "dropconnect",
+        "sweep": None,
+        "value": None,
+        "floor": DENSE,
+        "shape": [result[side] for side in _SIDES],
+        "memory_format": "contiguous",
+        "options": {} if mask == "example" else {"mask": mask},
+        "threads": torch.get_num_threads(),
+        "isa": extension.current_isa(),
+        **about,
         "rows": rows,
     }
 

@@ -4,8 +4,9 @@ Subjects are interleaved: each round times every subject once, ratios are taken 
 the median ratio over the rounds is reported with its 20th and 80th percentiles. So a machine that
 is slowed down for a while slows down both sides of a ratio.
 
-Saved JSON has the keys command, date, commit, versions, device and results; `measure` in
-dropconnect.py documents one result.
+Saved JSON has the keys command, date, commit, versions, device, variables (of the environment, that
+force instruction sets) and results; `measure` in dropconnect.py documents one result. Files of
+`fused-dropout bench` have records instead; `records` in family.py documents one.
 """
 
 from __future__ import annotations
@@ -38,9 +39,21 @@ Samples = list[float | None]  # one per round; None where it was not timed
 Spread = dict[str, float]  # median, p20, p80
 Key = tuple[str, float | None]  # a row's name and drop probability
 Prepare = Callable[[str], Callable[[], object]]  # from a phase to the call that it times
+# What forces the instruction sets of MKL, of torch's own kernels, of oneDNN and of ours. Peers are
+# held to the same instructions as our kernels only where all of them are forced together.
+VARIABLES = (
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "FUSED_DROPOUT_ISA",
+)
 _SLOW_SECONDS = 0.3  # calls that take longer are timed in a few rounds only
 _SLOW_ROUNDS = 3
 _BUSY_CORES = 0.25
+
+
+class NotInstalled(RuntimeError):
+    """A peer's package is missing; the message, which becomes a row's note, says how to mend it."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +216,9 @@ def _prepared(
         try:
             call = subject.prepare(phase)
             seconds = device.warm_up(call)
+        except NotInstalled as error:
+            results[subject.name].note = str(error)
+            continue
         except Exception as error:
             if not subject.may_fail:
                 raise
@@ -322,9 +338,25 @@ def environment(device: Device) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "isa": extension.current_isa(),
+            "torch_isa": torch.backends.cpu.get_cpu_capability(),
             **device.facts(),
         },
+        "variables": {name: os.environ.get(name) for name in VARIABLES},
     }
+
+
+def instruction_sets() -> str:
+    """A line on the instructions of our kernels and of the peers, for beside the tables."""
+    forced = {name: value for name in VARIABLES if (value := os.environ.get(name))}
+    settings = ", ".join(f"{name}={value}" for name, value in forced.items()) or "nothing is forced"
+    line = (
+        f"Instruction sets: {extension.current_isa()} in our kernels, "
+        f"{torch.backends.cpu.get_cpu_capability()} in torch's ({settings})."
+    )
+    if forced and len(forced) < len(VARIABLES):
+        unset = ", ".join(name for name in VARIABLES if name not in forced)
+        line += f" Not set: {unset}; so peers may use other instructions than our kernels."
+    return line
 
 
 def _command() -> str:
@@ -333,7 +365,9 @@ def _command() -> str:
     return shlex.join([shown, *sys.argv[1:]])
 
 
-def json_document(results: Sequence[Mapping[str, Any]], device: Device = CPU) -> bytes:
+def json_document(
+    results: Sequence[Mapping[str, Any]], device: Device = CPU, *, key: str = "results"
+) -> bytes:
     """The environment and the results as JSON; see the module's docstring for the keys."""
-    document = {**environment(device), "results": list(results)}
+    document = {**environment(device), key: list(results)}
     return (json.dumps(document, indent=1) + "\n").encode()

@@ -39,7 +39,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fused_dropout._tools.bench.columns import Result
 from fused_dropout._tools.bench.devices import DEVICES, Device
 from fused_dropout._tools.bench.find_device import find_device
-from fused_dropout._tools.bench.harness import OURS, json_document, print_replays, row_label
+from fused_dropout._tools.bench.harness import (
+    OURS,
+    instruction_sets,
+    json_document,
+    print_replays,
+    row_label,
+)
 from fused_dropout._tools.common import (
     ArgumentError,
     explained_imports,
@@ -184,6 +190,7 @@ def _measure_and_print(
 ) -> list[dict[str, Any]]:
     console = report_console()
     console.print(device.name())
+    console.print(instruction_sets(), markup=False)
     with report_console(stderr=True).status("measuring") as status:
         results = [
             measure(
