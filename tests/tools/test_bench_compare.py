@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from support.benchmarks import run_bench
 
-from fused_dropout._tools.bench import command, compare
+from fused_dropout._tools.bench import command, compare, family
 from fused_dropout._tools.bench.compare import (
     FASTER,
     NO_RATIO,
@@ -19,11 +19,15 @@ from fused_dropout._tools.bench.compare import (
     ONLY_OLD,
     SAME,
     SLOWER,
+    Verdict,
     differences,
     print_verdicts,
     read_document,
 )
 from fused_dropout._tools.bench.devices import CPU
+from fused_dropout._tools.bench.harness import OURS
+from fused_dropout._tools.bench.ops._op import BenchOp
+from fused_dropout._tools.bench.sweeps import Point
 from fused_dropout._tools.cli import main
 from fused_dropout._tools.common import ArgumentError
 
@@ -135,6 +139,58 @@ def test_from_one_run_to_the_next(
     old.write_text(json.dumps(document))
     run_bench(tmp_path, "dropout2d", "--compare", str(old), status=status)
     assert f"2 {verdict}" in capsys.readouterr().out
+
+
+def test_slower_is_what_is_slower_twice() -> None:
+    old = [record(1, 1, 1, p=p) for p in (0.1, 0.2, 0.3, 0.4)]
+
+    def run(*medians: float) -> list[Verdict]:
+        new = [record(n, n, n, p=r["p"]) for n, r in zip(medians, old, strict=False)]
+        return compare.compare(old, new)
+
+    found = compare.confirmed(run(2, 2, 2, 0.5), run(2, 1, 0.5))
+    assert [(v.verdict, v.new) for v in found] == [
+        (SLOWER, 2),
+        (SAME, 1),
+        (SAME, 0.5),
+        (FASTER, 0.5),
+    ]
+    # Without a second measurement nothing is taken back.
+    assert [v.verdict for v in compare.confirmed(run(2, 2, 2, 2), run())] == [SLOWER] * 4
+
+
+@pytest.mark.parametrize(("factors", "status"), [((9, 1), 0), ((9, 9), 1), ((1, 9), 0)])
+@pytest.mark.usefixtures("small_problems")
+def test_what_looks_slower_is_measured_again(
+    factors: tuple[int, int], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Of two ops one looks slower; a record's ratio is given by the number of its measurement."""
+    asked: list[str] = []
+
+    def measure(op: BenchOp, point: Point, **options: Any) -> dict[str, Any]:
+        factor = factors[asked.count(op.name)] if op.name == "dropout3d" else 1
+        asked.append(op.name)
+        ratios = dict.fromkeys(("median", "p20", "p80"), factor)
+        tables = {key: {"total": ratios} for key in ("seconds", "times_floor", "times_ours")}
+        row = {"name": OURS, "p": 0.5, "note": "", **tables}
+        facts = {"op": op.name, "sweep": None, "value": None, "floor": "copy_", "device": "cpu"}
+        return {**facts, **point.setting.facts(), "other_busy_cores": 0.0, "rows": [row]}
+
+    monkeypatch.setattr(family, "measure", measure)
+    ops = ["dropout2d", "dropout3d"]
+    run_bench(tmp_path, *ops)
+    document = json.loads((tmp_path / "figures.json").read_text())
+    for found in document["records"]:
+        found["times_floor"] = dict.fromkeys(("median", "p20", "p80"), 1)
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(document))
+    asked.clear()
+    run_bench(tmp_path, *ops, "--compare", str(old), status=status)
+    looked_slower = factors[0] > 1
+    assert asked == ops + ["dropout3d"] * looked_slower
+    said = capsys.readouterr().out
+    assert ("measuring again what looks slower: dropout3d" in said) == looked_slower
 
 
 @pytest.mark.usefixtures("small_problems")

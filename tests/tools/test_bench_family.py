@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from support.benchmarks import EACH_OP, FAMILY, run_bench
 from torch import Tensor
 
@@ -305,6 +306,19 @@ def test_a_missing_package_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyP
         r["note"] for r in run_bench(tmp_path, "drop_path")["records"] if r["name"] == "timm"
     }
     assert note == "not installed: pip install timm"
+
+
+def test_notes_are_said_once_or_with_their_place(capsys: pytest.CaptureFixture[str]) -> None:
+    def result(value: int, **notes: str) -> dict[str, Any]:
+        rows = [{"name": name, "p": None, "note": note} for name, note in notes.items()]
+        facts = {"op": "dropout", "sweep": "size", "value": value, "other_busy_cores": 0.0}
+        settings = {"shape": [1], "dtype": "float32", "p": None, "threads": 1, "options": {}}
+        return {**facts, **settings, "rows": rows}
+
+    results = [result(1, timm="missing", torch="late"), result(2, timm="missing")]
+    family.print_results(results, Console(width=100))
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == ["timm: missing", "torch: late (1)"]
 
 
 def test_a_peer_that_fails_is_a_note() -> None:

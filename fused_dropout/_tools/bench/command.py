@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 DROPCONNECT = "dropconnect"
-ROUNDS, QUICK_ROUNDS = 11, 3
+ROUNDS, QUICK_ROUNDS, QUICK_SWEEP_ROUNDS = 11, 7, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--dtype", choices=DTYPES, help="default fp32")
     add("--threads", type=positive_int, help="CPU threads (default: torch's)")
-    add("--repeats", type=positive_int, help=f"rounds (default {ROUNDS}, quick {QUICK_ROUNDS})")
+    add("--repeats", type=positive_int, help=f"rounds (default {ROUNDS}; fewer with --quick)")
     add("--no-naive", action="store_true", help="leave out the peers in plain PyTorch")
     add(
         "--compile", action=argparse.BooleanOptionalAction, default=False,
@@ -121,13 +121,21 @@ def run(args: argparse.Namespace) -> int:
         console.print(instruction_sets(), markup=False)
         for line in left_out:
             console.print(f"left out: {line}", markup=False)
-        records = _measure_all(jobs, args, device, console)
+        records = _measure_all(jobs, console)
         write_json(json_document(records, device, key="records"))
         if args.plot:
             write_plot(plot(records, args.sweep, device.name()))
-    for path in filter(None, (args.json, args.plot)):
-        console.print(f"wrote {path}", markup=False)
-    return 0 if old is None else _compare(old, records, device, args.compare, console)
+        for path in filter(None, (args.json, args.plot)):
+            console.print(f"wrote {path}", markup=False)
+        if old is None:
+            return 0
+        verdicts = _verdicts(old, records, jobs, console)
+        compare.print_verdicts(verdicts, args.compare, console)
+        for line in compare.differences(old, environment(device)):
+            console.print(line, style="yellow", markup=False)
+    if not any(found.verdict in compare.JUDGED for found in verdicts):
+        raise ArgumentError(f"--compare {args.compare}: no record of this run is in it")
+    return 1 if any(found.verdict == compare.SLOWER for found in verdicts) else 0
 
 
 def _names(args: argparse.Namespace) -> tuple[str, ...]:
@@ -167,6 +175,7 @@ def _asked(args: argparse.Namespace) -> Asked:
 class _Job:
     """What one table is about."""
 
+    op: str
     name: str
     steps: int  # how often it reports its progress
     measure: Callable[[Callable[[str], object]], list[dict[str, Any]]]  # the records
@@ -194,7 +203,8 @@ def _jobs(
 
 
 def _rounds(args: argparse.Namespace) -> int:
-    return args.repeats or (QUICK_ROUNDS if args.quick else ROUNDS)
+    quick = QUICK_SWEEP_ROUNDS if args.sweep else QUICK_ROUNDS
+    return args.repeats or (quick if args.quick else ROUNDS)
 
 
 def _job(op: BenchOp, asked: Asked, args: argparse.Namespace, device: Device) -> _Job:
@@ -206,6 +216,7 @@ def _job(op: BenchOp, asked: Asked, args: argparse.Namespace, device: Device) ->
     results: list[dict[str, Any]] = []
 
     def measure(progress: Callable[[str], object]) -> list[dict[str, Any]]:
+        results.clear()  # of a measurement before
         for point in places.values():
             results.append(
                 family.measure(
@@ -222,7 +233,7 @@ def _job(op: BenchOp, asked: Asked, args: argparse.Namespace, device: Device) ->
             print_replays(result, console)
 
     steps = len(places) * family.steps(op, rounds, peers, args.compile)
-    return _Job(op.name, steps, measure, show)
+    return _Job(op.name, op.name, steps, measure, show)
 
 
 def _prefixed(progress: Callable[[str], object], point: Point) -> Callable[[str], object]:
@@ -257,7 +268,7 @@ def _dropconnect_job(problem: Problem, args: argparse.Namespace, device: Device)
             problem, rounds=rounds, naive=naive, compiled=compiled, device=device,
             progress=progress,
         )  # fmt: skip
-        results.append(result)
+        results[:] = [result]
         return family.records(dropconnect.as_family(result))
 
     def show(console: Console) -> None:
@@ -267,13 +278,11 @@ def _dropconnect_job(problem: Problem, args: argparse.Namespace, device: Device)
     subjects = len(problem.ps) + 1 + naive + compiled
     steps = len(dropconnect.PHASES) * subjects * (1 + rounds)
     sides = (problem.batch, problem.out_features, problem.in_features)
-    return _Job(f"{DROPCONNECT} {sides}", steps, measure, show)
+    return _Job(DROPCONNECT, f"{DROPCONNECT} {sides}", steps, measure, show)
 
 
-def _measure_all(
-    jobs: Sequence[_Job], args: argparse.Namespace, device: Device, console: Console
-) -> list[dict[str, Any]]:
-    """The records of all jobs; a job's table is printed when it is done."""
+def _measure_all(jobs: Sequence[_Job], console: Console | None) -> list[dict[str, Any]]:
+    """The records of all jobs; with a console, a job's table is printed when it is done."""
     records: list[dict[str, Any]] = []
     done = 0
     with _progress() as progress:
@@ -282,9 +291,10 @@ def _measure_all(
             records += job.measure(_advance(progress, task, job.name))
             done += job.steps
             progress.update(task, completed=done)
-            progress.stop()  # a table is not to be written into the bar
-            job.print(console)
-            progress.start()
+            if console is not None:
+                progress.stop()  # a table is not to be written into the bar
+                job.print(console)
+                progress.start()
     return records
 
 
@@ -301,21 +311,20 @@ def _advance(progress: Progress, task: Any, name: str) -> Callable[[str], object
     return lambda text: progress.update(task, advance=1, description=f"{name}: {text}")
 
 
-def _compare(
+def _verdicts(
     old: dict[str, Any],
     records: Sequence[compare.Record],
-    device: Device,
-    path: Path,
+    jobs: Sequence[_Job],
     console: Console,
-) -> int:
-    """Print the verdicts; 1 if anything is slower."""
+) -> list[compare.Verdict]:
+    """What became of every record; ops that look slower are measured once more."""
     verdicts = compare.compare(old["records"], records)
-    compare.print_verdicts(verdicts, path, console)
-    for line in compare.differences(old, environment(device)):
-        console.print(line, style="yellow", markup=False)
-    if not any(found.verdict in compare.JUDGED for found in verdicts):
-        raise ArgumentError(f"--compare {path}: no record of this run is in it")
-    return 1 if any(found.verdict == compare.SLOWER for found in verdicts) else 0
+    suspects = {found.op for found in verdicts if found.verdict == compare.SLOWER}
+    if not suspects:
+        return verdicts
+    console.print(f"measuring again what looks slower: {', '.join(sorted(suspects))}")
+    again = _measure_all([job for job in jobs if job.op in suspects], None)
+    return compare.confirmed(verdicts, compare.compare(old["records"], again))
 
 
 def _write_nothing(content: bytes) -> None:

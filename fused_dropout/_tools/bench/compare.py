@@ -3,14 +3,15 @@
 The rule: what is compared is the ratio to the floor, which the same rounds measured, so that a
 machine that is slower for a while changes nothing. A record is slower, or faster, if the median
 ratio is more than 5 % away from the old one and the intervals from the 20th to the 80th percentile
-of the rounds' ratios do not overlap. Peers and floors are not judged.
+of the rounds' ratios do not overlap. What looks slower is measured once more, and is slower if it
+is so both times. Peers and floors are not judged.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ _MACHINE = ("cpu", "gpu", "torch_isa")
 class Verdict:
     """What became of one record; a median is None where there is no ratio."""
 
+    op: str
     about: str
     old: float | None
     new: float | None
@@ -78,12 +80,23 @@ def compare(old: Sequence[Record], new: Sequence[Record]) -> list[Verdict]:
     """A verdict for each of our records in either file, in the order of the new one."""
     before, now = _ours(old), _ours(new)
     verdicts = [
-        Verdict(_text(record), _median(before.get(key)), _median(record),
+        Verdict(record["op"], _text(record), _median(before.get(key)), _median(record),
                 _verdict(before[key], record) if key in before else ONLY_NEW)
         for key, record in now.items()
     ]  # fmt: skip
     gone = [record for key, record in before.items() if key not in now]
-    return verdicts + [Verdict(_text(r), _median(r), None, ONLY_OLD) for r in gone]
+    return verdicts + [Verdict(r["op"], _text(r), _median(r), None, ONLY_OLD) for r in gone]
+
+
+def confirmed(first: Sequence[Verdict], again: Sequence[Verdict]) -> list[Verdict]:
+    """The first verdicts, but what is slower there only is the same."""
+    second = {found.about: found for found in again if found.verdict in (SAME, FASTER)}
+    return [
+        replace(found, new=second[found.about].new, verdict=SAME)
+        if found.verdict == SLOWER and found.about in second
+        else found
+        for found in first
+    ]
 
 
 def _ours(records: Sequence[Record]) -> dict[str, Record]:

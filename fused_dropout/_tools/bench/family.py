@@ -185,14 +185,14 @@ def print_results(results: Sequence[Result], console: Console) -> None:
     busy = max(result["other_busy_cores"] for result in results)
     if warning := load_warning(busy):
         console.print(warning, style="yellow")
-    notes = [
-        f"{row['name']}: {row['note']}" + ("" if len(results) == 1 else f" ({_where(result)})")
-        for result in results
-        for row in result["rows"]
-        if row["note"]
-    ]
-    for note in notes:
-        console.print(note, markup=False)
+    notes: dict[str, list[str]] = {}
+    for result in results:
+        for row in result["rows"]:
+            if row["note"]:
+                notes.setdefault(f"{row['name']}: {row['note']}", []).append(_where(result))
+    for note, places in notes.items():
+        where = "" if len(places) == len(results) else f" ({', '.join(places)})"
+        console.print(note + where, markup=False)
 
 
 def _table(results: Sequence[Result]) -> Table:
