@@ -38,7 +38,7 @@ from fused_dropout._tools.bench.harness import (
     relative,
     spread,
 )
-from fused_dropout._tools.bench.ops._op import COPY, Calls
+from fused_dropout._tools.bench.op import COPY, Calls
 from fused_dropout._tools.bench.ops.bias_act_dropout_add import EAGER, MOVED, OP, P
 from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
 

@@ -29,7 +29,7 @@ from fused_dropout._tools.bench.columns import (
 )
 from fused_dropout._tools.bench.devices import Device
 from fused_dropout._tools.bench.harness import OURS, Key, Measured, measure_rows, relative
-from fused_dropout._tools.bench.ops._op import PHASES, Calls, LayerAt
+from fused_dropout._tools.bench.op import PHASES, Calls, LayerAt
 from fused_dropout._tools.bench.ops.drop_block import (
     BLOCK,
     OWN,

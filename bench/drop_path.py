@@ -20,7 +20,7 @@ from fused_dropout._tools.bench import columns
 from fused_dropout._tools.bench.columns import Result, milliseconds, printed, times
 from fused_dropout._tools.bench.devices import Device
 from fused_dropout._tools.bench.harness import OURS, Key, Measured, measure_rows, relative
-from fused_dropout._tools.bench.ops._op import PHASES, Calls, Layer
+from fused_dropout._tools.bench.op import PHASES, Calls, Layer
 from fused_dropout._tools.bench.ops.drop_path import DROP_PATH, DROP_PATH_ADD, EAGER, MAP, SHAPE
 from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
 

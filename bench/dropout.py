@@ -26,7 +26,7 @@ from fused_dropout._tools.bench.columns import (
 )
 from fused_dropout._tools.bench.devices import Device
 from fused_dropout._tools.bench.harness import OURS, Key, Measured, measure_rows, relative
-from fused_dropout._tools.bench.ops._op import BenchOp, Calls, Layer
+from fused_dropout._tools.bench.op import BenchOp, Calls, Layer
 from fused_dropout._tools.bench.ops.channel_dropout import DROPOUT2D
 from fused_dropout._tools.bench.ops.dropout import DROPOUT, DROPOUT_INPLACE, SHAPE, TORCH
 from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script

@@ -18,8 +18,8 @@ from torch import Tensor
 from fused_dropout._tools.bench.columns import PEAK, Result, milliseconds, printed, times
 from fused_dropout._tools.bench.devices import Device
 from fused_dropout._tools.bench.harness import OURS, Key, Measured, Prepare, measure_rows, relative
+from fused_dropout._tools.bench.op import PHASES, Calls, Layer
 from fused_dropout._tools.bench.ops import concrete_dropout, gaussian_dropout, gaussian_noise
-from fused_dropout._tools.bench.ops._op import PHASES, Calls, Layer
 from fused_dropout._tools.bench.ops.gaussian_dropout import EAGER, ELEMENTS
 from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
 

@@ -26,7 +26,7 @@ from fused_dropout._tools.bench.compare import (
 )
 from fused_dropout._tools.bench.devices import CPU
 from fused_dropout._tools.bench.harness import OURS
-from fused_dropout._tools.bench.ops._op import BenchOp
+from fused_dropout._tools.bench.op import BenchOp
 from fused_dropout._tools.bench.sweeps import Point
 from fused_dropout._tools.cli import main
 from fused_dropout._tools.common import ArgumentError

@@ -22,8 +22,8 @@ from fused_dropout._tools import memory
 from fused_dropout._tools.bench import family, sweeps
 from fused_dropout._tools.bench.devices import CPU, CpuDevice
 from fused_dropout._tools.bench.harness import OURS, VARIABLES
+from fused_dropout._tools.bench.op import DTYPES, PHASES, BenchOp, Calls, Typical
 from fused_dropout._tools.bench.ops import ops_named
-from fused_dropout._tools.bench.ops._op import DTYPES, PHASES, BenchOp, Calls, Typical
 from fused_dropout._tools.bench.sweeps import Asked, Point, Setting, points
 from fused_dropout._tools.table import ops as rows_of_the_table
 
@@ -31,7 +31,12 @@ WITHOUT_P = {"concrete_dropout", "gaussian_noise", "uniform_noise", "normal_nois
 ONE_DTYPE = {"mask", "packed_mask"}
 LACKING = {"p": WITHOUT_P, "dtype": ONE_DTYPE}
 # In the table of ops, and no op of its own to measure: a form or another name of one that is.
-FORMS = {"dropout, shared", "stochastic_depth", "dropconnect_linear"}
+FORMS = {
+    "dropout, shared",
+    "concrete_dropout, shared",
+    "stochastic_depth",
+    "dropconnect_linear",
+}
 
 pytestmark = pytest.mark.usefixtures("small_problems")
 

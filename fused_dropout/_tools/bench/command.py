@@ -21,7 +21,7 @@ from fused_dropout._tools.bench.harness import (
     json_document,
     print_replays,
 )
-from fused_dropout._tools.bench.ops._op import BenchOp, Typical, shrunk
+from fused_dropout._tools.bench.op import BenchOp, Typical, shrunk
 from fused_dropout._tools.bench.sweep_plot import plot
 from fused_dropout._tools.bench.sweeps import (
     MAX_SIZE,

@@ -24,7 +24,7 @@ from fused_dropout._tools.bench.harness import (
     measure_rows,
     relative,
 )
-from fused_dropout._tools.bench.ops._op import BenchOp, Calls, LayerAt
+from fused_dropout._tools.bench.op import BenchOp, Calls, LayerAt
 from fused_dropout._tools.bench.sweeps import Point, Setting
 
 if TYPE_CHECKING:

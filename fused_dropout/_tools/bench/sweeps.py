@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fused_dropout._core import extension
-from fused_dropout._tools.bench.ops._op import BenchOp, Typical, shrunk
+from fused_dropout._tools.bench.op import BenchOp, Typical, shrunk
 from fused_dropout._tools.common import ArgumentError
 
 MAX_SIZE = 1 << 26

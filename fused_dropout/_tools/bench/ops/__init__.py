@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from functools import cache
 
-from fused_dropout._tools.bench.ops._op import BenchOp
+from fused_dropout._tools.bench.op import BenchOp
 
 
 @cache

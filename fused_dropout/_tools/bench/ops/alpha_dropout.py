@@ -8,7 +8,7 @@ from typing import Any
 from torch.nn import functional as F
 
 from fused_dropout import functional
-from fused_dropout._tools.bench.ops._op import BenchOp, LayerAt, Shape, Typical, in_powers
+from fused_dropout._tools.bench.op import BenchOp, LayerAt, Shape, Typical, in_powers
 
 
 def _layer_of(namespace: Any, name: str) -> LayerAt:

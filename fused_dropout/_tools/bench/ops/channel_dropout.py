@@ -8,7 +8,7 @@ from typing import Any
 from torch.nn import functional as F
 
 from fused_dropout import functional
-from fused_dropout._tools.bench.ops._op import BenchOp, Shape, Typical, in_powers
+from fused_dropout._tools.bench.op import BenchOp, Shape, Typical, in_powers
 
 
 def _op(dimensions: int, shape: Shape, *shapes: Typical) -> BenchOp:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fused_dropout import functional
 from fused_dropout._core.drop_block_gamma import paper_gamma
-from fused_dropout._tools.bench.ops._op import (
+from fused_dropout._tools.bench.op import (
     BenchOp,
     Layer,
     LayerAt,

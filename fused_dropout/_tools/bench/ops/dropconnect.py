@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fused_dropout._tools.baselines import naive_dropconnect_linear
 from fused_dropout._tools.bench.dropconnect import NAIVE
-from fused_dropout._tools.bench.ops._op import BenchOp, Layer, Shape, Typical, in_powers
+from fused_dropout._tools.bench.op import BenchOp, Layer, Shape, Typical, in_powers
 from fused_dropout.functional import dropconnect_linear
 
 

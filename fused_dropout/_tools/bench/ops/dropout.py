@@ -7,7 +7,7 @@ from functools import partial
 from torch.nn import functional as F
 
 from fused_dropout import functional
-from fused_dropout._tools.bench.ops._op import (
+from fused_dropout._tools.bench.op import (
     FORWARD,
     BenchOp,
     Layer,

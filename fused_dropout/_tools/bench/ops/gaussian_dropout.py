@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_dropout import functional
-from fused_dropout._tools.bench.ops._op import BenchOp, Layer, Typical
+from fused_dropout._tools.bench.op import BenchOp, Layer, Typical
 
 ELEMENTS = 1 << 24
 EAGER = "eager"

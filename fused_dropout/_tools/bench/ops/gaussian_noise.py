@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fused_dropout import functional
-from fused_dropout._tools.bench.ops._op import (
+from fused_dropout._tools.bench.op import (
     FORWARD,
     TOTAL,
     BenchOp,

@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from fused_dropout import functional
-from fused_dropout._tools.bench.ops._op import BenchOp, Layer, Typical, in_powers
+from fused_dropout._tools.bench.op import BenchOp, Layer, Typical, in_powers
 
 
 def eager_locked_dropout(input: Tensor, p: float) -> Tensor:

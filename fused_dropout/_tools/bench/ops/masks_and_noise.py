@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import fused_dropout
-from fused_dropout._tools.bench.ops._op import FORWARD, BenchOp, Layer, LayerAt, Shape, Typical
+from fused_dropout._tools.bench.op import FORWARD, BenchOp, Layer, LayerAt, Shape, Typical
 
 
 def _mask(p: float) -> Layer:
