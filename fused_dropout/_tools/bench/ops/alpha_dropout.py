@@ -16,7 +16,7 @@ def _layer_of(namespace: Any, name: str) -> LayerAt:
     return lambda p: partial(getattr(namespace, name), p=p, training=True)
 
 
-def _op(name: str, shape: Shape, shares: int, *shapes: Typical) -> BenchOp:
+def _bench_op(name: str, shape: Shape, shares: int, *shapes: Typical) -> BenchOp:
     return BenchOp(
         name, _layer_of(functional, name), {"torch": _layer_of(F, name)}, shape,
         lambda elements: in_powers(elements, *[1] * shares), shapes,
@@ -24,8 +24,8 @@ def _op(name: str, shape: Shape, shares: int, *shapes: Typical) -> BenchOp:
 
 
 OPS = (
-    _op("alpha_dropout", (8, 1024, 2048), 1, Typical((256, 4096)), Typical((8, 1024, 2048))),
-    _op(
+    _bench_op("alpha_dropout", (8, 1024, 2048), 1, Typical((256, 4096)), Typical((8, 1024, 2048))),
+    _bench_op(
         "feature_alpha_dropout", (16, 256, 64, 64), 4, Typical((32, 64, 56, 56)),
         Typical((32, 64, 56, 56), "channels_last"),
     ),

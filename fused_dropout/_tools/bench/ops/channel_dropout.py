@@ -11,7 +11,7 @@ from fused_dropout import functional
 from fused_dropout._tools.bench.op import BenchOp, Shape, Typical, in_powers
 
 
-def _op(dimensions: int, shape: Shape, *shapes: Typical) -> BenchOp:
+def _bench_op(dimensions: int, shape: Shape, *shapes: Typical) -> BenchOp:
     name = f"dropout{dimensions}d"
 
     def sized(elements: int) -> Shape:
@@ -25,13 +25,13 @@ def _op(dimensions: int, shape: Shape, *shapes: Typical) -> BenchOp:
     )
 
 
-DROPOUT2D = _op(
+DROPOUT2D = _bench_op(
     2, (16, 256, 64, 64), Typical((16, 256, 64, 64), "channels_last"),
     Typical((32, 64, 56, 56)), Typical((16, 3, 224, 224)),
     Typical((16, 3, 224, 224), "channels_last"),
 )  # fmt: skip
 OPS = (
-    _op(1, (64, 512, 512), Typical((32, 80, 3000))),
+    _bench_op(1, (64, 512, 512), Typical((32, 80, 3000))),
     DROPOUT2D,
-    _op(3, (4, 64, 16, 64, 64), Typical((4, 64, 16, 64, 64), "channels_last_3d")),
+    _bench_op(3, (4, 64, 16, 64, 64), Typical((4, 64, 16, 64, 64), "channels_last_3d")),
 )  # fmt: skip
