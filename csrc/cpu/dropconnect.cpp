@@ -10,6 +10,7 @@
 #include "../ops/dropconnect.h"
 #include "dispatch.h"
 #include "dropconnect_shared.h"
+#include "fresh_output.h"
 #include "mask.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -39,7 +40,7 @@ Tensor draw_mask_bits(const Tensor& weight, const Tensor& rng_state, int64_t mas
   const int64_t out_features = weight.size(0);
   const Layer layer = make_layer(masks, weight.size(1), out_features, 1, p, 1);
   const MaskRule rule = weight_rule(layer, rng_state);
-  Tensor bits = empty(stored_shape(layer), dtypes().int32, weight);
+  Tensor bits = on_huge_pages(empty(stored_shape(layer), dtypes().int32, weight));
   if (bits.numel() == 0) return bits;
   const auto& table = kernels<mask::Kernels>();
   const int64_t groups = bits.size(0);
@@ -66,7 +67,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
                int64_t rows_per_mask, double scale) {
   const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, scale);
   const int type = kernel_index(input);
-  Tensor output = empty({layer.rows, layer.out_features}, dtype_of(input), input);
+  Tensor output = on_huge_pages(empty({layer.rows, layer.out_features}, dtype_of(input), input));
   ForwardArgs args{
       make_problem(layer, weight_rule(layer, rng_state), mask_bits, device_of(rng_state)),
       view_of(input),
@@ -169,13 +170,14 @@ Gradients backward(const Tensor& grad_output, const Tensor* input, const Tensor*
   Gradients gradients;
   if (weight != nullptr) {
     args.weight = view_of(*weight);
-    gradients.d_input = empty({layer.rows, layer.in_features}, dtype_of(grad_output), grad_output);
+    gradients.d_input =
+        on_huge_pages(empty({layer.rows, layer.in_features}, dtype_of(grad_output), grad_output));
     args.d_input = gradients.d_input->mutable_data_ptr();
   }
   if (input != nullptr) {
     args.input = view_of(*input);
-    gradients.d_weight =
-        empty({layer.out_features, layer.in_features}, dtype_of(grad_output), grad_output);
+    gradients.d_weight = on_huge_pages(
+        empty({layer.out_features, layer.in_features}, dtype_of(grad_output), grad_output));
     args.d_weight = gradients.d_weight->mutable_data_ptr();
   }
   run_backward(backward_by_products(args, kernel_type(grad_output)), kernel_type(grad_output));

@@ -42,7 +42,7 @@ namespace {
 // large one is better for the library. No buffer holds more than a large one.
 constexpr int64_t kTileElements = 1 << 18;
 constexpr int64_t kLargeTileElements = 1 << 20;
-constexpr int64_t kManyRows = 512;
+constexpr int64_t kManyRows = 128;
 constexpr int64_t kLongestSum = 8192;  // terms that one product adds up
 static_assert(kLongestSum * kGroupColumns <= kLargeTileElements);
 constexpr int64_t kGrainElements = 1 << 15;

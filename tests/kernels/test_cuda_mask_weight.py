@@ -74,11 +74,10 @@ def scale_of(case: Case) -> float:
     return 1 / q if q > 0 else 1.0
 
 
-@pytest.fixture(params=[False, True], ids=["drawn", "stored"])
-def stored(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
+with_stored_bits = pytest.mark.parametrize("stored", [False, True], ids=["drawn", "stored"])
 
 
+@with_stored_bits
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_masked_weights(device: Worker, case: Case, dtype: torch.dtype, stored: bool) -> None:
@@ -104,6 +103,7 @@ def test_masked_weights(device: Worker, case: Case, dtype: torch.dtype, stored: 
         torch.testing.assert_close(result, wanted, rtol=0, atol=0, equal_nan=True)
 
 
+@with_stored_bits
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_sum_over_masks(device: Worker, case: Case, dtype: torch.dtype, stored: bool) -> None:
