@@ -3,7 +3,7 @@
 // The counters of a group's digits differ in one word alone, and the counters of different groups
 // in another; two words are the same for a whole mask. So most of the first three of Philox's ten
 // rounds depends on the group alone (GroupRounds: computed once for all of its digits) or on the
-// digit alone (DigitRounds: computed once for all groups). What remains is 6.6 rounds' work for
+// digit alone (DigitRounds: computed once for all groups). What remains is 7.5 rounds' work for
 // each digit. The outputs are Philox's, bit for bit.
 #pragma once
 

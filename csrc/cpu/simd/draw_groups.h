@@ -6,8 +6,9 @@
 // together, so that no lane draws for a group that is decided, and get 2 more, and so on: 9.2
 // digits on average.
 //
-// Floor for each digit of Lanes::kCount groups: 13 multiplications, and as many shifts, and the
-// XORs of 6.6 rounds (common/digits.h); they keep the vector ports busy all the time.
+// Floor for each digit of Lanes::kCount groups: 15 multiplications, as many shifts, and 30 XORs (15
+// of three operands on AVX-512; common/digits.h), then some 10 operations to pack and compare. They
+// keep the vector ports busy all the time.
 #pragma once
 
 #include "../../common/digits.h"
