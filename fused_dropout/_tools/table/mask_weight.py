@@ -38,7 +38,10 @@ def _calls() -> list[Arguments]:
 def _calls_of_sum() -> list[Arguments]:
     stack, transposed = normals((3, 9, 140), (140, 9, 3))
     bits = extension.operators().dropconnect_mask_bits(stack[0], state(), 3, 0.3)
-    return [(stack, state(), bits, *_SETTINGS), (transposed.T, state(), None, *_SETTINGS)]
+    return [
+        (stack, state(), bits, *_SETTINGS),
+        (transposed.permute(2, 1, 0), state(), None, *_SETTINGS),
+    ]
 
 
 OPERATORS = (
