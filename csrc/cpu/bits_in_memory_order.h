@@ -102,9 +102,10 @@ class BitsOfColumns {
           return &BitsOfColumns::write_columns<decltype(constant)::value>;
         })) {
     std::copy(first_bits, first_bits + count, first_bits_);
+    uint64_t next = 1;  // what the next bit of the index becomes
     for (int k = 1; k < 1 << rows_at_once(count); k *= 2) {
-      for (int rest = 0; rest < k; ++rest) spread_[k + rest] = spread_[rest] | next_;
-      next_ <<= count;
+      for (int rest = 0; rest < k; ++rest) spread_[k + rest] = spread_[rest] | next;
+      next <<= count;
     }
   }
 
@@ -142,7 +143,6 @@ class BitsOfColumns {
   const uint32_t* bits_;
   Write write_;
   int64_t first_bits_[kMost];
-  uint64_t next_ = 1;
   uint64_t spread_[256] = {};  // bit k of the index as bit k * columns
 };
 

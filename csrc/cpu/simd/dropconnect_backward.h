@@ -54,7 +54,7 @@ bool pack_slices(const MatrixView& matrix, Range rows, Range cols, int64_t block
   R space[kGroupColumns];
   for (int64_t r = 0; r < rows.size(); ++r) {
     const R* columns = group_of_columns<T>(matrix, rows.begin + r, cols, space);
-    if constexpr (kMasksOperands) finite &= all_finite(columns, kGroupColumns);
+    if constexpr (kMasksOperands) finite &= all_finite(columns, 1, kGroupColumns);
     R* row = panel + slice_row<R>(block_rows, r, 0);
     arrange(columns, [&](int step) { return row + step_in_slices<R>(block_rows, step); });
   }

@@ -37,17 +37,27 @@ void pack_panel(const MatrixView& matrix, Range rows, Range cols, int64_t padded
   }
 }
 
-template <class R>
-FUSED_DROPOUT_INLINE bool all_finite(const R* p, int64_t count) {
-  Vec<R> zeros = broadcast(R(0));  // as long as all are finite
-  for (int64_t k = 0; k < count; k += Vec<R>::kLanes) {
-    zeros = multiply_add(load(p + k), broadcast(R(0)), zeros);
+// Whether `count` elements, `stride` apart, are neither infinite nor NaN: x * 0 is 0 where x is
+// finite, and NaN elsewhere.
+template <class T>
+bool all_finite(const T* in, int64_t stride, int64_t count) {
+  using R = Real<T>;
+  constexpr int kLanes = Vec<R>::kLanes;
+  const Vec<R> zero = broadcast(R(0));
+  Vec<R> sums[4] = {zero, zero, zero, zero};
+  R rest = 0;
+  int64_t k = 0;
+  if (stride == 1) {
+    for (; k + 4 * kLanes <= count; k += 4 * kLanes) {
+      for (int v = 0; v < 4; ++v) {
+        sums[v] = multiply_add(widen_vector(in + k + v * kLanes), zero, sums[v]);
+      }
+    }
   }
-  R lanes[Vec<R>::kLanes];
-  store(lanes, zeros);
-  bool finite = true;
-  for (const R lane : lanes) finite &= lane == 0;
-  return finite;
+  for (; k < count; ++k) rest += widen(in[k * stride]) * R(0);
+  R totals[4] = {};
+  add_sums4(totals, sums);
+  return totals[0] + totals[1] + totals[2] + totals[3] + rest == 0;
 }
 
 // The columns `cols` of one row of the matrix, at most one group, padded with zeros: in the matrix
@@ -81,7 +91,7 @@ bool pack_steps(const MatrixView& matrix, Range rows, Range cols, int64_t padded
       }
       const Range group = {cols.begin + c, smaller(cols.begin + c + kGroupColumns, cols.end)};
       const R* columns = group_of_columns<T>(matrix, rows.begin + r, group, space);
-      if constexpr (kMasksOperands) finite &= all_finite(columns, kGroupColumns);
+      if constexpr (kMasksOperands) finite &= all_finite(columns, 1, kGroupColumns);
       arrange(columns, [&](int step) { return panel + c + step * Vec<R>::kLanes; });
     }
   }

@@ -185,27 +185,9 @@ void add_row(const void* row, int64_t count, void* out) {
   for (; k < count; ++k) narrow(widen(to[k]) + from[k], to + k);
 }
 
-// x * 0 is 0 where x is finite, and NaN elsewhere.
 template <class T>
-bool all_finite(const void* data, int64_t stride, int64_t count) {
-  using R = Real<T>;
-  constexpr int kLanes = Vec<R>::kLanes;
-  const T* const in = static_cast<const T*>(data);
-  const Vec<R> zero = broadcast(R(0));
-  Vec<R> sums[4] = {zero, zero, zero, zero};
-  R rest = 0;
-  int64_t k = 0;
-  if (stride == 1) {
-    for (; k + 4 * kLanes <= count; k += 4 * kLanes) {
-      for (int v = 0; v < 4; ++v) {
-        sums[v] = multiply_add(widen_vector(in + k + v * kLanes), zero, sums[v]);
-      }
-    }
-  }
-  for (; k < count; ++k) rest += widen(in[k * stride]) * R(0);
-  R totals[4] = {};
-  add_sums4(totals, sums);
-  return totals[0] + totals[1] + totals[2] + totals[3] + rest == 0;
+bool is_finite(const void* data, int64_t stride, int64_t count) {
+  return all_finite(static_cast<const T*>(data), stride, count);
 }
 
 }  // namespace
@@ -219,7 +201,7 @@ static Kernels make_kernels(const Kernels*) {
            apply<double, double, true>},
           {sum<float>, sum<BFloat16>, sum<Float16>, sum<double>},
           {add_row<float>, add_row<BFloat16>, add_row<Float16>, add_row<double>},
-          {all_finite<float>, all_finite<BFloat16>, all_finite<Float16>, all_finite<double>}};
+          {is_finite<float>, is_finite<BFloat16>, is_finite<Float16>, is_finite<double>}};
 }
 
 }  // namespace fused_dropout::mask_weight
