@@ -243,12 +243,12 @@ const T* data_or_null(const std::optional<Tensor>& tensor) {
 
 // ---- torch's matrix products.
 
-// A tensor on memory of the CPU that outlives it, and that no gradient is recorded of.
-inline Tensor on_memory(const void* data, Sizes sizes, Sizes strides, Dtype dtype) {
+// A tensor on memory of `device` that outlives it, and that no gradient is recorded of.
+inline Tensor on_memory(const void* data, Sizes sizes, Sizes strides, Dtype dtype, Device device) {
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
       const_cast<void*>(data), static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0,
-      dtype, aoti_torch_device_type_cpu(), 0, &handle));
+      dtype, device.type, device.index, &handle));
   return Tensor(handle);
 }
 

@@ -81,12 +81,6 @@ int64_t fewest_rows(ScalarType type) {
   return 2;
 }
 
-// Calls f for stretches of at most `step`.
-template <class F>
-void for_each_stretch(int64_t total, int64_t step, F f) {
-  for (int64_t k = 0; k < total; k += step) f(Range{k, std::min(k + step, total)});
-}
-
 bool is_finite(const MatrixView& matrix, ScalarType type, int64_t rows, int64_t cols) {
   // Runs of neighbours where there are any, and repeated ones once.
   int64_t runs = matrix.row_stride == 0 ? 1 : rows;
@@ -130,36 +124,6 @@ void run_masks(MaskKernel kernel, const DropConnectProblem& problem, const Matri
              const_cast<void*>(to.data), to.row_stride);
     }
   });
-}
-
-// Some masks, the rows of each, and the first of these rows in the layer.
-struct Chunk {
-  Range masks;
-  int64_t rows;
-  int64_t first_row;
-
-  // The chunk's rows of a matrix, one matrix for each mask.
-  Matrices of(const MatrixView& matrix, ScalarType type, int64_t cols) const {
-    const int64_t first = first_row * matrix.row_stride * bytes_of(type);
-    return {static_cast<const char*>(matrix.data) + first,
-            type,
-            masks.size(),
-            rows,
-            cols,
-            rows * matrix.row_stride,
-            matrix.row_stride,
-            matrix.col_stride};
-  }
-};
-
-// Calls f for all masks, at most `at_once` at a time; a last one that has fewer rows comes alone.
-template <class F>
-void for_each_chunk(const DropConnectProblem& problem, int64_t at_once, F f) {
-  const int64_t rows = std::min(problem.rows_per_mask, problem.rows);
-  const int64_t whole = problem.rows / rows;
-  for_each_stretch(whole, at_once, [&](Range masks) { f(Chunk{masks, rows, masks.begin * rows}); });
-  const int64_t rest = problem.rows - whole * rows;
-  if (rest > 0) f(Chunk{{whole, whole + 1}, rest, whole * rows});
 }
 
 class Products {
@@ -212,7 +176,7 @@ class Products {
     const bool in_parts = longest < terms;
     const bool direct = !in_parts && !widens();
     for_each_stretch(cols, width, [&](Range c) {
-      for_each_chunk(problem_, at_once, [&](const Chunk& chunk) {
+      for_each_chunk(problem_, at_once, [&](const RowChunk& chunk) {
         const int64_t count = chunk.masks.size();
         const Matrices in = chunk.of(rows, type_, terms);
         const Matrices out = chunk.of({result, cols, 1}, type_, cols);
@@ -243,7 +207,7 @@ class Products {
     const auto& table = kernels<mask_weight::Kernels>();
     const bool one_mask = problem_.rows <= problem_.rows_per_mask;
     if (one_mask && !widens()) {
-      const Chunk all = {{0, 1}, problem_.rows, 0};
+      const RowChunk all = {{0, 1}, problem_.rows, 0};
       multiply(all.of(grad_output, type_, outs).transposed(), all.of(input, type_, ins), result);
       run_masks(table.apply[static_cast<int>(type_)], problem_, result, {0, 1}, result.all_rows(),
                 result.all_cols(), result);
@@ -261,7 +225,7 @@ class Products {
       for_each_stretch(ins, width, [&](Range i) {
         const Matrices out = result.part({0, 1}, o, i);
         const Matrices sum = direct ? out : sums.hold(1, o.size(), i.size());
-        for_each_chunk(problem_, at_once, [&](const Chunk& chunk) {
+        for_each_chunk(problem_, at_once, [&](const RowChunk& chunk) {
           const Matrices product = gradient_product(chunk, grad_output, input, o, i);
           for (int64_t k = 0; k < chunk.masks.size(); ++k) {
             const int64_t mask = chunk.masks.begin + k;
@@ -312,7 +276,7 @@ class Products {
   }
 
   // grad^T input of some masks' rows, for output features `outs` and columns `cols`.
-  Matrices gradient_product(const Chunk& chunk, const MatrixView& grad_output,
+  Matrices gradient_product(const RowChunk& chunk, const MatrixView& grad_output,
                             const MatrixView& input, Range outs, Range cols) {
     const int64_t count = chunk.masks.size();
     const Matrices grad = chunk.of(grad_output, type_, problem_.out_features);
