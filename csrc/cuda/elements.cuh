@@ -18,6 +18,15 @@ struct RealOf<double> {
 template <class T>
 using Real = typename RealOf<T>::type;
 
+template <class T>
+constexpr ScalarType kScalarType = ScalarType::kFloat32;
+template <>
+constexpr ScalarType kScalarType<__nv_bfloat16> = ScalarType::kBFloat16;
+template <>
+constexpr ScalarType kScalarType<__half> = ScalarType::kFloat16;
+template <>
+constexpr ScalarType kScalarType<double> = ScalarType::kFloat64;
+
 FUSED_DROPOUT_DEVICE float widen(float x) { return x; }
 FUSED_DROPOUT_DEVICE double widen(double x) { return x; }
 FUSED_DROPOUT_DEVICE float widen(__nv_bfloat16 x) { return __bfloat162float(x); }

@@ -21,7 +21,7 @@ Tensor forward(const Tensor& weight, const Tensor& rng_state,
   Tensor out = empty({masks, layer.out_features, layer.in_features}, dtype_of(weight), weight);
   with_type(weight, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    check_launch(launch_apply<T>(problem, rng, view_of(weight), 0, masks * layer.out_features,
+    check_launch(launch_apply<T>(problem, rng, view_of(weight), all_of(problem),
                                  mutable_data_of<T>(out), current_stream()));
   });
   return out;

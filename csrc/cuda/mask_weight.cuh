@@ -10,6 +10,8 @@
 // takes about 1.8 times the floor. The sum over masks reads the stack once and draws as much.
 #pragma once
 
+#include <algorithm>
+
 #include "divisor.cuh"
 #include "dropconnect_operands.cuh"
 
@@ -27,17 +29,26 @@ namespace {
 
 constexpr int kNeighbours = kGroupColumns / kWarpLanes;  // columns of a lane
 
-// What both kernels know of the layer: one row of `problem` for each mask.
-struct Shape {
-  DropConnectProblem problem;
-  Divisor outs;    // output features
-  Divisor groups;  // of a row
+// Rows first_row, first_row + 1, ... of the bit matrix, and groups of their columns. Row
+// k * out_features + o is output feature o under mask k.
+struct ApplyPart {
+  int64_t first_row;
+  int64_t rows;
+  int64_t first_group;
+  int64_t groups;
 };
 
-inline Shape make_shape(const DropConnectProblem& problem) {
-  return {problem, make_divisor(problem.out_features),
-          make_divisor(group_count(problem.in_features))};
-}
+// Some masks and output features of a stack, and what is already known of their sums: Real<T>[outs,
+// in_features], null if these are all masks.
+struct SumPart {
+  int64_t first_mask;
+  int64_t masks;
+  int64_t first_out;
+  int64_t outs;
+  void* sums;
+  bool is_first;  // nothing is known yet
+  bool is_last;   // the result is written
+};
 
 // A lane's columns of one group, 0 where the row has ended. `kAligned`: they are neighbours in
 // memory, and a row ends with a lane.
@@ -73,86 +84,105 @@ FUSED_DROPOUT_DEVICE uint32_t bits_of_lane(const GroupBits& bits, int lane) {
   return bits.word[lane / (32 / kNeighbours)] >> (lane % (32 / kNeighbours) * kNeighbours);
 }
 
-// out[k][o][i] = kept ? scale * weight[o][i] : 0 for rows first_row, first_row + 1, ... of the bit
-// matrix; row k * out_features + o is output feature o under mask k. `out` begins with first_row.
+// What a lane hands to its warp: a group's bits and where its elements are.
+struct alignas(16) DrawnGroup {
+  GroupBits bits;
+  int64_t from;     // in the weight
+  int64_t to;       // in the results
+  int64_t columns;  // 128, or fewer at the end of a row
+};
+
+// out[k][o][i] = kept ? scale * weight[o][i] : 0 for a part of the masked weights, row by row.
+// `problem` has one row for each mask. `out` may be the weight.
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kElementThreads)
-    apply_kernel(Shape shape, RngSource rng, MatrixView weight, int64_t first_row, int64_t rows,
-                 T* out) {
-  FUSED_DROPOUT_SHARED(GroupBits, drawn, [kElementThreads]);
+    apply_kernel(DropConnectProblem problem, RngSource rng, MatrixView weight, ApplyPart part,
+                 Divisor outs, Divisor groups, T* out) {
+  FUSED_DROPOUT_SHARED(DrawnGroup, drawn, [kElementThreads]);
   const int lane = threadIdx.x % kWarpLanes;
-  GroupBits* const bits = &drawn[threadIdx.x - lane];
-  DropConnectProblem& problem = shape.problem;
+  DrawnGroup* const warp = &drawn[threadIdx.x - lane];
   problem.rule = seeded(problem.rule, rng);
   const Real<T> scale = static_cast<Real<T>>(problem.scale);
-  const int64_t cols = problem.in_features;
-  const int64_t count = rows * shape.groups.value;
+  const int64_t first_col = part.first_group * kGroupColumns;
+  const int64_t left = problem.in_features - first_col;
+  const int64_t cols = left < part.groups * kGroupColumns ? left : part.groups * kGroupColumns;
+  const int64_t count = part.rows * part.groups;
   // `first` is of the warp, so that all lanes leave the loop together.
   for (int64_t first = thread_in_grid() - lane; first < count; first += threads_in_grid()) {
     if (first + lane < count) {
-      const int64_t row = quotient(first + lane, shape.groups);
-      const int64_t mask = quotient(first_row + row, shape.outs);
-      bits[lane] = dropconnect::mask_group(problem, mask, first_row + row - mask * shape.outs.value,
-                                           first + lane - row * shape.groups.value);
+      const int64_t row = quotient(first + lane, groups);
+      const int64_t group = first + lane - row * part.groups;
+      const int64_t mask = quotient(part.first_row + row, outs);
+      const int64_t o = part.first_row + row - mask * problem.out_features;
+      const int64_t col = group * kGroupColumns;
+      warp[lane] = {
+          dropconnect::group_of_mask(problem, problem.rows, mask, o, part.first_group + group),
+          o * weight.row_stride + (first_col + col) * weight.col_stride, row * cols + col,
+          cols - col < kGroupColumns ? cols - col : kGroupColumns};
     }
     __syncwarp();
     const int mine = static_cast<int>(count - first < kWarpLanes ? count - first : kWarpLanes);
     for (int g = 0; g < mine; ++g) {
-      const int64_t row = quotient(first + g, shape.groups);
-      const int64_t o = first_row + row - quotient(first_row + row, shape.outs) * shape.outs.value;
-      const int64_t col =
-          (first + g - row * shape.groups.value) * kGroupColumns + lane * kNeighbours;
-      const uint32_t kept = bits_of_lane(bits[g], lane);
+      const DrawnGroup& at = warp[g];
+      const uint32_t kept = bits_of_lane(at.bits, lane);
       Real<T> x[kNeighbours];
-      load_columns<T, kAligned>(static_cast<const T*>(weight.data) + o * weight.row_stride,
-                                weight.col_stride, col, cols, x);
+      load_columns<T, kAligned>(static_cast<const T*>(weight.data) + at.from, weight.col_stride,
+                                lane * kNeighbours, at.columns, x);
 #pragma unroll
       for (int k = 0; k < kNeighbours; ++k) x[k] = kept >> k & 1 ? scale * x[k] : Real<T>(0);
-      store_columns<T, kAligned>(x, out + row * cols, col, cols);
+      store_columns<T, kAligned>(x, out + at.to, lane * kNeighbours, at.columns);
     }
     __syncwarp();
   }
 }
 
-// out[o][i] = scale * the sum over masks of the kept stack[k][o][i]. A warp takes one group of one
-// output feature, and draws the bits of 32 masks at a time; it adds up so many masks before they
-// join the total, which keeps rounding errors small.
+// out[o][i] = scale * the sum over masks of the kept stack[k][o][i], for a part of both; stack and
+// out begin with the part. A warp takes one group of one output feature, and draws the bits of 32
+// masks at a time; it adds up so many masks before they join the total, which keeps rounding errors
+// small.
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kElementThreads)
-    sum_kernel(Shape shape, RngSource rng, StackView stack, T* out) {
+    sum_kernel(DropConnectProblem problem, RngSource rng, StackView stack, SumPart part,
+               Divisor groups, T* out) {
   FUSED_DROPOUT_SHARED(GroupBits, drawn, [kElementThreads]);
   const int lane = threadIdx.x % kWarpLanes;
   GroupBits* const bits = &drawn[threadIdx.x - lane];
-  DropConnectProblem& problem = shape.problem;
   problem.rule = seeded(problem.rule, rng);
   const int64_t cols = problem.in_features;
-  const int64_t count = problem.out_features * shape.groups.value;
+  const int64_t count = part.outs * groups.value;
   const int64_t warps = threads_in_grid() / kWarpLanes;
+  Real<T>* const sums = static_cast<Real<T>*>(part.sums);
   for (int64_t i = thread_in_grid() / kWarpLanes; i < count; i += warps) {
-    const int64_t o = quotient(i, shape.groups);
-    const int64_t group = i - o * shape.groups.value;
+    const int64_t o = quotient(i, groups);
+    const int64_t group = i - o * groups.value;
     const int64_t col = group * kGroupColumns + lane * kNeighbours;
     const T* const row = static_cast<const T*>(stack.data) + o * stack.row_stride;
     Real<T> total[kNeighbours] = {};
-    for (int64_t first = 0; first < problem.rows; first += kWarpLanes) {
-      if (first + lane < problem.rows) {
-        bits[lane] = dropconnect::mask_group(problem, first + lane, o, group);
+    if (!part.is_first) load_columns<Real<T>, false>(sums + o * cols, 1, col, cols, total);
+    for (int64_t first = 0; first < part.masks; first += kWarpLanes) {
+      if (first + lane < part.masks) {
+        bits[lane] = dropconnect::group_of_mask(
+            problem, problem.rows, part.first_mask + first + lane, part.first_out + o, group);
       }
       __syncwarp();
-      const int64_t left = problem.rows - first;
+      const int64_t left = part.masks - first;
       const int masks = static_cast<int>(left < kWarpLanes ? left : kWarpLanes);
-      Real<T> part[kNeighbours] = {};
+      Real<T> subtotal[kNeighbours] = {};
       for (int m = 0; m < masks; ++m) {
         const uint32_t kept = bits_of_lane(bits[m], lane);
         Real<T> x[kNeighbours];
         load_columns<T, kAligned>(row + (first + m) * stack.mask_stride, stack.col_stride, col,
                                   cols, x);
 #pragma unroll
-        for (int k = 0; k < kNeighbours; ++k) part[k] += kept >> k & 1 ? x[k] : Real<T>(0);
+        for (int k = 0; k < kNeighbours; ++k) subtotal[k] += kept >> k & 1 ? x[k] : Real<T>(0);
       }
 #pragma unroll
-      for (int k = 0; k < kNeighbours; ++k) total[k] += part[k];
+      for (int k = 0; k < kNeighbours; ++k) total[k] += subtotal[k];
       __syncwarp();
+    }
+    if (!part.is_last) {
+      store_columns<Real<T>, false>(total, sums + o * cols, col, cols);
+      continue;
     }
 #pragma unroll
     for (int k = 0; k < kNeighbours; ++k) total[k] *= static_cast<Real<T>>(problem.scale);
@@ -169,42 +199,57 @@ bool rows_fit(const void* data, int64_t cols, int64_t row_stride, int64_t col_st
          is_aligned(data, kNeighbours * sizeof(T));
 }
 
-// Rows first_row, first_row + 1, ... of the bit matrix of `problem`, whose rows are its masks.
+inline ApplyPart all_of(const DropConnectProblem& problem) {
+  return {0, problem.rows * problem.out_features, 0, group_count(problem.in_features)};
+}
+
+// The rows of `problem` are its masks.
 template <class T>
 cudaError_t launch_apply(const DropConnectProblem& problem, const RngSource& rng,
-                         const MatrixView& weight, int64_t first_row, int64_t rows, T* out,
+                         const MatrixView& weight, const ApplyPart& part, T* out,
                          cudaStream_t stream) {
-  const int64_t cols = problem.in_features;
-  if (rows * cols == 0) return cudaSuccess;
-  const dim3 blocks = element_blocks(rows * group_count(cols));
-  const Shape shape = make_shape(problem);
+  if (part.rows * part.groups == 0) return cudaSuccess;
+  const int64_t first_col = part.first_group * kGroupColumns;
+  const int64_t cols =
+      std::min(problem.in_features - first_col, part.groups * int64_t{kGroupColumns});
+  const dim3 blocks = element_blocks(part.rows * part.groups);
+  const Divisor outs = make_divisor(problem.out_features);
+  const Divisor groups = make_divisor(part.groups);
   if (rows_fit<T>(weight.data, cols, weight.row_stride, weight.col_stride) &&
       rows_fit<T>(out, cols, cols, 1)) {
-    return launch_kernel<apply_kernel<T, true>>(blocks, dim3(kElementThreads), 0, stream, shape,
-                                                rng, weight, first_row, rows, out);
+    return launch_kernel<apply_kernel<T, true>>(blocks, dim3(kElementThreads), 0, stream, problem,
+                                                rng, weight, part, outs, groups, out);
   }
-  return launch_kernel<apply_kernel<T, false>>(blocks, dim3(kElementThreads), 0, stream, shape, rng,
-                                               weight, first_row, rows, out);
+  return launch_kernel<apply_kernel<T, false>>(blocks, dim3(kElementThreads), 0, stream, problem,
+                                               rng, weight, part, outs, groups, out);
+}
+
+template <class T>
+cudaError_t launch_sum_part(const DropConnectProblem& problem, const RngSource& rng,
+                            const StackView& stack, const SumPart& part, T* out,
+                            cudaStream_t stream) {
+  const int64_t cols = problem.in_features;
+  if (part.outs * cols == 0) return cudaSuccess;
+  const Divisor groups = make_divisor(group_count(cols));
+  const dim3 blocks = element_blocks(part.outs * groups.value * kWarpLanes);
+  if (rows_fit<T>(stack.data, cols, stack.row_stride, stack.col_stride) &&
+      stack.mask_stride % kNeighbours == 0 && rows_fit<T>(out, cols, cols, 1)) {
+    return launch_kernel<sum_kernel<T, true>>(blocks, dim3(kElementThreads), 0, stream, problem,
+                                              rng, stack, part, groups, out);
+  }
+  return launch_kernel<sum_kernel<T, false>>(blocks, dim3(kElementThreads), 0, stream, problem, rng,
+                                             stack, part, groups, out);
 }
 
 template <class T>
 cudaError_t launch_sum(const DropConnectProblem& problem, const RngSource& rng,
                        const StackView& stack, T* out, cudaStream_t stream) {
-  const int64_t cols = problem.in_features;
-  if (problem.out_features * cols == 0) return cudaSuccess;
   if (problem.rows == 1) {  // nothing to add up
-    return launch_apply<T>(problem, rng, {stack.data, stack.row_stride, stack.col_stride}, 0,
-                           problem.out_features, out, stream);
+    return launch_apply<T>(problem, rng, {stack.data, stack.row_stride, stack.col_stride},
+                           all_of(problem), out, stream);
   }
-  const dim3 blocks = element_blocks(problem.out_features * group_count(cols) * kWarpLanes);
-  const Shape shape = make_shape(problem);
-  if (rows_fit<T>(stack.data, cols, stack.row_stride, stack.col_stride) &&
-      stack.mask_stride % kNeighbours == 0 && rows_fit<T>(out, cols, cols, 1)) {
-    return launch_kernel<sum_kernel<T, true>>(blocks, dim3(kElementThreads), 0, stream, shape, rng,
-                                              stack, out);
-  }
-  return launch_kernel<sum_kernel<T, false>>(blocks, dim3(kElementThreads), 0, stream, shape, rng,
-                                             stack, out);
+  const SumPart all = {0, problem.rows, 0, problem.out_features, nullptr, true, true};
+  return launch_sum_part<T>(problem, rng, stack, all, out, stream);
 }
 
 }  // namespace

@@ -16,6 +16,8 @@ struct Layer {
   int64_t col_stride;
   int64_t first_row;  // of the bit matrix
   int64_t rows;
+  int64_t first_group;
+  int64_t groups;
 };
 
 // `mask_bits` are stored masks, or one word that says that there are none.
@@ -45,8 +47,9 @@ int apply(const int64_t* rng_state, const Layer* sizes, double p, double scale,
           const uint32_t* mask_bits, const T* weight, T* out) {
   const Layer layer = on_host(sizes);
   return launch_apply<T>(problem_of(layer, p, scale, mask_bits), rng_from_state(rng_state),
-                         {weight, layer.row_stride, layer.col_stride}, layer.first_row, layer.rows,
-                         out, nullptr);
+                         {weight, layer.row_stride, layer.col_stride},
+                         {layer.first_row, layer.rows, layer.first_group, layer.groups}, out,
+                         nullptr);
 }
 
 template <class T>
