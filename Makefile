@@ -102,7 +102,7 @@ IN_CUDA_TREE = cd $(CUDA_TREE) && CUDA_VISIBLE_DEVICES= PYTHONPATH=$(CURDIR)/$(C
 cuda-build: $(CUDA_VENV_READY)
 	PYTHON=$(CUDA_PY) bench/cuda_tree.sh $(CUDA_TREE)
 	$(IN_CUDA_TREE) -m fused_dropout info
-	$(IN_CUDA_TREE) tests/cuda_on_cpu/build.py
+	cd $(CUDA_TREE) && CUDA_VISIBLE_DEVICES= PYTHONPATH=tests $(CUDA_PY) -m cuda_on_cpu.build
 	$(IN_CUDA_TREE) -m fused_dropout verify --quick
 	$(IN_CUDA_TREE) -m pytest -q $(call at_once,$(CUDA_PY)) $(TORCH_TESTS)
 	$(IN_CUDA_TREE) bench/kernel_report.py --newest

@@ -106,7 +106,8 @@ compile() {
     fi
     stage extension $limit bench/cuda_tree.sh "$tree"
     extension=$?
-    [ -d "$tree/tests" ] && stage worker 300 env -C "$tree" "$PYTHON" tests/cuda_on_cpu/build.py
+    [ -d "$tree/tests" ] && stage worker 300 env -C "$tree" PYTHONPATH=tests \
+        "$PYTHON" -m cuda_on_cpu.build
     worker=$?
 }
 

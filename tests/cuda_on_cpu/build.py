@@ -1,32 +1,28 @@
 """Compiles the worker process that runs kernels, once per variant and state of its sources.
 
 Everything goes to build/cuda_on_cpu/<variant>-<hash of sources, flags and compiler>/. The variant
-for GPUs needs nvcc, but no GPU: python tests/cuda_on_cpu/build.py compiles it and says whether it
-can be run here.
+for GPUs needs nvcc, but no GPU: PYTHONPATH=tests python -m cuda_on_cpu.build compiles it and says
+whether it can be run here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
-import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+from support.build_cache import cached_build, fingerprint
+from support.paths import ROOT, TESTS
+
+HERE = TESTS / "cuda_on_cpu"
 FOLDER = ROOT / "build" / "cuda_on_cpu"
-KEPT_BUILDS = 4  # of each variant
 ARCHITECTURES_WITHOUT_GPU = ("90",)  # what the worker is compiled for where there is no GPU
 
 # The emulator itself. It is not instrumented, and must not call memcpy and memset where it says
@@ -164,25 +160,6 @@ def build(name: str, folder: Path) -> None:
         path.unlink()
 
 
-def fingerprint(name: str) -> str:
-    """Changes whenever the worker has to be built again."""
-    variant = VARIANTS[name]
-    tool = cuda_tool("nvcc") if name == "gpu" else compiler()
-    architectures = compiled_for() if name == "gpu" else ()
-    state = hashlib.sha256(repr((variant, architectures, COMMON_FLAGS, KERNEL_FLAGS)).encode())
-    state.update(run([str(tool), "--version"]).encode())
-    for path in [*sources(), Path(__file__)]:
-        state.update(path.name.encode() + b"\0" + path.read_bytes())
-    return state.hexdigest()[:16]
-
-
-def remove_old_builds(name: str) -> None:
-    """Keeps the newest builds of a variant."""
-    builds = sorted(FOLDER.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime)
-    for path in builds[:-KEPT_BUILDS]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
 @functools.cache
 def worker(name: str) -> Path:
     """The program of a variant, which can be run here; built unless it is there already."""
@@ -194,25 +171,12 @@ def worker(name: str) -> Path:
 
 def built(name: str) -> Path:
     """The program of a variant, built unless it is there already; "gpu" needs nvcc."""
-    target = FOLDER / f"{name}-{fingerprint(name)}"
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with one_process_at_a_time(FOLDER / f"{name}.lock"):
-        if not target.exists():
-            with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
-                folder = Path(scratch) / "worker"
-                folder.mkdir()
-                build(name, folder)
-                folder.rename(target)  # whole, or not at all
-            remove_old_builds(name)
-    return target / "worker"
-
-
-@contextlib.contextmanager
-def one_process_at_a_time(path: Path) -> Iterator[None]:
-    """Tests run in several processes, all of which wait for the first to compile."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    tool = cuda_tool("nvcc") if name == "gpu" else compiler()
+    architectures = compiled_for() if name == "gpu" else ()
+    version = run([str(tool), "--version"])
+    facts = (VARIANTS[name], architectures, COMMON_FLAGS, KERNEL_FLAGS, version)
+    state = fingerprint(facts, [*sources(), Path(__file__)])
+    return cached_build(FOLDER, name, state, functools.partial(build, name)) / "worker"
 
 
 def main() -> int:

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 constexpr size_t kDeviceAlignment = 256;  // cudaMalloc's
 
@@ -54,3 +55,24 @@ inline void copy_to_host(void* to, const void* from, size_t bytes) {
 inline void device_synchronize() {}
 
 #endif
+
+template <class T>
+T on_host(const T* device_memory) {
+  T value;
+  copy_to_host(&value, device_memory, sizeof value);
+  return value;
+}
+
+template <class T>
+std::vector<T> on_host(const T* device_memory, int64_t count) {
+  std::vector<T> values(static_cast<size_t>(count));
+  copy_to_host(values.data(), device_memory, values.size() * sizeof(T));
+  return values;
+}
+
+// DropConnect's stored masks, which an entry takes as an array: one word says that there are none.
+constexpr uint32_t kNoMaskBits = 0xFFFFFFFF;
+
+inline const uint32_t* stored_masks(const uint32_t* mask_bits) {
+  return on_host(mask_bits) == kNoMaskBits ? nullptr : mask_bits;
+}

@@ -33,17 +33,10 @@ class Memory {
 
 constexpr uint8_t kPoison = 0xA5;
 
-template <class T>
-std::vector<T> on_host(const T* device_memory, size_t count) {
-  std::vector<T> values(count);
-  copy_to_host(values.data(), device_memory, count * sizeof(T));
-  return values;
-}
-
 // `geometry` is a BlockMaps; `words` is the size of `bits`, `scales` that of `scale`.
 int block_mask(const int64_t* rng_state, const BlockMaps* geometry, double gamma, double eps,
                int64_t scales, int64_t words, uint32_t* bits, double* scale, int64_t max_blocks) {
-  const BlockMaps maps = on_host(geometry, 1)[0];
+  const BlockMaps maps = on_host(geometry);
   const int64_t groups = group_count(maps.count * seeds_of_map(maps));
   const Memory seeds(groups * kGroupBytes, kPoison);
   const Memory scratch(drop_block::mask_scratch(maps) * 4, kPoison);
@@ -68,8 +61,7 @@ CUDA_ON_CPU_ENTRY(block_mask);
 template <class T>
 int drop_block(const MaskedDim* layout, int64_t dims, int64_t count, const uint32_t* bits,
                const double* scale, int64_t scales, const T* in, T* out) {
-  const std::vector<MaskedDim> host_dims = on_host(layout, static_cast<size_t>(dims));
-  const MaskedDims masked = make_masked_dims(host_dims.data(), static_cast<int>(dims));
+  const MaskedDims masked = make_masked_dims(on_host(layout, dims).data(), static_cast<int>(dims));
   const dropout::Operands<T> tensors = {in, nullptr, out, count};
   if (scales == 0) {
     const dropout::OneMap<Real<T>> map = {{1, 0, 0}};

@@ -18,25 +18,11 @@ struct Layer {
   int64_t step;    // from an operand's element to the next of its row; rows follow one another
 };
 
-// `mask_bits` are stored masks, or one word that says that there are none.
-constexpr uint32_t kNoMaskBits = 0xFFFFFFFF;
-
-template <class T>
-T on_host(const T* device_memory) {
-  T value;
-  copy_to_host(&value, device_memory, sizeof value);
-  return value;
-}
-
 DropConnectProblem problem_of(const Layer& layer, double p, double scale,
                               const uint32_t* mask_bits) {
   const MaskRule rule = make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits);
   return {rule,  layer.rows, layer.in_features, layer.out_features, layer.rows_per_mask,
           scale, mask_bits};
-}
-
-const uint32_t* stored_masks(const uint32_t* mask_bits) {
-  return on_host(mask_bits) == kNoMaskBits ? nullptr : mask_bits;
 }
 
 // Device memory that is full of NaNs, for a kernel's partial sums.

@@ -1,7 +1,5 @@
 // Entries of the dropout kernels, one for each dtype, and of what they are built from: division by
 // a known number, and 16 lanes drawing a group.
-#include <vector>
-
 #include "../../csrc/cuda/dropout.cuh"
 #include "device_memory.h"
 #include "entries.h"
@@ -37,16 +35,14 @@ int linear_as(uint64_t seed, uint64_t offset, double p, const T* in, T* out, int
                 vectors != 0, dim3(static_cast<unsigned>(blocks)), nullptr);
 }
 
-// `dims` are (size, mask_stride) pairs, outermost in memory first.
-MaskedDims dims_of(const int64_t* dims, int count) {
-  std::vector<MaskedDim> on_host(static_cast<size_t>(count));
-  copy_to_host(on_host.data(), dims, on_host.size() * sizeof on_host[0]);
-  return make_masked_dims(on_host.data(), count);
+// `dims` are outermost in memory first.
+MaskedDims dims_of(const MaskedDim* dims, int count) {
+  return make_masked_dims(on_host(dims, count).data(), count);
 }
 
 // As the operator launches it.
 template <class T>
-int masked(const uint32_t* bits, const int64_t* dims, int dim_count, double scale, double shift,
+int masked(const uint32_t* bits, const MaskedDim* dims, int dim_count, double scale, double shift,
            double fill, const T* in, const T* residual, T* out, int64_t count, int flags) {
   const dropout::OneMap<Real<T>> map = {dropout::reals_of<T>({scale, shift, fill})};
   return dropout::launch_masked<T>(bits, dims_of(dims, dim_count), map,
@@ -55,8 +51,8 @@ int masked(const uint32_t* bits, const int64_t* dims, int dim_count, double scal
 
 // More elements than threads: as `masked`, in `blocks` blocks.
 template <class T>
-int masked_in_blocks(const uint32_t* bits, const int64_t* dims, int dim_count, const T* in, T* out,
-                     int64_t count, int flags, int transposed, int blocks) {
+int masked_in_blocks(const uint32_t* bits, const MaskedDim* dims, int dim_count, const T* in,
+                     T* out, int64_t count, int flags, int transposed, int blocks) {
   const MaskedDims all = dims_of(dims, dim_count);
   using Maps = dropout::OneMap<Real<T>>;
   const Maps maps = {dropout::reals_of<T>({2, 0, 0})};

@@ -20,26 +20,15 @@ struct Layer {
   int64_t groups;
 };
 
-// `mask_bits` are stored masks, or one word that says that there are none.
-constexpr uint32_t kNoMaskBits = 0xFFFFFFFF;
-
-template <class T>
-T on_host(const T* device_memory) {
-  T value;
-  copy_to_host(&value, device_memory, sizeof value);
-  return value;
-}
-
 DropConnectProblem problem_of(const Layer& layer, double p, double scale,
                               const uint32_t* mask_bits) {
-  const uint32_t* const stored = on_host(mask_bits) == kNoMaskBits ? nullptr : mask_bits;
   return {make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits),
           layer.masks,
           layer.in_features,
           layer.out_features,
           1,
           scale,
-          stored};
+          stored_masks(mask_bits)};
 }
 
 template <class T>

@@ -2,7 +2,6 @@
 // memory, where only kernels can read them; `rng_state` and `logit_p` among them.
 #include <string>
 #include <type_traits>
-#include <vector>
 
 #include "../../csrc/cuda/concrete_dropout.cuh"
 #include "../../csrc/cuda/gaussian_dropout.cuh"
@@ -59,9 +58,7 @@ int concrete_dropout_backward(const int64_t* rng_state, const Real<T>* logit_p, 
 }
 
 MaskedDims dims_of(const MaskedDim* dims, int64_t count) {
-  std::vector<MaskedDim> on_host(static_cast<size_t>(count));
-  copy_to_host(on_host.data(), dims, on_host.size() * sizeof on_host[0]);
-  return make_masked_dims(on_host.data(), static_cast<int>(count));
+  return make_masked_dims(on_host(dims, count).data(), static_cast<int>(count));
 }
 
 // Forward and backward by a mask of `mask_count` elements that dimensions share. `factors` and

@@ -123,7 +123,7 @@ def test_every_stage_runs_and_is_summed_up(tree: Tree, command: str) -> None:
     ("command", "fail", "failed"),
     [
         ("build", "fused_dropout info", "info"),
-        ("build", "build.py", "worker"),
+        ("build", "cuda_on_cpu.build", "worker"),
         ("test", "verify", "verify"),
         ("test", "test_cuda_mask", "test_cuda_mask.py"),
         ("sanitize", "memcheck", "test_mask_kernels.memcheck."),
@@ -153,7 +153,7 @@ def test_nothing_runs_on_an_extension_that_was_not_built(tree: Tree, command: st
 
 
 def test_sanitizers_need_the_worker(tree: Tree) -> None:
-    done = tree.run("sanitize", FAIL="build.py")
+    done = tree.run("sanitize", FAIL="cuda_on_cpu.build")
     assert stages(done.stdout) == {"extension": "passed", "worker": "FAILED", "sanitizer": "FAILED"}
     assert done.returncode == 1
 
