@@ -1,12 +1,14 @@
 // IMPL(CUDA) of the DropConnect operators: checks, workspaces, launches on the current stream.
 //
 // Workspaces, freed to the caching allocator on return: partial sums (forward_slices or
-// outer_slices times the result, in float) and, with a bias, its packed masks.
+// outer_slices times the result, in float) and, with a bias, its packed masks. Where rows share
+// masks: masked weights or products (dropconnect_shared.cuh).
 #include <tuple>
 
 #include "../ops/dropconnect.h"
+#include "../ops/matrices.h"
 #include "binding.h"
-#include "dropconnect.cuh"
+#include "dropconnect_shared.cuh"
 
 namespace fused_dropout::dropconnect {
 namespace {
@@ -19,6 +21,20 @@ DropConnectProblem problem_of(const Layer& layer, const std::optional<Tensor>& m
 
 Tensor sums_workspace(int64_t slices, const Tensor& result) {
   return empty({slices * result.numel()}, sum_dtype(result), result);
+}
+
+// The library's product, on the current stream of a device.
+struct Multiply {
+  Device device;
+  void operator()(const Matrices& a, const Matrices& b, const Matrices& out) const {
+    multiply(a, b, out, device);
+  }
+};
+
+template <class T>
+SharedProducts<T, Multiply> shared_products(const DropConnectProblem& problem, const RngSource& rng,
+                                            const Tensor& like) {
+  return {problem, rng, current_stream(), {device_of(like)}};
 }
 
 Tensor draw_bias_bits(const Layer& layer, const RngSource& rng, const Tensor& like) {
@@ -57,12 +73,35 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   }
   with_type(input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    if (products_pay<T>(problem)) {
+      auto products = shared_products<T>(problem, rng, input);
+      const Tensor weights = empty({products.weights_for_output()}, dtype_of(input), input);
+      return check_launch(products.output(view_of(input), view_of(weight), bias_view,
+                                          mutable_data_of<T>(weights), mutable_data_of<T>(output)));
+    }
     Tensor workspace = sums_workspace(forward_slices(problem), output);
     check_launch(launch_forward<T>(problem, rng, view_of(input), view_of(weight), bias_view,
                                    mutable_data_of<Real<T>>(workspace), mutable_data_of<T>(output),
                                    current_stream()));
   });
   return output;
+}
+
+template <class T, bool kOutsAreResults>
+void outer_by_products(const DropConnectProblem& problem, const RngSource& rng,
+                       const Tensor& grad_output, const Tensor& panel, const Tensor& result) {
+  auto products = shared_products<T>(problem, rng, result);
+  const MatrixView grad = view_of(grad_output);
+  T* const out = mutable_data_of<T>(result);
+  if constexpr (kOutsAreResults) {
+    const Tensor made = empty({products.products_for_d_weight()}, dtype_of(result), result);
+    const Tensor sums = empty({products.sums_for_d_weight()}, sum_dtype(result), result);
+    check_launch(products.d_weight(grad, view_of(panel), mutable_data_of<T>(made),
+                                   mutable_data_of<Real<T>>(sums), out));
+  } else {
+    const Tensor weights = empty({products.weights_for_d_input()}, dtype_of(result), result);
+    check_launch(products.d_input(grad, view_of(panel), mutable_data_of<T>(weights), out));
+  }
 }
 
 // d_weight with the input as panel, d_input with the weight.
@@ -80,6 +119,9 @@ Tensor outer(const Tensor& grad_output, const Tensor& panel, const Tensor& rng_s
   Tensor result = empty({results, layer.in_features}, dtype_of(grad_output), grad_output);
   with_type(grad_output, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    if (products_pay<T>(problem)) {
+      return outer_by_products<T, kOutsAreResults>(problem, rng, grad_output, panel, result);
+    }
     Tensor workspace = sums_workspace(outer_slices<kOutsAreResults>(problem), result);
     check_launch(launch_outer<T, kOutsAreResults>(
         problem, rng, view_of(panel), view_of(grad_output), mutable_data_of<Real<T>>(workspace),

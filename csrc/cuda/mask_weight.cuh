@@ -52,8 +52,8 @@ struct SumPart {
 
 // A lane's columns of one group, 0 where the row has ended. `kAligned`: they are neighbours in
 // memory, and a row ends with a lane.
-template <class T, bool kAligned>
-FUSED_DROPOUT_DEVICE void load_columns(const T* row, int64_t col_stride, int64_t col, int64_t cols,
+template <class T, bool kAligned, class Index>
+FUSED_DROPOUT_DEVICE void load_columns(const T* row, int64_t col_stride, Index col, Index cols,
                                        Real<T>* x) {
   if constexpr (kAligned) {
 #pragma unroll
@@ -67,8 +67,8 @@ FUSED_DROPOUT_DEVICE void load_columns(const T* row, int64_t col_stride, int64_t
   }
 }
 
-template <class T, bool kAligned>
-FUSED_DROPOUT_DEVICE void store_columns(const Real<T>* x, T* row, int64_t col, int64_t cols) {
+template <class T, bool kAligned, class Index>
+FUSED_DROPOUT_DEVICE void store_columns(const Real<T>* x, T* row, Index col, Index cols) {
   if constexpr (kAligned) {
     if (col < cols) store_neighbours<T, kNeighbours>(x, row + col);
   } else {
@@ -85,11 +85,11 @@ FUSED_DROPOUT_DEVICE uint32_t bits_of_lane(const GroupBits& bits, int lane) {
 }
 
 // What a lane hands to its warp: a group's bits and where its elements are.
-struct alignas(16) DrawnGroup {
+struct alignas(16) MaskedGroup {
   GroupBits bits;
-  int64_t from;     // in the weight
-  int64_t to;       // in the results
-  int64_t columns;  // 128, or fewer at the end of a row
+  int64_t from;  // in the weight
+  int64_t to;    // in the results
+  int columns;   // 128, or fewer at the end of a row; 0 if there is no such group
 };
 
 // out[k][o][i] = kept ? scale * weight[o][i] : 0 for a part of the masked weights, row by row.
@@ -98,17 +98,20 @@ template <class T, bool kAligned>
 __global__ void __launch_bounds__(kElementThreads)
     apply_kernel(DropConnectProblem problem, RngSource rng, MatrixView weight, ApplyPart part,
                  Divisor outs, Divisor groups, T* out) {
-  FUSED_DROPOUT_SHARED(DrawnGroup, drawn, [kElementThreads]);
+  constexpr int kAtOnce = kAligned ? 4 : 1;  // groups that are read before the first is written
+  FUSED_DROPOUT_SHARED(MaskedGroup, drawn, [kElementThreads]);
   const int lane = threadIdx.x % kWarpLanes;
-  DrawnGroup* const warp = &drawn[threadIdx.x - lane];
+  MaskedGroup* const warp = &drawn[threadIdx.x - lane];
   problem.rule = seeded(problem.rule, rng);
   const Real<T> scale = static_cast<Real<T>>(problem.scale);
+  const T* const weights = static_cast<const T*>(weight.data);
   const int64_t first_col = part.first_group * kGroupColumns;
   const int64_t left = problem.in_features - first_col;
   const int64_t cols = left < part.groups * kGroupColumns ? left : part.groups * kGroupColumns;
   const int64_t count = part.rows * part.groups;
   // `first` is of the warp, so that all lanes leave the loop together.
   for (int64_t first = thread_in_grid() - lane; first < count; first += threads_in_grid()) {
+    warp[lane].columns = 0;
     if (first + lane < count) {
       const int64_t row = quotient(first + lane, groups);
       const int64_t group = first + lane - row * part.groups;
@@ -118,19 +121,27 @@ __global__ void __launch_bounds__(kElementThreads)
       warp[lane] = {
           dropconnect::group_of_mask(problem, problem.rows, mask, o, part.first_group + group),
           o * weight.row_stride + (first_col + col) * weight.col_stride, row * cols + col,
-          cols - col < kGroupColumns ? cols - col : kGroupColumns};
+          static_cast<int>(cols - col < kGroupColumns ? cols - col : kGroupColumns)};
     }
     __syncwarp();
     const int mine = static_cast<int>(count - first < kWarpLanes ? count - first : kWarpLanes);
-    for (int g = 0; g < mine; ++g) {
-      const DrawnGroup& at = warp[g];
-      const uint32_t kept = bits_of_lane(at.bits, lane);
-      Real<T> x[kNeighbours];
-      load_columns<T, kAligned>(static_cast<const T*>(weight.data) + at.from, weight.col_stride,
-                                lane * kNeighbours, at.columns, x);
+    for (int g = 0; g < mine; g += kAtOnce) {
+      Real<T> x[kAtOnce][kNeighbours];
 #pragma unroll
-      for (int k = 0; k < kNeighbours; ++k) x[k] = kept >> k & 1 ? scale * x[k] : Real<T>(0);
-      store_columns<T, kAligned>(x, out + at.to, lane * kNeighbours, at.columns);
+      for (int j = 0; j < kAtOnce; ++j) {
+        load_columns<T, kAligned>(weights + warp[g + j].from, weight.col_stride, lane * kNeighbours,
+                                  warp[g + j].columns, x[j]);
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const uint32_t kept = bits_of_lane(warp[g + j].bits, lane);
+#pragma unroll
+        for (int k = 0; k < kNeighbours; ++k) {
+          x[j][k] = kept >> k & 1 ? scale * x[j][k] : Real<T>(0);
+        }
+        store_columns<T, kAligned>(x[j], out + warp[g + j].to, lane * kNeighbours,
+                                   warp[g + j].columns);
+      }
     }
     __syncwarp();
   }

@@ -70,6 +70,25 @@ std::vector<T> on_host(const T* device_memory, int64_t count) {
   return values;
 }
 
+// Device memory that is full of NaNs, for what a kernel needs besides its operands.
+template <class T>
+class Workspace {
+ public:
+  explicit Workspace(int64_t count) {
+    const std::vector<uint8_t> nans(static_cast<size_t>(count) * sizeof(T), 0xFF);
+    memory_ = device_allocate(nans.size());
+    copy_to_device(memory_, nans.data(), nans.size());
+  }
+  ~Workspace() { device_free(memory_); }  // waits for the kernels
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  T* data() const { return reinterpret_cast<T*>(memory_); }
+
+ private:
+  uint8_t* memory_;
+};
+
 // DropConnect's stored masks, which an entry takes as an array: one word says that there are none.
 constexpr uint32_t kNoMaskBits = 0xFFFFFFFF;
 

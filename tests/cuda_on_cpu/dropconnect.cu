@@ -1,7 +1,5 @@
 // Entries of the DropConnect kernels, one for each product and dtype. `sizes` is a Layer, and like
 // every array in device memory, where only kernels can read it.
-#include <vector>
-
 #include "../../csrc/cuda/dropconnect.cuh"
 #include "device_memory.h"
 #include "entries.h"
@@ -24,25 +22,6 @@ DropConnectProblem problem_of(const Layer& layer, double p, double scale,
   return {rule,  layer.rows, layer.in_features, layer.out_features, layer.rows_per_mask,
           scale, mask_bits};
 }
-
-// Device memory that is full of NaNs, for a kernel's partial sums.
-template <class T>
-class Workspace {
- public:
-  explicit Workspace(int64_t count) {
-    const std::vector<uint8_t> nans(static_cast<size_t>(count) * sizeof(T), 0xFF);
-    memory_ = device_allocate(nans.size());
-    copy_to_device(memory_, nans.data(), nans.size());
-  }
-  ~Workspace() { device_free(memory_); }  // waits for the kernels
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-
-  T* data() const { return reinterpret_cast<T*>(memory_); }
-
- private:
-  uint8_t* memory_;
-};
 
 MatrixView operand(const Layer& layer, const void* data, int64_t cols) {
   return {data, cols * layer.step, layer.step};

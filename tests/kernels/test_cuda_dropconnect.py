@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -10,16 +9,14 @@ import pytest
 import torch
 from cuda_on_cpu.runner import Worker
 from support.accuracy import is_accurate, own_and_truth
-from support.dropconnect import random_operands
-from support.kernel_memory import check_end, memory, name_of, poisoned
+from support.dropconnect import NO_MASK_BITS, random_operands, spread, stored_masks
+from support.kernel_memory import check_end, name_of, poisoned
 from torch import Tensor
 
 import fused_dropout
 from fused_dropout import reference
-from fused_dropout._core import extension
 
 SEED = -77
-NO_MASK_BITS = np.array([0xFFFFFFFF], np.uint32)
 MANY_BLOCKS = 264
 
 
@@ -40,6 +37,9 @@ class Layer(NamedTuple):
 
     def sizes(self) -> np.ndarray:
         return np.array([*self[:4], self.blocks, self.step], np.int64)
+
+    def stored(self) -> np.ndarray:
+        return stored_masks(self.out_features, self.in_features, self.masks, self.p, SEED)
 
 
 # Edges of groups (128 columns), tiles (32 rows, 64 output features), chunks (32) and slices.
@@ -65,20 +65,6 @@ LAYERS = (
 )
 
 
-def spread(tensor: Tensor, step: int) -> np.ndarray:
-    """The tensor's elements `step` apart, with NaNs in between."""
-    gaps = torch.full((tensor.numel(), step), math.nan, dtype=tensor.dtype)
-    gaps[:, 0] = tensor.flatten()
-    return memory(gaps)
-
-
-def stored_masks(layer: Layer, state: Tensor) -> np.ndarray:
-    """The masks as the CPU stores them, which the CUDA kernels read too."""
-    weight = torch.empty(layer.out_features, layer.in_features)
-    bits = extension.operators().dropconnect_mask_bits(weight, state, layer.masks, layer.p)
-    return bits.numpy().view(np.uint32)
-
-
 def run_on_device(
     device: Worker, layer: Layer, operands: tuple[Tensor, ...], stored: bool
 ) -> list[Tensor]:
@@ -88,7 +74,7 @@ def run_on_device(
     state = fused_dropout.make_rng_state(SEED)
     q = reference.keep_rate(layer.p)
     scale = 1 / q if q > 0 else 0.0
-    bits = stored_masks(layer, state) if stored else NO_MASK_BITS
+    bits = layer.stored() if stored else NO_MASK_BITS
     # Whole groups, as draw_groups lays them out.
     outs = -(-layer.out_features // 128) * 128
     bias_mask = fused_dropout.packed_mask((layer.masks, outs), layer.p, seed=SEED, stream=1)
@@ -148,7 +134,7 @@ def test_masks_are_the_contract_s(device: Worker, column: int) -> None:
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_stores_the_masks_that_the_cpu_stores(device: Worker, layer: Layer) -> None:
     state = fused_dropout.make_rng_state(SEED)
-    expected = stored_masks(layer, state)
+    expected = layer.stored()
     bits, words = poisoned(device, expected.size, dtype=torch.float32)
     memory_ = bits.view(np.uint32)
     assert device.call("store_masks", state.numpy(), layer.sizes(), layer.p, memory_) == 0

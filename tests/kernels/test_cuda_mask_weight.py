@@ -10,16 +10,15 @@ import pytest
 import torch
 from cuda_on_cpu.runner import Worker
 from support.accuracy import is_accurate
-from support.kernel_memory import check_end, memory, name_of, poisoned
+from support.dropconnect import NO_MASK_BITS, spread, stored_masks
+from support.kernel_memory import check_end, name_of, poisoned
 from support.tensors import DTYPES
-from torch import Tensor
 
 import fused_dropout
 from fused_dropout import reference
 from fused_dropout._core import extension
 
 SEED = -77
-NO_MASK_BITS = np.array([0xFFFFFFFF], np.uint32)
 
 
 class Case(NamedTuple):
@@ -31,11 +30,19 @@ class Case(NamedTuple):
     p: float
     gap: int = 1  # from an element to the next of its row
 
-    def sizes(self, first_row: int = 0, rows: int | None = None) -> np.ndarray:
+    @property
+    def groups(self) -> int:
+        return -(-self.ins // 128)
+
+    def sizes(self, rows: range = range(0), groups: range = range(0)) -> np.ndarray:
+        """With some rows of the bit matrix, and groups of their columns."""
         row = self.ins * self.gap
-        every = self.masks * self.outs if rows is None else rows
         strides = (self.outs * row, row, self.gap)
-        return np.array([self.masks, self.outs, self.ins, *strides, first_row, every], np.int64)
+        part = (rows.start, len(rows), groups.start, len(groups))
+        return np.array([self.masks, self.outs, self.ins, *strides, *part], np.int64)
+
+    def stored(self) -> np.ndarray:
+        return stored_masks(self.outs, self.ins, self.masks, self.p, SEED)
 
 
 # Edges of groups (128 columns), of a lane's 4 columns, of warps (32 groups) and of 32 masks.
@@ -50,23 +57,6 @@ CASES = (
     Case(2, 9, 140, 0.5, gap=3),
     Case(2, 4, 130, 1.0),
 )
-
-
-def laid_out(tensor: Tensor, case: Case) -> np.ndarray:
-    """The operand as the case wants it, with NaNs in between."""
-    if case.gap == 1:
-        return memory(tensor)
-    gaps = torch.full((tensor.numel(), case.gap), math.nan, dtype=tensor.dtype)
-    gaps[:, 0] = tensor.flatten()
-    return memory(gaps)
-
-
-def stored_masks(case: Case) -> np.ndarray:
-    """The masks as the CPU stores them."""
-    state = fused_dropout.make_rng_state(SEED)
-    weight = torch.empty(case.outs, case.ins)
-    bits = extension.operators().dropconnect_mask_bits(weight, state, case.masks, case.p)
-    return bits.numpy().view(np.uint32)
 
 
 def scale_of(case: Case) -> float:
@@ -88,18 +78,23 @@ def test_masked_weights(device: Worker, case: Case, dtype: torch.dtype, stored: 
     state = fused_dropout.make_rng_state(SEED)
     settings = (case.p, case.masks, scale_of(case))
     expected = extension.operators().mask_weight(weight, state, None, *settings)
-    bits = stored_masks(case) if stored else NO_MASK_BITS
-    # All rows of the bit matrix, and some that begin within a mask.
+    bits = case.stored() if stored else NO_MASK_BITS
+    # The whole bit matrix, and parts that begin within a mask or with another group.
     every = case.masks * case.outs
-    for first, rows in ((0, every), (every // 3, every - every // 3)):
-        memory_, result = poisoned(device, rows, case.ins, dtype=dtype)
+    all_groups = range(case.groups)
+    parts = [(range(every), all_groups), (range(every // 3, every), all_groups)]
+    if case.groups > 1:
+        parts += [(range(every), all_groups[1:]), (range(every), all_groups[:1])]
+    for rows, groups in parts:
+        columns = slice(groups.start * 128, min(case.ins, groups.stop * 128))
+        wanted = expected.view(every, case.ins)[rows.start : rows.stop, columns]
+        memory_, result = poisoned(device, *wanted.shape, dtype=dtype)
         done = device.call(
-            f"mask_weight_{name_of(dtype)}", state.numpy(), case.sizes(first, rows), case.p,
-            scale_of(case), bits, laid_out(weight, case), memory_,
+            f"mask_weight_{name_of(dtype)}", state.numpy(), case.sizes(rows, groups), case.p,
+            scale_of(case), bits, spread(weight, case.gap), memory_,
         )  # fmt: skip
         assert done == 0
         check_end(memory_, result.numel())
-        wanted = expected.view(every, case.ins)[first : first + rows]
         torch.testing.assert_close(result, wanted, rtol=0, atol=0, equal_nan=True)
 
 
@@ -116,8 +111,8 @@ def test_sum_over_masks(device: Worker, case: Case, dtype: torch.dtype, stored: 
     memory_, result = poisoned(device, case.outs, case.ins, dtype=dtype)
     done = device.call(
         f"mask_weight_sum_{name_of(dtype)}", fused_dropout.make_rng_state(SEED).numpy(),
-        case.sizes(), case.p, scale_of(case), stored_masks(case) if stored else NO_MASK_BITS,
-        laid_out(spoilt, case), memory_,
+        case.sizes(), case.p, scale_of(case), case.stored() if stored else NO_MASK_BITS,
+        spread(spoilt, case.gap), memory_,
     )  # fmt: skip
     assert done == 0
     check_end(memory_, result.numel())
