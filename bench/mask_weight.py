@@ -16,53 +16,36 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fused_dropout._tools.baselines import naive_shared_dropconnect_linear
 from fused_dropout._tools.bench.columns import PEAK, Result, milliseconds, printed, times
 from fused_dropout._tools.bench.devices import Device
 from fused_dropout._tools.bench.harness import OURS, Key, Measured, Prepare, measure_rows, relative
+from fused_dropout._tools.bench.op import DENSE, PHASES, Calls
+from fused_dropout._tools.bench.ops import dropconnect, mask_weight
+from fused_dropout._tools.bench.ops.dropout import TORCH
 from fused_dropout._tools.bench.report import Goal, Script, Setup, results_beside, run_script
-from fused_dropout.functional import dropconnect_linear, mask_weight
 
-PHASES = ("forward", "total")  # total: and the gradients
-EAGER, DENSE, CLONE = "eager", "dense", "clone"
+EAGER, CLONE = "eager", "clone"
 PS = (0.5, 0.1)
 WEIGHT = (4096, 4096)
 LAYER = (4096, 1024, 1024)  # rows, output features, input features
 GROUPS = (1, 4, 16, 32, 128, 512, 4096)  # rows that share a mask
 MOST_COPIES = 1 << 30  # bytes of the eager layer's masked weights
 
-Layer = Callable[..., Tensor]
-
-
-class _Calls:
-    """The same operands for every subject; called with a layer and a phase, what to time."""
-
-    def __init__(self, shapes: tuple[tuple[int, ...], ...], dtype: str, device: str) -> None:
-        draw = torch.Generator().manual_seed(0)
-        self.tensors = [
-            torch.randn(shape, generator=draw).to(device, getattr(torch, dtype)) for shape in shapes
-        ]
-
-    def __call__(self, layer: Layer, phase: str) -> Callable[[], object]:
-        *operands, grad = self.tensors
-        leaves = [tensor.detach().requires_grad_() for tensor in operands]
-        if phase == "forward":
-            return lambda: layer(*leaves)
-        return lambda: torch.autograd.grad(layer(*leaves), leaves, grad)
-
 
 def measure_weight(
     shape: tuple[int, ...] = WEIGHT, dtype: str = "float32", *, device: Device, **options: Any
 ) -> dict[str, Any]:
     """One mask of a weight."""
-    prepare = _Calls((shape, shape), dtype, device.kind)
-    calls: dict[Key, Prepare] = {(CLONE, None): partial(prepare, lambda w: w.clone())}
+    op = mask_weight.OP
+    prepare = Calls(op, shape, dtype, device.kind).of_layer
+    calls: dict[Key, Prepare] = {(CLONE, None): partial(prepare, Tensor.clone)}
     for p in PS:
-        calls[OURS, p] = partial(prepare, partial(mask_weight, p=p))
-        calls[EAGER, p] = partial(prepare, partial(F.dropout, p=p))
+        calls[OURS, p] = partial(prepare, op.ours(p))
+        calls[EAGER, p] = partial(prepare, op.peers[TORCH](p))
 
     def figures(key: Key, measured: Mapping[Key, Measured]) -> dict[str, Any]:
         own, clone = measured[key], measured[CLONE, None]
@@ -75,16 +58,6 @@ def measure_weight(
     return {"what": "weight", "shape": shape, "dtype": dtype, **result}
 
 
-def eager_layer(input: Tensor, weight: Tensor, bias: Tensor, p: float, masks: int) -> Tensor:
-    """The layer of masked copies of the weight."""
-    if masks == 1:
-        return F.linear(input, F.dropout(weight, p), F.dropout(bias, p))
-    weights = F.dropout(weight.expand(masks, *weight.shape), p)
-    biases = F.dropout(bias.expand(masks, *bias.shape), p)
-    rows = input.view(masks, -1, input.shape[-1])
-    return torch.baddbmm(biases[:, None], rows, weights.mT).view(input.shape[0], -1)
-
-
 def measure_layer(
     group: int, shape: tuple[int, int, int] = LAYER, dtype: str = "float32",
     *, device: Device, **options: Any,
@@ -92,12 +65,14 @@ def measure_layer(
     """A layer whose every `group` rows share a mask."""
     rows, outs, ins = shape
     masks = max(1, rows // group)
-    prepare = _Calls(((rows, ins), (outs, ins), (outs,), (rows, outs)), dtype, device.kind)
+    op = dropconnect.OP
+    prepare = Calls(op, shape, dtype, device.kind).of_layer
     calls: dict[Key, Prepare] = {(DENSE, None): partial(prepare, F.linear)}
     for p in PS:
-        calls[OURS, p] = partial(prepare, partial(dropconnect_linear, p=p, mask=group))
+        calls[OURS, p] = partial(prepare, op.ours(p, mask=group))
         if rows % masks == 0 and masks * outs * ins * 4 <= MOST_COPIES:
-            calls[EAGER, p] = partial(prepare, partial(eager_layer, p=p, masks=masks))
+            eager = partial(naive_shared_dropconnect_linear, p=p, masks=masks)
+            calls[EAGER, p] = partial(prepare, eager)
 
     def figures(key: Key, measured: Mapping[Key, Measured]) -> dict[str, Any]:
         own = measured[key]

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "../common/packed_bits.h"
+#include "../common/with_constant.h"
 #include "layout_walk.h"
 
 namespace fused_dropout {
@@ -80,15 +80,6 @@ class BitsOfRows {
   int64_t col_;
   uint64_t first_of_rows_ = 0;  // the first bit of each row that 64 bits hold
 };
-
-// Calls f with `count`, 1 to kMost, as a constant: loops that long are unrolled.
-template <int kMost, class F>
-auto with_constant(int count, F f) {
-  if constexpr (kMost > 1) {
-    if (count < kMost) return with_constant<kMost - 1>(count, f);
-  }
-  return f(std::integral_constant<int, kMost>());
-}
 
 // Few columns of consecutive bits, read row by row: a row takes one bit of each column. A table
 // spreads out the bits of a column, as far apart as the rows are long.

@@ -87,6 +87,15 @@ inline Tensor empty_words(int64_t words, const Tensor& like) {
   return empty({words}, dtypes().int32, like);
 }
 
+// The packed bits of a mask's first `groups` groups, drawn on the device of `like`.
+inline Tensor draw_bits(const MaskRule& rule, const RngSource& rng, int64_t groups,
+                        const Tensor& like) {
+  Tensor bits = empty_words(groups * kGroupWords, like);
+  check_launch(launch_draw_groups(rule, rng, 0, 1, groups, mutable_data_of<uint32_t>(bits),
+                                  current_stream()));
+  return bits;
+}
+
 // Calls f with a null pointer to the kernels' element type of `tensor`.
 template <class F>
 void with_type(const Tensor& tensor, F f) {

@@ -27,9 +27,8 @@ std::tuple<Tensor, Tensor> draw_mask(const Tensor& input, const Tensor& rng_stat
             full({scales}, 1, dtypes().float64, input)};
   }
   const int64_t groups = group_count(maps.count * seeds_of_map(maps));
-  const Tensor seeds = empty_words(groups * kGroupWords, input);
-  check_launch(launch_draw_groups(unseeded_rule(gamma, kStreamMask, kSeedDigits), rng, 0, 1, groups,
-                                  words_of(seeds), current_stream()));
+  const Tensor seeds =
+      draw_bits(unseeded_rule(gamma, kStreamMask, kSeedDigits), rng, groups, input);
   Tensor bits = empty_words(mask_words(count), input);
   Tensor scale = empty({scales}, dtypes().float64, input);
   const Tensor scratch = empty_words(mask_scratch(maps), input);

@@ -39,10 +39,7 @@ SharedProducts<T, Multiply> shared_products(const DropConnectProblem& problem, c
 
 Tensor draw_bias_bits(const Layer& layer, const RngSource& rng, const Tensor& like) {
   const int64_t groups = layer.masks * group_count(layer.out_features);
-  Tensor bits = empty_words(groups * kGroupWords, like);
-  check_launch(launch_draw_groups(unseeded_rule(layer.p, kStreamBias, kDefaultDigits), rng, 0, 1,
-                                  groups, mutable_data_of<uint32_t>(bits), current_stream()));
-  return bits;
+  return draw_bits(unseeded_rule(layer.p, kStreamBias, kDefaultDigits), rng, groups, like);
 }
 
 Tensor draw_mask_bits(const Tensor& weight, const Tensor& rng_state, int64_t masks, double p) {

@@ -11,15 +11,6 @@
 namespace fused_dropout::dropout {
 namespace {
 
-Tensor draw_all_bits(const MaskRule& rule, const RngSource& rng, int64_t mask_numel,
-                     const Tensor& like) {
-  const int64_t groups = group_count(mask_numel);
-  Tensor bits = empty_words(groups * kGroupWords, like);
-  check_launch(launch_draw_groups(rule, rng, 0, 1, groups, mutable_data_of<uint32_t>(bits),
-                                  current_stream()));
-  return bits;
-}
-
 // `out` has the strides of `input`, which has no gaps.
 void apply_into(const Tensor& out, const Tensor& input, const std::optional<Tensor>& residual,
                 const RngSource& rng, double p, Sizes shared_dims, const AffineMap& map) {
@@ -36,7 +27,7 @@ void apply_into(const Tensor& out, const Tensor& input, const std::optional<Tens
       check_launch(launch_linear<T>(rule, rng, map, tensors, current_stream()));
       return;
     }
-    const Tensor bits = draw_all_bits(rule, rng, layout.mask_numel, input);
+    const Tensor bits = draw_bits(rule, rng, group_count(layout.mask_numel), input);
     check_launch(launch_masked<T>(data_of<uint32_t>(bits), masked_dims(layout),
                                   OneMap<Real<T>>{reals_of<T>(map)}, tensors, current_stream()));
   });

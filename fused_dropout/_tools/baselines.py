@@ -56,6 +56,29 @@ def naive_dropconnect_linear(
     return masked_linear(input, weight, bias, weight_mask, bias_mask, 1.0 - p)
 
 
+def naive_shared_dropconnect_linear(
+    input: Tensor, weight: Tensor, bias: Tensor, p: float, masks: int
+) -> Tensor:
+    """DropConnect whose rows share masks, by masked copies of the weight.
+
+    Args:
+        input: [N, I]; each of `masks` equal runs of rows has a mask of its own.
+        weight: [O, I].
+        bias: [O].
+        p: drop probability.
+        masks: divides N; one copy of the weight for each.
+
+    Returns:
+        [N, O], the dtype of `input`.
+    """
+    if masks == 1:
+        return F.linear(input, F.dropout(weight, p), F.dropout(bias, p))
+    weights = F.dropout(weight.expand(masks, *weight.shape), p)
+    biases = F.dropout(bias.expand(masks, *bias.shape), p)
+    rows = input.view(masks, -1, input.shape[-1])
+    return torch.baddbmm(biases[:, None], rows, weights.mT).view(input.shape[0], -1)
+
+
 def masked_linear(
     input: Tensor,
     weight: Tensor,

@@ -10,7 +10,9 @@ from fused_dropout._tools.baselines import (
     NaiveDropConnectLinear,
     masked_linear,
     naive_dropconnect_linear,
+    naive_shared_dropconnect_linear,
 )
+from fused_dropout.functional import dropconnect_linear
 
 
 def test_masked_linear_drops_weights_and_biases_per_example(place: torch.device) -> None:
@@ -96,3 +98,25 @@ def test_bad_p_is_rejected(p: float) -> None:
 def test_input_must_be_a_matrix() -> None:
     with pytest.raises(ValueError, match=r"2-D .* \(1, 2, 3\)"):
         naive_dropconnect_linear(torch.zeros(1, 2, 3), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("masks", [1, 4])
+def test_rows_share_masks(masks: int) -> None:
+    """Dense where nothing is dropped; else a mask for each group of rows, of the same mean."""
+    torch.manual_seed(0)
+    rows, weight, bias = torch.randn(8, 5), torch.randn(3, 5), torch.randn(3)
+    whole = naive_shared_dropconnect_linear(rows, weight, bias, 0.0, masks)
+    torch.testing.assert_close(whole, F.linear(rows, weight, bias))
+    alike, ones, zeros = torch.ones(8, 2000), torch.ones(30, 2000), torch.zeros(30)
+    naive = naive_shared_dropconnect_linear(alike, ones, zeros, 0.5, masks)
+    ours = dropconnect_linear(alike, ones, None, 0.5, mask=8 // masks)
+    for output in (naive, ours):
+        groups = output.view(masks, -1, 30)
+        assert torch.equal(groups, groups[:, :1].expand_as(groups))
+        assert len(groups[:, 0].unique(dim=0)) == masks
+        torch.testing.assert_close(output.mean(), torch.tensor(2000.0), rtol=0.05, atol=0)
+    of_biases = naive_shared_dropconnect_linear(
+        torch.zeros(8, 5), torch.zeros(99, 5), torch.ones(99), 0.5, masks
+    )
+    assert of_biases.unique().tolist() == [0, 2]
+    assert len(of_biases.unique(dim=0)) == masks

@@ -16,6 +16,7 @@
 // The two dense products take 1 cycle.
 #pragma once
 
+#include "../../common/with_constant.h"
 #include "../dropconnect.h"
 #include "mask_bits.h"
 
@@ -157,7 +158,7 @@ void gradient_block(const R* x, const R* w, const R* grad, uint8_t* const* masks
     const int64_t of_outs = slice_row<R>(kGradOuts, 0, c);
     for (int64_t r = 0; r < rows; r += kGradTileRows) {
       const int64_t of_rows = slice_row<R>(kGradRows, r, c);
-      with_count<kGradTileRows>(rows - r, [&](auto count) {
+      with_constant<kGradTileRows>(rows - r, [&](auto count) {
         gradient_tile<decltype(count)::value, kInput, kWeight, kFinite>(
             x + of_rows, w + of_outs, grad + r * kGradOuts * kGradCopies<R>, masks + r, outs, step,
             d_input + of_rows, d_weight + of_outs);

@@ -15,6 +15,7 @@
 // The dense product takes half a cycle wherever a core has two FMA pipes of the vector's width.
 #pragma once
 
+#include "../../common/with_constant.h"
 #include "../dropconnect.h"
 #include "mask_bits.h"
 
@@ -99,7 +100,7 @@ void forward_panel(const DropConnectProblem& problem, const ForwardScratch<T>& s
       for (int64_t n = r; n < tile.end; ++n) {
         row_bits[n - r] = bits.row(problem, n) + o * kGroupBytes;
       }
-      with_count<kForwardRows>(tile.size(), [&](auto count) {
+      with_constant<kForwardRows>(tile.size(), [&](auto count) {
         forward_tile<decltype(count)::value, kFinite>(x, s.w + o * kPanelStride, row_bits,
                                                       bits.group_bytes, groups.size(), sums + o,
                                                       kForwardBlockOuts);

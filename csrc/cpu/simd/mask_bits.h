@@ -1,5 +1,5 @@
-// The mask bits of the block that a kernel works on: drawn, or copied from stored masks, into
-// scratch that stays in level-1 cache.
+// The masks of DropConnect: where stored ones are, the drawing of others, and the bits of the block
+// that a kernel works on, drawn or copied into scratch that stays in level-1 cache.
 #pragma once
 
 #include "draw_groups.h"
@@ -7,6 +7,35 @@
 
 namespace fused_dropout {
 namespace {
+
+// Addresses stored masks, [groups][masks][outs rounded up][4 words].
+struct StoredMasks {
+  explicit StoredMasks(const DropConnectProblem& problem)
+      : words(problem.mask_bits),
+        mask_words(stored_outs(problem.out_features) * kGroupWords),
+        group_words(mask_count(problem) * mask_words) {}
+
+  const uint32_t* at(int64_t group, int64_t mask, int64_t out) const {
+    return words + group * group_words + mask * mask_words + out * kGroupWords;
+  }
+
+  const uint32_t* words;
+  int64_t mask_words;
+  int64_t group_words;
+};
+
+// Packed keep bits of groups x masks x outs, one after another.
+FUSED_DROPOUT_INLINE void draw_masks(const DropConnectProblem& problem, Range groups, Range masks,
+                                     Range outs, uint32_t* out) {
+  const int64_t row_groups = group_count(problem.in_features);
+  const int64_t mask_groups = problem.out_features * row_groups;
+  const int64_t first = masks.begin * mask_groups + outs.begin * row_groups + groups.begin;
+  draw_grid(problem.rule,
+            {static_cast<uint64_t>(first),
+             {groups.size(), masks.size(), outs.size()},
+             {1, static_cast<uint64_t>(mask_groups), static_cast<uint64_t>(row_groups)}},
+            out);
+}
 
 // Addresses the 128 bits of (group, mask, output feature): output features 16 bytes apart.
 struct MaskBits {
@@ -33,9 +62,9 @@ class MaskBlock {
                          (rows.end - 1) / problem_.rows_per_mask + 1};
     if (masks.begin != masks_.begin || masks.end != masks_.end) {
       if (problem_.mask_bits != nullptr) {
-        copy(masks, groups, outs);
+        copy(groups, masks, outs);
       } else {
-        draw(masks, groups, outs);
+        draw_masks(problem_, groups, masks, outs, scratch_);
       }
       masks_ = masks;
     }
@@ -45,30 +74,17 @@ class MaskBlock {
   }
 
  private:
-  // Stored masks are [groups][masks][out_features rounded up][4 words].
-  void copy(Range masks, Range groups, Range outs) const {
-    const int64_t stored_masks = mask_count(problem_);
-    const int64_t stored = stored_outs(problem_.out_features);
+  // From stored masks.
+  void copy(Range groups, Range masks, Range outs) const {
+    const StoredMasks stored(problem_);
     const int64_t words = outs.size() * kGroupWords;
     uint32_t* out = scratch_;
     for (int64_t g = groups.begin; g < groups.end; ++g) {
       for (int64_t m = masks.begin; m < masks.end; ++m, out += words) {
-        const int64_t first = (g * stored_masks + m) * stored + outs.begin;
-        const uint32_t* bits = problem_.mask_bits + first * kGroupWords;
+        const uint32_t* bits = stored.at(g, m, outs.begin);
         __builtin_memcpy(out, bits, words * static_cast<int64_t>(sizeof(uint32_t)));
       }
     }
-  }
-
-  void draw(Range masks, Range groups, Range outs) const {
-    const int64_t row_groups = group_count(problem_.in_features);
-    const int64_t mask_groups = problem_.out_features * row_groups;
-    const int64_t first = masks.begin * mask_groups + outs.begin * row_groups + groups.begin;
-    draw_grid(problem_.rule,
-              {static_cast<uint64_t>(first),
-               {groups.size(), masks.size(), outs.size()},
-               {1, static_cast<uint64_t>(mask_groups), static_cast<uint64_t>(row_groups)}},
-              scratch_);
   }
 
   const DropConnectProblem& problem_;

@@ -12,15 +12,6 @@ namespace {
 FUSED_DROPOUT_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSED_DROPOUT_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Calls f with `count` as a compile-time constant in 1..Max.
-template <int Max, class F>
-FUSED_DROPOUT_INLINE void with_count(int64_t count, F f) {
-  if constexpr (Max > 1) {
-    if (count < Max) return with_count<Max - 1>(count, f);
-  }
-  f(std::integral_constant<int, Max>{});
-}
-
 // panel[r][c] = matrix[rows.begin + r][cols.begin + c], zero up to padded_rows and padded_cols.
 template <class T>
 void pack_panel(const MatrixView& matrix, Range rows, Range cols, int64_t padded_rows,

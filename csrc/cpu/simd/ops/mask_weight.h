@@ -7,7 +7,7 @@
 #pragma once
 
 #include "../../mask_weight.h"
-#include "../draw_groups.h"
+#include "../mask_bits.h"
 #include "../panels.h"
 
 namespace fused_dropout::mask_weight {
@@ -17,25 +17,19 @@ constexpr int64_t kTileGroups = 8;
 constexpr int64_t kMasksPerSum = 32;  // sums of so many masks: they keep rounding errors small
 
 // The bits of one mask for up to kTileOuts output features and kTileGroups groups: drawn, or read
-// where they are stored, [groups][masks][outs rounded up][4 words].
+// where they are stored.
 class TileBits {
  public:
   TileBits(const DropConnectProblem& problem, const Tile& tile) {
     if (problem.mask_bits != nullptr) {
-      const int64_t mask_words = stored_outs(problem.out_features) * kGroupWords;
-      group_words_ = mask_count(problem) * mask_words;
-      first_ = problem.mask_bits + tile.groups.begin * group_words_ + tile.mask * mask_words +
-               tile.outs.begin * kGroupWords;
-      return;
+      const StoredMasks stored(problem);
+      first_ = stored.at(tile.groups.begin, tile.mask, tile.outs.begin);
+      group_words_ = stored.group_words;
+    } else {
+      draw_masks(problem, tile.groups, {tile.mask, tile.mask + 1}, tile.outs, drawn_);
+      first_ = drawn_;
+      group_words_ = tile.outs.size() * kGroupWords;
     }
-    first_ = drawn_;
-    group_words_ = tile.outs.size() * kGroupWords;
-    const uint64_t row_groups = static_cast<uint64_t>(group_count(problem.in_features));
-    const int64_t row = tile.mask * problem.out_features + tile.outs.begin;
-    const uint64_t first =
-        static_cast<uint64_t>(row) * row_groups + static_cast<uint64_t>(tile.groups.begin);
-    draw_grid(problem.rule, {first, {1, tile.groups.size(), tile.outs.size()}, {0, 1, row_groups}},
-              drawn_);
   }
 
   // Of the tile's group g and output feature o.

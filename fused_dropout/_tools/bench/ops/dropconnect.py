@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fused_dropout._tools.baselines import naive_dropconnect_linear
+from fused_dropout._tools.baselines import naive_dropconnect_linear, naive_shared_dropconnect_linear
 from fused_dropout._tools.bench.dropconnect import NAIVE
 from fused_dropout._tools.bench.op import BenchOp, Layer, Shape, Typical, in_powers
 from fused_dropout.functional import dropconnect_linear
@@ -20,12 +20,13 @@ def naive(
     input: Tensor, weight: Tensor, bias: Tensor, p: float, mask: str | int = "example"
 ) -> Tensor:
     """What people write: one mask for all rows, one for each sequence, or one for each row."""
+    rows = input.flatten(0, -2)
     if mask == "batch":
-        return F.linear(input, F.dropout(weight, p), bias)
-    if mask == "example" and input.dim() == 3:
-        masked = F.dropout(weight.expand(len(input), *weight.shape), p)
-        return torch.baddbmm(bias, input, masked.transpose(1, 2))
-    output = naive_dropconnect_linear(input.flatten(0, -2), weight, bias, p)
+        output = naive_shared_dropconnect_linear(rows, weight, bias, p, 1)
+    elif mask == "example" and input.dim() == 3:
+        output = naive_shared_dropconnect_linear(rows, weight, bias, p, len(input))
+    else:
+        output = naive_dropconnect_linear(rows, weight, bias, p)
     return output.unflatten(0, input.shape[:-1])
 
 
