@@ -67,6 +67,10 @@ def dropconnect_linear(
     product cannot take. The last bits of these results may depend on the number of threads; all
     others are the same for any number.
 
+    On a GPU the same holds from 24 rows on (8 in 16 bits), in layers of at least 2^25
+    multiply-adds: 2^24 masked weights at a time, as many floats for the weight's gradient, and
+    the copies and settings (``torch.backends.cuda.matmul``) of torch's product.
+
     Args:
         input: ``[..., in_features]``, float32, bfloat16, float16 or float64; any strides.
         weight: ``[out_features, in_features]``, same dtype and device.
