@@ -223,12 +223,16 @@ void backward_panel(const BackwardArgs& args, const BackwardScratch<T>& s, int64
   for (int64_t n = span.begin; n < span.end; n += kGradRows) {
     const Range rows = {n, smaller(n + kGradRows, span.end)};
     const MaskBits bits = block.bits(rows, groups, drawn);
+    const Range next_masks = block.to_come(smaller(rows.end + kGradRows, span.end));
+    const uint8_t* row_bits[kGradRows];
+    for (int64_t r = 0; r < rows.size(); ++r) row_bits[r] = bits.row(args.problem, n + r);
     for (int64_t o = panel.begin; o < panel.end; o += kGradOuts) {
       const Range outs = {o, smaller(o + kGradOuts, panel.end)};
+      block.prefetch(next_masks, groups, outs);
       uint8_t* masks[kGradRows];
       for (int64_t r = 0; r < rows.size(); ++r) {
-        masks[r] = row_masks<R>(bits.row(args.problem, n + r) + (o - panel.begin) * kGroupBytes,
-                                outs.size(), s.masks + r * kGradOuts * kMaskBytes);
+        masks[r] = row_masks<R>(row_bits[r] + (o - panel.begin) * kGroupBytes, outs.size(),
+                                s.masks + r * kGradOuts * kMaskBytes);
       }
       pack_gradients<T>(args.grad_output, rows, outs, s.grad);
       const int64_t of_rows = (n - span.begin) * kGroupColumns;

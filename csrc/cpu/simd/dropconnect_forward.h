@@ -28,8 +28,8 @@ constexpr int64_t kPanelOuts = 32;  // output features whose masks are drawn at 
 
 // sums[r][k] += dot(x[r], w[k]) over `groups` groups of columns, under the mask.
 template <int Rows, bool kFinite, class R>
-void forward_tile(const R* x, const R* w, const uint8_t* const* row_bits, int64_t group_bytes,
-                  int64_t groups, R* sums, int64_t sums_stride) {
+void forward_tile(const R* x, const R* w, const uint8_t* const* row_bits, int64_t first_byte,
+                  int64_t group_bytes, int64_t groups, R* sums, int64_t sums_stride) {
   constexpr int kLanes = Vec<R>::kLanes;
   constexpr int kSums = Rows * kForwardOuts;
   Vec<R> acc[kSums];
@@ -39,7 +39,7 @@ void forward_tile(const R* x, const R* w, const uint8_t* const* row_bits, int64_
     GroupMask<R> masks[kSums];
 #pragma GCC unroll 24
     for (int k = 0; k < kSums; ++k) {
-      masks[k] = expand_mask<R>(row_bits[k / kForwardOuts] + g * group_bytes +
+      masks[k] = expand_mask<R>(row_bits[k / kForwardOuts] + first_byte + g * group_bytes +
                                 k % kForwardOuts * kGroupBytes);
     }
 #pragma GCC unroll 8
@@ -76,11 +76,13 @@ struct ForwardScratch {
       : x(cursor.take<Real<T>>(kForwardBlockRows * kPanelStride)),
         w(cursor.take<Real<T>>(kPanelOuts * kPanelStride)),
         sums(cursor.take<Real<T>>(kForwardBlockRows * kForwardBlockOuts)),
+        bias(cursor.take<Real<T>>(kForwardBlockOuts)),
         bits(cursor.take<uint32_t>(kForwardRows * (kPanelColumns / kGroupColumns) * kPanelOuts *
                                    kGroupWords)) {}
   Real<T>* x;
   Real<T>* w;
   Real<T>* sums;  // [rows][kForwardBlockOuts]
+  Real<T>* bias;
   uint32_t* bits;
 };
 
@@ -93,36 +95,48 @@ void forward_panel(const DropConnectProblem& problem, const ForwardScratch<T>& s
   for (int64_t r = rows.begin; r < rows.end; r += kForwardRows) {
     const Range tile = {r, smaller(r + kForwardRows, rows.end)};
     const MaskBits bits = block.bits(tile, groups, drawn);
+    const Range next_masks = block.to_come(smaller(tile.end + kForwardRows, rows.end));
+    const uint8_t* row_bits[kForwardRows] = {};
+    for (int64_t n = r; n < tile.end; ++n) row_bits[n - r] = bits.row(problem, n);
     const Real<T>* x = s.x + (r - rows.begin) * kPanelStride;
     Real<T>* sums = s.sums + (r - rows.begin) * kForwardBlockOuts + sums_offset;
     for (int64_t o = 0; o < outs.size(); o += kForwardOuts) {
-      const uint8_t* row_bits[kForwardRows] = {};
-      for (int64_t n = r; n < tile.end; ++n) {
-        row_bits[n - r] = bits.row(problem, n) + o * kGroupBytes;
-      }
+      block.prefetch(next_masks, groups, {outs.begin + o, outs.begin + o + kForwardOuts});
       with_constant<kForwardRows>(tile.size(), [&](auto count) {
-        forward_tile<decltype(count)::value, kFinite>(x, s.w + o * kPanelStride, row_bits,
-                                                      bits.group_bytes, groups.size(), sums + o,
-                                                      kForwardBlockOuts);
+        constexpr int kRows = decltype(count)::value;
+        forward_tile<kRows, kFinite>(x, s.w + o * kPanelStride, row_bits, o * kGroupBytes,
+                                     bits.group_bytes, groups.size(), sums + o, kForwardBlockOuts);
       });
     }
   }
 }
 
+// sums[k] += bias[k] for the output features that are kept. Without a branch: each would be
+// mispredicted half the time.
+template <class R>
+void add_kept_bias(const uint32_t* bits, Range outs, const R* bias, R* sums) {
+  for (int64_t o = outs.begin; o < outs.end;) {
+    const uint32_t word = bits[o / 32] >> (o % 32);
+    const int count = static_cast<int>(smaller(32 - o % 32, outs.end - o));
+    for (int k = 0; k < count; ++k) sums[k] += word >> k & 1 ? bias[k] : R(0);
+    o += count, bias += count, sums += count;
+  }
+}
+
 // output = scale * (sums + kept bias)
 template <class T>
-void finish_forward(const ForwardArgs& args, Range rows, Range outs, Real<T>* sums) {
+void finish_forward(const ForwardArgs& args, Range rows, Range outs, const ForwardScratch<T>& s) {
   const DropConnectProblem& problem = args.problem;
-  const T* bias = static_cast<const T*>(args.bias);
-  const int64_t mask_words = group_count(problem.out_features) * kGroupWords;
-  for (int64_t n = rows.begin; n < rows.end && bias != nullptr; ++n) {
-    const uint32_t* bits = args.bias_bits + n / problem.rows_per_mask * mask_words;
-    Real<T>* row = sums + (n - rows.begin) * kForwardBlockOuts - outs.begin;
-    for (int64_t o = outs.begin; o < outs.end; ++o) {
-      if (bits[o / 32] >> (o % 32) & 1) row[o] += widen(bias[o * args.bias_stride]);
+  if (args.bias != nullptr) {
+    const T* bias = static_cast<const T*>(args.bias) + outs.begin * args.bias_stride;
+    widen_row(bias, args.bias_stride, outs.size(), s.bias);
+    const int64_t mask_words = group_count(problem.out_features) * kGroupWords;
+    for (int64_t n = rows.begin; n < rows.end; ++n) {
+      add_kept_bias(args.bias_bits + n / problem.rows_per_mask * mask_words, outs, s.bias,
+                    s.sums + (n - rows.begin) * kForwardBlockOuts);
     }
   }
-  store_panel(sums, kForwardBlockOuts, rows, outs, static_cast<Real<T>>(problem.scale),
+  store_panel(s.sums, kForwardBlockOuts, rows, outs, static_cast<Real<T>>(problem.scale),
               static_cast<T*>(args.output), problem.out_features);
 }
 
@@ -147,7 +161,7 @@ void forward(const ForwardArgs& args, Range rows, Range outs, void* scratch) {
       }
     }
   }
-  finish_forward<T>(args, rows, outs, s.sums);
+  finish_forward<T>(args, rows, outs, s);
 }
 
 }  // namespace

@@ -53,13 +53,12 @@ struct MaskBits {
 class MaskBlock {
  public:
   MaskBlock(const DropConnectProblem& problem, uint32_t* scratch)
-      : problem_(problem), scratch_(scratch) {}
+      : problem_(problem), stored_(problem), scratch_(scratch) {}
 
   // Bits of all masks that `rows` use, for groups x outs; outs.size() is a multiple of
   // kStoredOutsMultiple.
   MaskBits bits(Range rows, Range groups, Range outs) {
-    const Range masks = {rows.begin / problem_.rows_per_mask,
-                         (rows.end - 1) / problem_.rows_per_mask + 1};
+    const Range masks = {mask_of(rows.begin), mask_of(rows.end - 1) + 1};
     if (masks.begin != masks_.begin || masks.end != masks_.end) {
       if (problem_.mask_bits != nullptr) {
         copy(groups, masks, outs);
@@ -73,21 +72,41 @@ class MaskBlock {
             masks.begin};
   }
 
+  // The stored masks of rows up to `row` that are not in the scratch; none where masks are drawn.
+  Range to_come(int64_t row) const {
+    return {masks_.end, problem_.mask_bits != nullptr ? mask_of(row - 1) + 1 : masks_.end};
+  }
+
+  // Brings stored masks nearer that will be copied soon. They lie in pieces too short for the
+  // processor to do it by itself.
+  void prefetch(Range masks, Range groups, Range outs) const {
+    constexpr int64_t kLineOuts = 64 / kGroupBytes;  // whose bits a line of the cache holds
+    for (int64_t g = groups.begin; g < groups.end; ++g) {
+      for (int64_t m = masks.begin; m < masks.end; ++m) {
+        for (int64_t o = outs.begin; o < outs.end; o += kLineOuts) {
+          __builtin_prefetch(stored_.at(g, m, o), 0, 2);
+        }
+      }
+    }
+  }
+
  private:
+  int64_t mask_of(int64_t row) const { return row / problem_.rows_per_mask; }
+
   // From stored masks.
   void copy(Range groups, Range masks, Range outs) const {
-    const StoredMasks stored(problem_);
     const int64_t words = outs.size() * kGroupWords;
     uint32_t* out = scratch_;
     for (int64_t g = groups.begin; g < groups.end; ++g) {
       for (int64_t m = masks.begin; m < masks.end; ++m, out += words) {
-        const uint32_t* bits = stored.at(g, m, outs.begin);
+        const uint32_t* bits = stored_.at(g, m, outs.begin);
         __builtin_memcpy(out, bits, words * static_cast<int64_t>(sizeof(uint32_t)));
       }
     }
   }
 
   const DropConnectProblem& problem_;
+  const StoredMasks stored_;
   uint32_t* scratch_;
   Range masks_{-1, -1};
 };
