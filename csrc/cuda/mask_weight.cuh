@@ -6,9 +6,9 @@
 // Floor: the bytes of the results and of what is read; for one mask of 1024 x 1024 in bf16 4 MB,
 // 1 us at 4.3 TB/s. Predicted, not measured, from sm_90's code: for a group of 128 elements a warp
 // issues 45 instructions in bf16 and 35 in float, and 32 groups share 213 and 84 for each digit. An
-// H200 issues 924 a ns, so that writing a group of bf16 leaves 55 slots and one of float 110: at one
-// digit memory is just the limit in bf16, and at 16 digits a result takes 1.8 times the floor. The
-// sum over masks issues 36 and 30 a group, reads the stack once and draws as much.
+// H200 issues 924 a ns, so that writing a group of bf16 leaves 55 slots and one of float 110: at
+// one digit memory is just the limit in bf16, and at 16 digits a result takes 1.8 times the floor.
+// The sum over masks issues 36 and 30 a group, reads the stack once and draws as much.
 #pragma once
 
 #include <algorithm>

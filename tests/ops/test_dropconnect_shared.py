@@ -40,6 +40,14 @@ LAYERS = (
 )
 
 
+# Large enough for products on a GPU, too.
+LARGE_LAYERS = (
+    ((512, 512), 132, 128),
+    ((3, 130, 700), 130, "example"),
+    ((300, 1000), 128, "batch"),
+)
+
+
 def products_of(operands: tuple[Tensor, ...], **keywords: object) -> set[str]:
     """torch's matrix products in a forward and backward pass."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
@@ -64,6 +72,40 @@ def test_matches_reference(
     assert products_of(operands, mask=mask)
     for p, storage in ((0.5, "regenerate"), (0.3, "packed")):
         check_against_reference(operands, p=p, mask=mask, seed=7, mask_storage=storage)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("shape", "outs", "mask"), LARGE_LAYERS)
+def test_large_layers_match_the_reference(
+    shape: tuple[int, ...], outs: int, mask: str | int, dtype: torch.dtype, place: torch.device
+) -> None:
+    operands = random_operands(shape, outs, dtype)
+    assert products_of(operands, mask=mask)
+    check_against_reference(operands, p=0.3, mask=mask, seed=7)
+
+
+def test_special_values_in_a_large_layer(place: torch.device) -> None:
+    """Only kept products are special, whatever the product of the others would be."""
+    (rows, ins), outs, mask = LARGE_LAYERS[0]
+    kept = fused_dropout.mask((rows // mask * outs, ins), 0.5, seed=3).view(-1, outs, ins)
+    input, weight, _, grad = random_operands((rows, ins), outs, torch.float32)
+    input[5, 7], input[130, 500], grad[9, 11], grad[511, 0] = math.inf, math.nan, math.nan, math.inf
+    leaves = [input.requires_grad_(), weight.requires_grad_()]
+    output = dropconnect_linear(*leaves, None, 0.5, mask=mask, seed=3)
+    d_input, d_weight = torch.autograd.grad(output, leaves, grad)
+    of_output, of_d_input = (
+        torch.zeros_like(output, dtype=bool),
+        torch.zeros_like(input, dtype=bool),
+    )
+    of_output[5], of_output[130] = kept[0, :, 7], kept[1, :, 500]
+    of_d_input[9], of_d_input[511] = kept[0, 11], kept[3, 0]
+    of_d_weight = torch.zeros_like(weight, dtype=bool)
+    of_d_weight[:, 7], of_d_weight[:, 500] = kept[0, :, 7], kept[1, :, 500]
+    of_d_weight[11] |= kept[0, 11]
+    of_d_weight[0] |= kept[3, 0]
+    assert torch.equal(~output.isfinite(), of_output)
+    assert torch.equal(~d_input.isfinite(), of_d_input)
+    assert torch.equal(~d_weight.isfinite(), of_d_weight)
 
 
 def test_both_sides_of_the_rule(isa: str) -> None:
