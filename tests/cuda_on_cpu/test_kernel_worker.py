@@ -98,7 +98,8 @@ def test_what_nvcc_refuses_is_said(nvcc: Path, capsys: pytest.CaptureFixture[str
     assert build.main() == 1
     assert "reference is ambiguous" in capsys.readouterr().err
     nvcc.write_text(script)
-    assert build.main() == 0, "nothing of the failed build is kept"
+    assert calls_of(nvcc)
+    assert build.main() == 0 and calls_of(nvcc), "nothing of the failed build is kept"
 
 
 def test_a_missing_nvcc_is_said(

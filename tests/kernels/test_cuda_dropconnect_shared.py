@@ -83,7 +83,7 @@ def run_on_device(
     """output, d_input, d_weight; `products` gets how many products each has run."""
     input, weight, _, grad = operands
     name = name_of(input.dtype)
-    state = fused_dropout.make_rng_state(SEED)
+    state = fused_dropout.make_rng_state(SEED + stored)  # another one, if nothing is drawn
     q = reference.keep_rate(layer.p)
     scale = 1 / q if q > 0 else 0.0
     bits = layer.stored() if stored else NO_MASK_BITS

@@ -79,6 +79,7 @@ def test_masked_weights(device: Worker, case: Case, dtype: torch.dtype, stored: 
     settings = (case.p, case.masks, scale_of(case))
     expected = extension.operators().mask_weight(weight, state, None, *settings)
     bits = case.stored() if stored else NO_MASK_BITS
+    drawn_from = fused_dropout.make_rng_state(SEED + stored)  # another state, if nothing is drawn
     # The whole bit matrix, and parts that begin within a mask or with another group.
     every = case.masks * case.outs
     all_groups = range(case.groups)
@@ -90,7 +91,7 @@ def test_masked_weights(device: Worker, case: Case, dtype: torch.dtype, stored: 
         wanted = expected.view(every, case.ins)[rows.start : rows.stop, columns]
         memory_, result = poisoned(device, *wanted.shape, dtype=dtype)
         done = device.call(
-            f"mask_weight_{name_of(dtype)}", state.numpy(), case.sizes(rows, groups), case.p,
+            f"mask_weight_{name_of(dtype)}", drawn_from.numpy(), case.sizes(rows, groups), case.p,
             scale_of(case), bits, spread(weight, case.gap), memory_,
         )  # fmt: skip
         assert done == 0
@@ -109,8 +110,9 @@ def test_sum_over_masks(device: Worker, case: Case, dtype: torch.dtype, stored: 
     own = (torch.where(kept, stack, 0).sum(0) * scale_of(case)).to(dtype)
     spoilt = torch.where(kept, stack, math.nan)  # what is dropped is not looked at
     memory_, result = poisoned(device, case.outs, case.ins, dtype=dtype)
+    drawn_from = fused_dropout.make_rng_state(SEED + stored)  # another state, if nothing is drawn
     done = device.call(
-        f"mask_weight_sum_{name_of(dtype)}", fused_dropout.make_rng_state(SEED).numpy(),
+        f"mask_weight_sum_{name_of(dtype)}", drawn_from.numpy(),
         case.sizes(), case.p, scale_of(case), case.stored() if stored else NO_MASK_BITS,
         spread(spoilt, case.gap), memory_,
     )  # fmt: skip
