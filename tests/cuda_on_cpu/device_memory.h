@@ -70,14 +70,14 @@ std::vector<T> on_host(const T* device_memory, int64_t count) {
   return values;
 }
 
-// Device memory that is full of NaNs, for what a kernel needs besides its operands.
+// What a kernel needs besides its operands: memory full of one byte, which makes NaNs by default.
 template <class T>
 class Workspace {
  public:
-  explicit Workspace(int64_t count) {
-    const std::vector<uint8_t> nans(static_cast<size_t>(count) * sizeof(T), 0xFF);
-    memory_ = device_allocate(nans.size());
-    copy_to_device(memory_, nans.data(), nans.size());
+  explicit Workspace(int64_t count, uint8_t byte = 0xFF) {
+    const std::vector<uint8_t> content(static_cast<size_t>(count) * sizeof(T), byte);
+    memory_ = device_allocate(content.size());
+    copy_to_device(memory_, content.data(), content.size());
   }
   ~Workspace() { device_free(memory_); }  // waits for the kernels
   Workspace(const Workspace&) = delete;

@@ -1,7 +1,5 @@
 // Entries of the DropBlock kernels: the packed mask, and dropout with it for each dtype. Arrays are
 // in device memory, where only kernels can read them.
-#include <vector>
-
 #include "../../csrc/cuda/drop_block.cuh"
 #include "../../csrc/cuda/dropout.cuh"
 #include "device_memory.h"
@@ -10,27 +8,6 @@
 namespace fused_dropout {
 namespace {
 
-// Device memory that starts as so many equal bytes.
-class Memory {
- public:
-  Memory(int64_t bytes, uint8_t value) {
-    const std::vector<uint8_t> content(static_cast<size_t>(bytes), value);
-    memory_ = device_allocate(content.size());
-    copy_to_device(memory_, content.data(), content.size());
-  }
-  ~Memory() { device_free(memory_); }  // waits for the kernels
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-
-  template <class T>
-  T* as() const {
-    return reinterpret_cast<T*>(memory_);
-  }
-
- private:
-  uint8_t* memory_;
-};
-
 constexpr uint8_t kPoison = 0xA5;
 
 // `geometry` is a BlockMaps; `words` is the size of `bits`, `scales` that of `scale`.
@@ -38,20 +15,20 @@ int block_mask(const int64_t* rng_state, const BlockMaps* geometry, double gamma
                int64_t scales, int64_t words, uint32_t* bits, double* scale, int64_t max_blocks) {
   const BlockMaps maps = on_host(geometry);
   const int64_t groups = group_count(maps.count * seeds_of_map(maps));
-  const Memory seeds(groups * kGroupBytes, kPoison);
-  const Memory scratch(drop_block::mask_scratch(maps) * 4, kPoison);
-  const Memory kept((scales + 1) * 8, 0);
+  const Workspace<uint32_t> seeds(groups * kGroupWords, kPoison);
+  const Workspace<uint32_t> scratch(drop_block::mask_scratch(maps), kPoison);
+  const Workspace<unsigned long long> kept(scales + 1, 0);
   drop_block::RunCounts counts = drop_block::no_counts();
   if (scales > 0) {
-    counts = {scales, make_divisor(maps.count * elements_of_map(maps) / scales), eps,
-              kept.as<unsigned long long>(), scale};
+    counts = {scales, make_divisor(maps.count * elements_of_map(maps) / scales), eps, kept.data(),
+              scale};
   }
   const MaskRule rule = make_mask_rule(0, 0, kStreamMask, gamma, kSeedDigits);
-  const cudaError_t error = launch_draw_groups(rule, rng_from_state(rng_state), 0, 1, groups,
-                                               seeds.as<uint32_t>(), nullptr);
+  const cudaError_t error =
+      launch_draw_groups(rule, rng_from_state(rng_state), 0, 1, groups, seeds.data(), nullptr);
   if (error != cudaSuccess) return error;
-  return drop_block::launch_mask(maps, seeds.as<uint32_t>(), counts, scratch.as<uint32_t>(), words,
-                                 bits, nullptr, max_blocks);
+  return drop_block::launch_mask(maps, seeds.data(), counts, scratch.data(), words, bits, nullptr,
+                                 max_blocks);
 }
 
 CUDA_ON_CPU_ENTRY(block_mask);
