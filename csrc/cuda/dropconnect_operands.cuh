@@ -31,24 +31,34 @@ FUSED_DROPOUT_DEVICE Real<T> element(const MatrixView& matrix, int64_t row, int6
   return widen(data[row * matrix.row_stride + col * matrix.col_stride]);
 }
 
-// The 128 mask bits of (mask, out, group), drawn or read from stored masks
+// The 128 mask bits of (mask, out, group): drawn, or read from stored masks
 // [groups][masks][outs rounded up][4 words].
-FUSED_DROPOUT_DEVICE GroupBits group_of_mask(const DropConnectProblem& problem, int64_t masks,
-                                             int64_t mask, int64_t out, int64_t group) {
-  if (problem.mask_bits != nullptr) {
-    const int64_t place = (group * masks + mask) * stored_outs(problem.out_features) + out;
-    const uint4 words = *reinterpret_cast<const uint4*>(problem.mask_bits + place * kGroupWords);
-    return {{words.x, words.y, words.z, words.w}};
-  }
+FUSED_DROPOUT_DEVICE GroupBits drawn_group(const DropConnectProblem& problem, int64_t mask,
+                                           int64_t out, int64_t group) {
   const int64_t row_groups = group_count(problem.in_features);
   const int64_t first = (mask * problem.out_features + out) * row_groups;
   return keep_group(problem.rule, static_cast<uint64_t>(first + group));
+}
+FUSED_DROPOUT_DEVICE GroupBits stored_group(const DropConnectProblem& problem, int64_t masks,
+                                            int64_t mask, int64_t out, int64_t group) {
+  const int64_t place = (group * masks + mask) * stored_outs(problem.out_features) + out;
+  const uint4 words = *reinterpret_cast<const uint4*>(problem.mask_bits + place * kGroupWords);
+  return {{words.x, words.y, words.z, words.w}};
+}
+
+// Either of them, where there are so many masks.
+FUSED_DROPOUT_DEVICE GroupBits group_of_mask(const DropConnectProblem& problem, int64_t masks,
+                                             int64_t mask, int64_t out, int64_t group) {
+  if (problem.mask_bits != nullptr) return stored_group(problem, masks, mask, out, group);
+  return drawn_group(problem, mask, out, group);
 }
 
 // The same for the mask of a row.
 FUSED_DROPOUT_DEVICE GroupBits mask_group(const DropConnectProblem& problem, int64_t row,
                                           int64_t out, int64_t group) {
-  return group_of_mask(problem, mask_count(problem), row / problem.rows_per_mask, out, group);
+  const int64_t mask = row / problem.rows_per_mask;
+  if (problem.mask_bits == nullptr) return drawn_group(problem, mask, out, group);
+  return stored_group(problem, mask_count(problem), mask, out, group);
 }
 
 // The half-open range of `total` steps that slice `slice` of `slices` takes.

@@ -37,7 +37,7 @@ namespace fused_dropout::dropconnect {
 namespace {
 
 constexpr int kNeighbours = mask_weight::kNeighbours;
-constexpr int kFinishBlocks = 2;  // of a multiprocessor, at least: with more, registers spill
+using mask_weight::kLeastBlocks;
 
 // A bit for each that is infinite or NaN.
 template <class R>
@@ -90,7 +90,7 @@ FUSED_DROPOUT_DEVICE Real<T> kept_products(const DropConnectProblem& problem, in
 // Finishes output: what the product left that is not finite is computed again, and the bias is
 // added. A warp takes 128 output features of a row at a time.
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kElementThreads, kFinishBlocks)
+__global__ void __launch_bounds__(kElementThreads, kLeastBlocks)
     finish_output_kernel(DropConnectProblem problem, RngSource rng, MatrixView input,
                          MatrixView weight, BiasView bias, Shared shared, T* output) {
   FUSED_DROPOUT_SHARED(GroupBits, drawn, [kElementThreads]);
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kElementThreads, kFinishBlocks)
 
 // Computes again what of d_input is not finite. A warp takes 128 columns of a row at a time.
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kElementThreads, kFinishBlocks)
+__global__ void __launch_bounds__(kElementThreads, kLeastBlocks)
     finish_d_input_kernel(DropConnectProblem problem, RngSource rng, MatrixView grad,
                           MatrixView weight, Shared shared, T* d_input) {
   FUSED_DROPOUT_SHARED(GroupBits, drawn, [kElementThreads]);

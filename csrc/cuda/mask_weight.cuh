@@ -30,6 +30,8 @@ namespace {
 
 constexpr int kNeighbours = kGroupColumns / kWarpLanes;  // columns of a lane
 
+constexpr int kLeastBlocks = 2;  // of a multiprocessor: where it is to hold more, registers spill
+
 // Rows first_row, first_row + 1, ... of the bit matrix, and groups of their columns. Row
 // k * out_features + o is output feature o under mask k.
 struct ApplyPart {
@@ -153,7 +155,7 @@ __global__ void __launch_bounds__(kElementThreads)
 // masks at a time; it adds up so many masks before they join the total, which keeps rounding errors
 // small.
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kElementThreads)
+__global__ void __launch_bounds__(kElementThreads, kLeastBlocks)
     sum_kernel(DropConnectProblem problem, RngSource rng, StackView stack, SumPart part,
                Divisor groups, T* out) {
   FUSED_DROPOUT_SHARED(GroupBits, drawn, [kElementThreads]);
