@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, is_grad_enabled
 
-from fused_dropout._core.private_torch import in_dual_level, transforms_active, version_of
+from fused_dropout._core.private_torch import (
+    apply_of,
+    in_dual_level,
+    transforms_active,
+    version_of,
+)
 from fused_dropout._ops._differentiable import (
     Dims,
     OwnDerivative,
@@ -71,7 +76,7 @@ class Dropout(OwnDerivative):
             output: Tensor = super().call(tensors, settings)
             return output
         if is_grad_enabled() and input.requires_grad:
-            return EagerDropout.apply(input, (rng_state, version_of(rng_state), settings))
+            return _apply_eager(input, (rng_state, version_of(rng_state), settings))
         with without_autograd_kernels():
             output = cls.kernel(input, None, rng_state, *settings)
         return output
@@ -112,6 +117,9 @@ class EagerDropout(torch.autograd.Function):
                 "inplace operation: the rng_state of dropout"
             )
         return Dropout.call((grad, None, rng_state), ctx.settings[:LINEAR_PART]), None
+
+
+_apply_eager = apply_of(EagerDropout)
 
 
 class DropoutInPlace(InPlace):
