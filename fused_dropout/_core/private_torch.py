@@ -131,7 +131,7 @@ unwrap_if_dead = _query_unwrapping()
 
 
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """``function.apply`` for one tensor and a constant, where no transform is active.
+    """``function.apply`` for two tensors and a constant, where no transform is active.
 
     What torch does there in Python takes longer than much of a small call, and is for transforms,
     but for tensors that have outlived one.
@@ -140,7 +140,9 @@ def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
         return function.apply
     above: Any = super(torch.autograd.Function, function)
     unwrap, apply = unwrap_if_dead, above.apply
-    return lambda tensor, constant: apply(unwrap(tensor), constant)
+    return lambda tensor, other, constant: apply(
+        unwrap(tensor), other if other is None else unwrap(other), constant
+    )
 
 
 # ---- torch.compile -------------------------------------------------------------------------------
