@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "mask.h"
 #include "params.h"
 #include "range.h"
 
@@ -67,15 +68,25 @@ struct RowChunk {
   }
 };
 
-// Calls f for all masks, at most `at_once` at a time; a last one that has fewer rows comes alone.
-template <class F>
-void for_each_chunk(const DropConnectProblem& problem, int64_t at_once, F f) {
-  const int64_t rows = std::min(problem.rows_per_mask, problem.rows);
-  const int64_t whole = problem.rows / rows;
-  for_each_stretch(whole, at_once,
-                   [&](Range masks) { f(RowChunk{masks, rows, masks.begin * rows}); });
-  const int64_t rest = problem.rows - whole * rows;
-  if (rest > 0) f(RowChunk{{whole, whole + 1}, rest, whole * rows});
-}
+// The masks of a layer, at most `at_once` to a chunk; a last one that has fewer rows comes alone.
+class Chunks {
+ public:
+  Chunks(const DropConnectProblem& problem, int64_t at_once)
+      : rows_(std::min(problem.rows_per_mask, problem.rows)),
+        whole_(problem.rows / rows_),
+        rest_(problem.rows % rows_),
+        at_once_(at_once) {}
+
+  int64_t count() const { return ceil_div(whole_, at_once_) + (rest_ > 0); }
+
+  RowChunk operator[](int64_t k) const {
+    const int64_t first = k * at_once_;
+    if (first >= whole_) return {{whole_, whole_ + 1}, rest_, whole_ * rows_};
+    return {{first, std::min(first + at_once_, whole_)}, rows_, first * rows_};
+  }
+
+ private:
+  int64_t rows_, whole_, rest_, at_once_;
+};
 
 }  // namespace fused_dropout

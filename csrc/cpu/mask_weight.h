@@ -22,7 +22,8 @@ struct StackView {
   int64_t col_stride;
 };
 
-constexpr int64_t kTileOuts = 32;  // output features whose masks are drawn at once
+constexpr int64_t kTileOuts = 32;   // output features whose masks are drawn at once
+constexpr int64_t kMostLanes = 16;  // elements of a vector, in any instruction set
 
 struct Kernels {
   // out[o][i] = kept ? scale * weight[o][i] : 0. Both start at the tile's first element; rows of
@@ -32,6 +33,12 @@ struct Kernels {
   // The same with a result of the type that sums have: float, or double for double.
   void (*apply_wide[kScalarTypes])(const DropConnectProblem& problem, const MatrixView& weight,
                                    const Tile& tile, void* out, int64_t out_stride);
+  // out[i][o] = kept ? scale * weight[i][o] : 0: the transposed of `apply` on the transposed
+  // weight, for at most kGroupColumns output features. Rows of both are `stride` and `out_stride`
+  // elements apart and end with whole vectors.
+  void (*apply_transposed[kScalarTypes])(const DropConnectProblem& problem, const void* weight,
+                                         int64_t stride, const Tile& tile, void* out,
+                                         int64_t out_stride);
   // sum[o][i] += kept ? scale * weight[o][i] : 0, in the type that sums have.
   void (*add[kScalarTypes])(const DropConnectProblem& problem, const MatrixView& weight,
                             const Tile& tile, void* sum, int64_t sum_stride);

@@ -18,17 +18,21 @@ inline void convert(const Matrices& from, const Matrices& to) {
   copy(tensor_of(from, cpu()), tensor_of(to, cpu()));
 }
 
-// Contiguous memory for matrices, taken when it is needed.
+// Memory for matrices, contiguous where nothing else is said, taken when it is needed.
 class Buffer {
  public:
   explicit Buffer(ScalarType type) : type_(type) {}
-  Matrices hold(int64_t count, int64_t rows, int64_t cols) {
-    const size_t bytes = static_cast<size_t>(count * rows * cols * bytes_of(type_));
+
+  Matrices hold(int64_t count, int64_t rows, int64_t cols) { return hold(count, rows, cols, cols); }
+
+  // With rows that are `row_stride` elements apart.
+  Matrices hold(int64_t count, int64_t rows, int64_t cols, int64_t row_stride) {
+    const size_t bytes = static_cast<size_t>(count * rows * row_stride * bytes_of(type_));
     if (bytes > bytes_) {
       memory_ = std::make_unique<Scratch<std::byte>>(bytes);
       bytes_ = bytes;
     }
-    return {memory_->get(), type_, count, rows, cols, rows * cols, cols, 1};
+    return {memory_->get(), type_, count, rows, cols, rows * row_stride, row_stride, 1};
   }
 
  private:

@@ -232,7 +232,7 @@ class SharedProducts {
   }
   int64_t products_for_d_weight() const { return masks_.rows == 1 ? 0 : weights_for_output(); }
   int64_t sums_for_d_weight() const {
-    return chunks() == 1 ? 0 : outs_at_once_ * problem_.in_features;
+    return chunks().count() == 1 ? 0 : outs_at_once_ * problem_.in_features;
   }
 
   cudaError_t output(const MatrixView& input, const MatrixView& weight, const BiasView& bias,
@@ -241,7 +241,7 @@ class SharedProducts {
     const int64_t ins = problem_.in_features;
     const int64_t groups = group_count(ins);
     for_each_stretch(outs, outs_at_once_, [&](Range o) {
-      for_each_chunk(problem_, masks_at_once_, [&](const RowChunk& chunk) {
+      for_each_chunk([&](const RowChunk& chunk) {
         // Of several masks, all output features.
         make({chunk.masks.begin * outs + o.begin, chunk.masks.size() * o.size(), 0, groups}, weight,
              weights);
@@ -264,7 +264,7 @@ class SharedProducts {
     const int64_t ins = problem_.in_features;
     for_each_stretch(ins, cols_at_once_, [&](Range i) {
       const Range groups = {i.begin / kGroupColumns, group_count(i.end)};
-      for_each_chunk(problem_, masks_at_once_, [&](const RowChunk& chunk) {
+      for_each_chunk([&](const RowChunk& chunk) {
         make({chunk.masks.begin * outs, chunk.masks.size() * outs, groups.begin, groups.size()},
              weight, weights);
         const Matrices made = {weights,  kType,           chunk.masks.size(), outs,
@@ -295,7 +295,7 @@ class SharedProducts {
     for_each_stretch(outs, outs_at_once_, [&](Range o) {
       const Matrices made = {products, kType, masks_at_once_, o.size(), ins, o.size() * ins,
                              ins,      1};
-      for_each_chunk(problem_, masks_at_once_, [&](const RowChunk& chunk) {
+      for_each_chunk([&](const RowChunk& chunk) {
         const Matrices some = made.part({0, chunk.masks.size()}, made.all_rows(), made.all_cols());
         const Matrices of_outs = chunk.of(grad, kType, outs);
         multiply_chunk(of_outs.part(of_outs.all(), of_outs.all_rows(), o).transposed(),
@@ -321,10 +321,12 @@ class SharedProducts {
     return std::min(all, steps * step);
   }
 
-  int64_t chunks() const {
-    int64_t count = 0;
-    for_each_chunk(problem_, masks_at_once_, [&](const RowChunk&) { ++count; });
-    return count;
+  Chunks chunks() const { return Chunks(problem_, masks_at_once_); }
+
+  template <class F>
+  void for_each_chunk(F f) const {
+    const Chunks all = chunks();
+    for (int64_t k = 0; k < all.count(); ++k) f(all[k]);
   }
 
   void make(const mask_weight::ApplyPart& part, const MatrixView& weight, T* weights) {

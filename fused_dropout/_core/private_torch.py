@@ -85,6 +85,11 @@ def _guard_below_autograd() -> Callable[[], AbstractContextManager[Any]] | None:
     return getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 
 
+def _query_unwrapping() -> Callable[[Tensor], Tensor] | None:
+    """Fallback: none. Then Functions are applied by torch's Python, in 2 us more."""
+    return getattr(getattr(torch._C, "_functorch", None), "unwrap_if_dead", None)
+
+
 def _query_view_kinds() -> Callable[[Tensor], bool]:
     """Fallback: no view is known to be plain; what may not be plain is written by torch's copy_."""
     kinds: Any = getattr(torch._C, "_autograd", None)
@@ -120,6 +125,25 @@ forward_levels = _count_forward_levels()
 
 #: Whether autograd made a view as one view of one tensor, in grad mode: it can be written to.
 is_plain_view = _query_view_kinds()
+
+#: Takes a tensor that has outlived a torch.func transform out of it; None where torch has none.
+unwrap_if_dead = _query_unwrapping()
+
+
+def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` for two tensors and a constant, where no transform is active.
+
+    What torch does there in Python takes longer than much of a small call, and is for transforms,
+    but for tensors that have outlived one.
+    """
+    if unwrap_if_dead is None:
+        return function.apply
+    above: Any = super(torch.autograd.Function, function)
+    unwrap, apply = unwrap_if_dead, above.apply
+    return lambda tensor, other, constant: apply(
+        unwrap(tensor), other if other is None else unwrap(other), constant
+    )
+
 
 # ---- torch.compile -------------------------------------------------------------------------------
 

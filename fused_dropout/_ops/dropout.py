@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, is_grad_enabled
 
-from fused_dropout._core.private_torch import in_dual_level, transforms_active, version_of
+from fused_dropout._core.private_torch import (
+    apply_of,
+    in_dual_level,
+    transforms_active,
+    version_of,
+)
 from fused_dropout._ops._differentiable import (
     Dims,
     OwnDerivative,
@@ -62,7 +67,6 @@ class Dropout(OwnDerivative):
         input, residual, rng_state = tensors
         if (
             input is None
-            or residual is not None
             or rng_state is None
             or version_of is None
             or transforms_active()
@@ -70,10 +74,12 @@ class Dropout(OwnDerivative):
         ):
             output: Tensor = super().call(tensors, settings)
             return output
-        if is_grad_enabled() and input.requires_grad:
-            return EagerDropout.apply(input, (rng_state, version_of(rng_state), settings))
+        if is_grad_enabled() and (
+            input.requires_grad or (residual is not None and residual.requires_grad)
+        ):
+            return _apply_eager(input, residual, (rng_state, version_of(rng_state), settings))
         with without_autograd_kernels():
-            output = cls.kernel(input, None, rng_state, *settings)
+            output = cls.kernel(input, residual, rng_state, *settings)
         return output
 
     @classmethod
@@ -90,17 +96,19 @@ class Dropout(OwnDerivative):
 
 
 class EagerDropout(torch.autograd.Function):
-    """What `eager_function` gives, without a residual and with less Python.
+    """What `eager_function` gives, with less Python.
 
     The random state is an attribute, because saving a tensor takes as long as drawing one, with
     what a saved tensor has: an error where it was changed since.
     """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, constants: tuple[Tensor, int, Settings]) -> Tensor:
+    def forward(
+        ctx: Any, input: Tensor, residual: Tensor | None, constants: tuple[Tensor, int, Settings]
+    ) -> Tensor:
         ctx.rng_state, ctx.version, ctx.settings = constants
         with without_autograd_kernels():
-            output: Tensor = Dropout.kernel(input, None, ctx.rng_state, *ctx.settings)
+            output: Tensor = Dropout.kernel(input, residual, ctx.rng_state, *ctx.settings)
         return output
 
     @staticmethod
@@ -111,7 +119,11 @@ class EagerDropout(torch.autograd.Function):
                 "one of the variables needed for gradient computation has been modified by an "
                 "inplace operation: the rng_state of dropout"
             )
-        return Dropout.call((grad, None, rng_state), ctx.settings[:LINEAR_PART]), None
+        needs = ctx.needs_input_grad
+        return *Dropout.backward((rng_state,), ctx.settings, needs, grad), None
+
+
+_apply_eager = apply_of(EagerDropout)
 
 
 class DropoutInPlace(InPlace):

@@ -161,7 +161,8 @@ def drop_path(
         drop_prob = checks.check_probability(drop_prob, "drop_prob")
     if generator is not None or seed is not None or rng_state is not None:
         check_single_source(generator, seed, rng_state)
-    checks.check_dense(x, "x")
+    if not isinstance(x, Tensor) or x.layout is not torch.strided or x.is_nested:
+        checks.check_dense(x, "x")
     if not training or drop_prob == 0.0:
         return x
     q, settings = _settings(x, drop_prob, "row", scale_by_keep)

@@ -63,9 +63,9 @@ def dropconnect_linear(
 
     On the CPU, rows that share a mask with enough others (24 on AVX-512, 8 on AVX2) are multiplied
     by torch's matrix product with masked weights, which are made a tile at a time: buffers of at
-    most 20 MiB (24 MiB in float64), whatever the shapes, and copies of operands whose strides the
-    product cannot take. The last bits of these results may depend on the number of threads; all
-    others are the same for any number.
+    most 24 MiB (36 MiB in float64), or 7 MiB (12 MiB) for each thread where that is more, whatever
+    the shapes, and copies of operands whose strides the product cannot take. The last bits of these
+    results may depend on the number of threads; all others are the same for any number.
 
     On a GPU the same holds from 24 rows on (8 in 16 bits), in layers of at least 2^25
     multiply-adds: 2^24 masked weights at a time, as many floats for the weight's gradient, and

@@ -145,6 +145,16 @@ void mask_weight(const char* name, Type type, double p) {
       [&] { mask_weight_apply(type, &random, &layer, nullptr, &weight, 0, out.data()); });
 }
 
+void transposed_mask_weight(const char* name, Type type, double p) {
+  constexpr int64_t kOuts = 128, kIns = 520;
+  Operand in(type, kOuts * kIns), out(type, kOuts * kIns);
+  const Layer layer = {1, kIns, kOuts, 1, 2};
+  const Random random = random_of(p);
+  run(name, kOuts * kIns, [&] {
+    mask_weight_apply_transposed(type, &random, &layer, nullptr, in.data(), 0, out.data());
+  });
+}
+
 void drop_block() {
   constexpr int64_t kMaps = 20, kSide = 56;
   const int64_t size[] = {1, kSide, kSide}, block[] = {1, 7, 7};
@@ -204,6 +214,7 @@ int main() {
   dropconnect_bias();
   mask_weight("mask_weight float32, p 0.5", kFloat32, 0.5);
   mask_weight("mask_weight bfloat16, p 0.1", kBFloat16, 0.1);
+  transposed_mask_weight("mask_weight transposed float32, p 0.5", kFloat32, 0.5);
   dropout("dropout float32, p 0.5", kFloat32, 0.5);
   dropout("dropout float32, p 0.1", kFloat32, 0.1);
   dropout("dropout bfloat16, p 0.1", kBFloat16, 0.1);

@@ -112,6 +112,7 @@ HIDING: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "get_interpreter_stack": lambda: without_attribute(
         torch._C._functorch, "get_interpreter_stack"
     ),
+    "unwrap_if_dead": lambda: without_attribute(torch._C._functorch, "unwrap_if_dead"),
     "_pytree": without_pytree,
     "_op": without_op,  # the last three load the module, so they come after what it must not find
     "_schema": without_schema,
@@ -163,6 +164,22 @@ def eager() -> Tensors:
         with torch.no_grad():
             found += [output, *first, *second, call(*leaves)]
     return found
+
+
+def outlived_transform() -> Tensors:
+    """A tensor from inside torch.func.grad, used outside."""
+    from fused_dropout import functional as F
+
+    weight = torch.linspace(-1, 1, 40, dtype=torch.float64, requires_grad=True)
+    kept = []
+
+    def function(x: Tensor) -> Tensor:
+        kept.append(x * weight)
+        return kept[0].sum()
+
+    torch.func.grad(function)(torch.full((40,), 2.0, dtype=torch.float64))
+    output = F.dropout(kept[0], 0.5, seed=3)
+    return [output.detach() * 1, *torch.autograd.grad(output.sin().sum(), weight)]
 
 
 def transforms() -> Tensors:
@@ -303,6 +320,7 @@ def fallbacks() -> list[str]:
         "_current_level": private.in_dual_level(),
         "_get_creation_meta": not private.is_plain_view(torch.ones(2)[:1]),
         "get_interpreter_stack": levels == [0],
+        "unwrap_if_dead": private.unwrap_if_dead is None,
         "_pytree": private.flatten.__module__ == MODULE,
         "_op": private.call_of(overload) is not overload._op,
         "_schema": private.tensor_arguments is private._tensor_parameters,
@@ -314,6 +332,7 @@ def fallbacks() -> list[str]:
 PARTS = (
     eager,
     transforms,
+    outlived_transform,
     dual_numbers,
     in_place,
     changed_random_state,

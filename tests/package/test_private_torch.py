@@ -29,6 +29,7 @@ NAMES = (
     "_current_level",
     "_get_creation_meta",
     "get_interpreter_stack",
+    "unwrap_if_dead",
     "_pytree",
     "_op",
     "_schema",

@@ -210,6 +210,22 @@ void mask_weight_apply_wide(int64_t type, const Random* random, const Layer* lay
                                                  layer->in_features);
 }
 
+void mask_weight_apply_transposed(int64_t type, const Random* random, const Layer* layer,
+                                  const uint32_t* mask_bits, const void* weight, int64_t mask,
+                                  void* out) {
+  const DropConnectProblem problem = problem_of(*random, *layer, mask_bits);
+  const int64_t stride =
+      ceil_div(layer->out_features, mask_weight::kMostLanes) * mask_weight::kMostLanes;
+  constexpr int64_t kBytes[] = {4, 2, 2, 8};
+  for (int64_t o = 0; o < layer->out_features; o += kGroupColumns) {
+    const Range outs = {o, std::min(o + kGroupColumns, layer->out_features)};
+    table<mask_weight::Kernels>().apply_transposed[type](
+        problem, static_cast<const char*>(weight) + o * kBytes[type], stride,
+        {mask, outs, {0, group_count(layer->in_features)}},
+        static_cast<char*>(out) + o * kBytes[type], stride);
+  }
+}
+
 void mask_weight_add(int64_t type, const Random* random, const Layer* layer,
                      const uint32_t* mask_bits, const Matrix* weight, int64_t mask, void* sum) {
   table<mask_weight::Kernels>().add[type](problem_of(*random, *layer, mask_bits), view_of(weight),

@@ -69,6 +69,10 @@ void mask_weight_apply(int64_t type, const Random* random, const Layer* layer,
 void mask_weight_apply_wide(int64_t type, const Random* random, const Layer* layer,
                             const uint32_t* mask_bits, const Matrix* weight, int64_t mask,
                             void* out);
+// `weight` and `out` are [in_features, out_features], the latter rounded up to a multiple of 16.
+void mask_weight_apply_transposed(int64_t type, const Random* random, const Layer* layer,
+                                  const uint32_t* mask_bits, const void* weight, int64_t mask,
+                                  void* out);
 void mask_weight_add(int64_t type, const Random* random, const Layer* layer,
                      const uint32_t* mask_bits, const Matrix* weight, int64_t mask, void* sum);
 // `stack` is [masks, out_features, in_features].

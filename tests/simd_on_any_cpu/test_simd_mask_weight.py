@@ -53,6 +53,30 @@ def test_masks(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("outs", "cols"), [*SHAPES, (64, 129), (300, 1200)])
+@pytest.mark.parametrize("stored", [False, True])
+def test_transposed_masks(
+    kernels: Kernels, stored: bool, outs: int, cols: int, dtype: torch.dtype
+) -> None:
+    whole = -(-outs // 16) * 16  # rows end with whole vectors
+    (weight,) = random_tensors((cols, whole), dtype=dtype, seed=1)
+    weight[-1, -1] = weight[0, 0] = math.nan
+    random, layer = Random(SEED, OFFSET, 0.5), Layer(MASKS, cols, outs, 1, SCALE)
+    masks = None
+    if stored:
+        words = (kernels.dropconnect_mask_words(layer),)
+        masks = filled(words, torch.int32, kernels.dropconnect_mask_bits, random, layer, OUT)
+    real = computing_type(dtype)
+    kept = kept_weights(0.5, outs, cols)
+    for mask in (0, MASKS - 1):
+        known = (dtype, random, layer, masks, weight, mask)
+        ours = filled((cols, whole), dtype, kernels.mask_weight_apply_transposed, *known, OUT)
+        scaled = SCALE * weight[:, :outs].to(real)
+        expected = torch.where(kept[mask].T, scaled, torch.zeros((), dtype=real))
+        assert_same_bits(ours[:, :outs], expected.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("outs", "cols"), SHAPES)
 def test_sum_over_masks(kernels: Kernels, outs: int, cols: int, dtype: torch.dtype) -> None:
     (stack,) = random_tensors((MASKS, outs, cols), dtype=dtype, seed=2)

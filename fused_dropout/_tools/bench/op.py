@@ -18,7 +18,9 @@ Layer = Callable[..., Tensor]  # operands in, one tensor out
 LayerAt = Callable[..., Layer]  # from p, and the options of a problem as keywords, to the layer
 Operands = Callable[[Shape, torch.Generator], list[Tensor]]
 
-FORWARD, TOTAL = PHASES = ("forward", "total")  # total: forward, and all gradients
+# Forward of operands that require no gradients, so that no graph is recorded for a backward pass;
+# total: forward of operands that do, and all gradients.
+FORWARD, TOTAL = PHASES = ("forward", "total")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 COPY, DENSE = "copy_", "dense"
 _FORMATS = {
@@ -55,7 +57,7 @@ class BenchOp:
         p, ps: the default, and what `--sweep p` measures; None and () where p is no setting.
         operands: draws the operands for a shape, in float32.
         output_shape: of the result, from the operands.
-        phases: without TOTAL, the operands require no gradients.
+        phases: without TOTAL, there are no gradients.
         moved: the floor of a phase is a `copy_` of that many times the bytes of `shape` (what is
             read and what is written).
         floor: a layer that is the floor instead: the dense one.
@@ -116,9 +118,8 @@ class Calls:
 
     def of_layer(self, layer: Layer, phase: str) -> Callable[[], object]:
         """The forward pass, the backward pass alone, or both."""
-        leaves = [
-            tensor.detach().requires_grad_(TOTAL in self.op.phases) for tensor in self.operands
-        ]
+        recorded = phase != FORWARD
+        leaves = [tensor.detach().requires_grad_(recorded) for tensor in self.operands]
         if phase == FORWARD:
             return lambda: layer(*leaves)
         if phase == TOTAL:

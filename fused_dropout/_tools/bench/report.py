@@ -31,6 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -57,6 +58,7 @@ from fused_dropout._tools.common import (
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
     from rich.table import Table
 
 
@@ -191,24 +193,28 @@ def _measure_and_print(
     console = report_console()
     console.print(device.name())
     console.print(instruction_sets(), markup=False)
-    with report_console(stderr=True).status("measuring") as status:
-        results = [
-            measure(
+    results = []
+    for number, measure in enumerate(setup.measurements, 1):
+        with report_console(stderr=True).status("") as status:
+            where = f"measurement {number} of {len(setup.measurements)}: "
+            result = measure(
                 rounds=args.repeats,
                 compiled=not args.no_compile,
                 device=device,
-                progress=status.update,
+                progress=partial(_show, status, where),
             )
-            for measure in setup.measurements
-        ]
-    for result in results:
         script.print_result(result, console)
         print_replays(result, console)
+        results.append(result)
     if setup.goals:
         console.print(goal_table(setup.goals, results, script.shape))
     else:
         console.print(f"no goals are stated for {device.kind}")
     return results
+
+
+def _show(status: Status, where: str, text: str) -> None:
+    status.update(where + text)
 
 
 def goal_table(

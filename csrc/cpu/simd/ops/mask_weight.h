@@ -9,6 +9,7 @@
 #include "../../mask_weight.h"
 #include "../mask_bits.h"
 #include "../panels.h"
+#include "../transpose_bits.h"
 
 namespace fused_dropout::mask_weight {
 namespace {
@@ -123,6 +124,58 @@ void apply(const DropConnectProblem& problem, const MatrixView& weight, const Ti
   });
 }
 
+// One mask's bits for up to 128 output features and kTileGroups groups: kept[column][2 words].
+struct TurnedBits {
+  uint64_t kept[kTileGroups * kGroupColumns][kGroupColumns / kTurnedRows];
+
+  TurnedBits(const DropConnectProblem& problem, const Tile& tile) {
+    for (int64_t first = 0; first < tile.outs.size(); first += kTurnedRows) {
+      uint8_t rows[kTileGroups][kTurnedRows * kRowBytes] = {};
+      for (int64_t o = first; o < smaller(first + kTurnedRows, tile.outs.size()); o += kTileOuts) {
+        const Range outs = {tile.outs.begin + o,
+                            smaller(tile.outs.begin + o + kTileOuts, tile.outs.end)};
+        const TileBits bits(problem, {tile.mask, outs, tile.groups});
+        for (int64_t g = 0; g < tile.groups.size(); ++g) {
+          __builtin_memcpy(rows[g] + (o - first) * kRowBytes, bits.of(g, 0),
+                           static_cast<size_t>(outs.size() * kRowBytes));
+        }
+      }
+      for (int64_t g = 0; g < tile.groups.size(); ++g) {
+        transpose_bits(rows[g], &kept[g * kGroupColumns][first / kTurnedRows],
+                       kGroupColumns / kTurnedRows);
+      }
+    }
+  }
+};
+
+template <class T>
+void apply_transposed(const DropConnectProblem& problem, const void* weight, int64_t stride,
+                      const Tile& tile, void* out, int64_t out_stride) {
+  constexpr int kLanes = Vec<Real<T>>::kLanes;
+  const Vec<Real<T>> scale = broadcast(static_cast<Real<T>>(problem.scale));
+  const Vec<Real<T>> zero = broadcast(Real<T>(0));
+  const int64_t last_col = smaller(tile.groups.end * kGroupColumns, problem.in_features);
+  const int chunks = static_cast<int>(ceil_div(tile.outs.size(), kLanes));
+  const T* from = static_cast<const T*>(weight);
+  T* to = static_cast<T*>(out);
+  for (int64_t g = tile.groups.begin; g < tile.groups.end; g += kTileGroups) {
+    const TurnedBits bits(problem,
+                          {tile.mask, tile.outs, {g, smaller(g + kTileGroups, tile.groups.end)}});
+    const int64_t cols = smaller(kTileGroups * kGroupColumns, last_col - g * kGroupColumns);
+    for (int64_t c = 0; c < cols; ++c, from += stride, to += out_stride) {
+      const uint8_t* const kept = reinterpret_cast<const uint8_t*>(bits.kept[c]);
+      if (tile.outs.size() == kGroupColumns) {
+        put<T>(kept, from, scale, to);
+        continue;
+      }
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        const Vec<Real<T>> x = scale * widen_vector(from + chunk * kLanes);
+        narrow_vector(select_kept(kept, chunk, x, zero), to + chunk * kLanes);
+      }
+    }
+  }
+}
+
 // What `sum` works on: an output feature's 128 columns after another's.
 template <class R>
 struct Sums {
@@ -191,6 +244,8 @@ static Kernels make_kernels(const Kernels*) {
            apply<Float16, Float16, false>, apply<double, double, false>},
           {apply<float, float, false>, apply<BFloat16, float, false>, apply<Float16, float, false>,
            apply<double, double, false>},
+          {apply_transposed<float>, apply_transposed<BFloat16>, apply_transposed<Float16>,
+           apply_transposed<double>},
           {apply<float, float, true>, apply<BFloat16, float, true>, apply<Float16, float, true>,
            apply<double, double, true>},
           {sum<float>, sum<BFloat16>, sum<Float16>, sum<double>},

@@ -31,7 +31,7 @@ def eager_drop_path(branch: Tensor, p: float) -> Tensor:
 
 
 def fused(p: float) -> Layer:
-    return lambda branch: functional.drop_path(branch, p, True)
+    return partial(functional.drop_path, drop_prob=p, training=True)
 
 
 def eager(p: float) -> Layer:
@@ -39,7 +39,7 @@ def eager(p: float) -> Layer:
 
 
 def fused_sum(p: float) -> Layer:
-    return lambda x, branch: functional.drop_path_add(x, branch, p, True)
+    return partial(functional.drop_path_add, drop_prob=p, training=True)
 
 
 def eager_sum(p: float) -> Layer:
