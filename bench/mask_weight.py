@@ -5,8 +5,8 @@ bytes; then `dropconnect_linear` on 4096 rows of 1024 features, forward and all 
 number of rows that share a mask: 128 is `mask="example"` on [32, 128, 1024], 4096 is `"batch"`.
 `dense` is `F.linear`. `eager` is what people write with as many masks: `F.linear` on
 `F.dropout(weight)` for one, `torch.baddbmm` on masked copies of the weight for more; where these
-copies would take more than 1 GiB it is left out. `--save` writes all figures as JSON and a plot as
-PNG to bench/results/. Exit status 1 if a goal is missed.
+copies would take more than 1 GiB it is left out. Layers get at most 7 rounds. `--save` writes all
+figures as JSON and a plot as PNG to bench/results/. Exit status 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ WEIGHT = (4096, 4096)
 LAYER = (4096, 1024, 1024)  # rows, output features, input features
 GROUPS = (1, 4, 16, 32, 128, 512, 4096)  # rows that share a mask
 MOST_COPIES = 1 << 30  # bytes of the eager layer's masked weights
+MOST_ROUNDS = 7  # of a layer: one takes seconds
 
 
 def measure_weight(
@@ -60,7 +61,7 @@ def measure_weight(
 
 def measure_layer(
     group: int, shape: tuple[int, int, int] = LAYER, dtype: str = "float32",
-    *, device: Device, **options: Any,
+    *, rounds: int, device: Device, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """A layer whose every `group` rows share a mask."""
     rows, outs, ins = shape
@@ -81,7 +82,8 @@ def measure_layer(
             found["speedup_over_eager"] = relative(eager, own, PHASES)
         return found
 
-    result = measure_rows(calls, PHASES, figures, device=device, **options)
+    rounds = min(rounds, MOST_ROUNDS)
+    result = measure_rows(calls, PHASES, figures, rounds=rounds, device=device, **options)
     return {"what": f"layer, {group} rows to a mask", "shape": shape, "dtype": dtype, **result}
 
 
