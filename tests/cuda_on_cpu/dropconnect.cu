@@ -2,30 +2,11 @@
 // every array in device memory, where only kernels can read it.
 #include "../../csrc/cuda/dropconnect.cuh"
 #include "device_memory.h"
+#include "dropconnect_layer.h"
 #include "entries.h"
 
 namespace fused_dropout::dropconnect {
 namespace {
-
-struct Layer {
-  int64_t rows;
-  int64_t in_features;
-  int64_t out_features;
-  int64_t rows_per_mask;
-  int64_t blocks;  // to aim at
-  int64_t step;    // from an operand's element to the next of its row; rows follow one another
-};
-
-DropConnectProblem problem_of(const Layer& layer, double p, double scale,
-                              const uint32_t* mask_bits) {
-  const MaskRule rule = make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits);
-  return {rule,  layer.rows, layer.in_features, layer.out_features, layer.rows_per_mask,
-          scale, mask_bits};
-}
-
-MatrixView operand(const Layer& layer, const void* data, int64_t cols) {
-  return {data, cols * layer.step, layer.step};
-}
 
 template <class T>
 int forward(const int64_t* rng_state, const Layer* sizes, double p, double scale,
@@ -33,13 +14,13 @@ int forward(const int64_t* rng_state, const Layer* sizes, double p, double scale
             const uint32_t* bias_bits, T* output) {
   const Layer layer = on_host(sizes);
   const DropConnectProblem problem = problem_of(layer, p, scale, stored_masks(mask_bits));
-  const Workspace<Real<T>> workspace(forward_slices(problem, layer.blocks) * problem.rows *
+  const Workspace<Real<T>> workspace(forward_slices(problem, layer.cut) * problem.rows *
                                      problem.out_features);
   return launch_forward<T>(problem, rng_from_state(rng_state),
                            operand(layer, input, problem.in_features),
                            operand(layer, weight, problem.in_features),
                            {bias, layer.step, bias_bits, problem.rows_per_mask}, workspace.data(),
-                           output, nullptr, layer.blocks);
+                           output, nullptr, layer.cut);
 }
 
 template <class T, bool kOutsAreResults>
@@ -48,11 +29,11 @@ int outer(const int64_t* rng_state, const Layer* sizes, double p, double scale,
   const Layer layer = on_host(sizes);
   const DropConnectProblem problem = problem_of(layer, p, scale, stored_masks(mask_bits));
   const int64_t results = kOutsAreResults ? problem.out_features : problem.rows;
-  const Workspace<Real<T>> workspace(outer_slices<kOutsAreResults>(problem, layer.blocks) *
-                                     results * problem.in_features);
+  const Workspace<Real<T>> workspace(outer_slices<kOutsAreResults>(problem, layer.cut) * results *
+                                     problem.in_features);
   return launch_outer<T, kOutsAreResults>(
       problem, rng_from_state(rng_state), operand(layer, panel, problem.in_features),
-      operand(layer, grad, problem.out_features), workspace.data(), result, nullptr, layer.blocks);
+      operand(layer, grad, problem.out_features), workspace.data(), result, nullptr, layer.cut);
 }
 
 template <class T>

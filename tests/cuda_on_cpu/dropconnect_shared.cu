@@ -4,30 +4,11 @@
 #include "../../csrc/cuda/dropconnect_shared.cuh"
 
 #include "device_memory.h"
+#include "dropconnect_layer.h"
 #include "entries.h"
 
 namespace fused_dropout::dropconnect {
 namespace {
-
-struct Layer {
-  int64_t rows;
-  int64_t in_features;
-  int64_t out_features;
-  int64_t rows_per_mask;
-  int64_t chunk_elements;
-  int64_t step;  // from an operand's element to the next of its row; rows follow one another
-};
-
-DropConnectProblem problem_of(const Layer& layer, double p, double scale,
-                              const uint32_t* mask_bits) {
-  const MaskRule rule = make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits);
-  return {rule,  layer.rows, layer.in_features, layer.out_features, layer.rows_per_mask,
-          scale, mask_bits};
-}
-
-MatrixView operand(const Layer& layer, const void* data, int64_t cols) {
-  return {data, cols * layer.step, layer.step};
-}
 
 // out = a b for a batch of matrices.
 template <class T>
@@ -70,22 +51,34 @@ struct Multiply {
 template <class T>
 using Products = SharedProducts<T, Multiply<T>>;
 
+// One call: its layer, what runs its products, and how many have run.
+template <class T>
+struct Call {
+  Call(const int64_t* rng_state, const Layer* sizes, double p, double scale,
+       const uint32_t* mask_bits)
+      : layer(on_host(sizes)),
+        run(problem_of(layer, p, scale, stored_masks(mask_bits)), rng_from_state(rng_state),
+            nullptr, {&count}, layer.cut) {}
+
+  int64_t count = 0;
+  Layer layer;
+  Products<T> run;
+};
+
 // Each entry writes how many products it has run to `products`.
 template <class T>
 int output(const int64_t* rng_state, const Layer* sizes, double p, double scale,
            const uint32_t* mask_bits, const T* input, const T* weight, const T* bias,
            const uint32_t* bias_bits, int64_t* products, T* result) {
-  const Layer layer = on_host(sizes);
-  int64_t count = 0;
-  Products<T> run(problem_of(layer, p, scale, stored_masks(mask_bits)), rng_from_state(rng_state),
-                  nullptr, {&count}, layer.chunk_elements);
-  const Workspace<T> weights(run.weights_for_output());
+  Call<T> call(rng_state, sizes, p, scale, mask_bits);
+  const Layer& layer = call.layer;
+  const Workspace<T> weights(call.run.weights_for_output());
   const bool has_bias = on_host(bias_bits) != kNoMaskBits;
-  const int error = run.output(
+  const int error = call.run.output(
       operand(layer, input, layer.in_features), operand(layer, weight, layer.in_features),
       {has_bias ? bias : nullptr, layer.step, bias_bits, layer.rows_per_mask}, weights.data(),
       result);
-  copy_to_device(products, &count, sizeof count);
+  copy_to_device(products, &call.count, sizeof call.count);
   return error;
 }
 
@@ -93,14 +86,13 @@ template <class T>
 int d_input(const int64_t* rng_state, const Layer* sizes, double p, double scale,
             const uint32_t* mask_bits, const T* weight, const T* grad, int64_t* products,
             T* result) {
-  const Layer layer = on_host(sizes);
-  int64_t count = 0;
-  Products<T> run(problem_of(layer, p, scale, stored_masks(mask_bits)), rng_from_state(rng_state),
-                  nullptr, {&count}, layer.chunk_elements);
-  const Workspace<T> weights(run.weights_for_d_input());
-  const int error = run.d_input(operand(layer, grad, layer.out_features),
-                                operand(layer, weight, layer.in_features), weights.data(), result);
-  copy_to_device(products, &count, sizeof count);
+  Call<T> call(rng_state, sizes, p, scale, mask_bits);
+  const Layer& layer = call.layer;
+  const Workspace<T> weights(call.run.weights_for_d_input());
+  const int error =
+      call.run.d_input(operand(layer, grad, layer.out_features),
+                       operand(layer, weight, layer.in_features), weights.data(), result);
+  copy_to_device(products, &call.count, sizeof call.count);
   return error;
 }
 
@@ -108,16 +100,14 @@ template <class T>
 int d_weight(const int64_t* rng_state, const Layer* sizes, double p, double scale,
              const uint32_t* mask_bits, const T* input, const T* grad, int64_t* products,
              T* result) {
-  const Layer layer = on_host(sizes);
-  int64_t count = 0;
-  Products<T> run(problem_of(layer, p, scale, stored_masks(mask_bits)), rng_from_state(rng_state),
-                  nullptr, {&count}, layer.chunk_elements);
-  const Workspace<T> made(run.products_for_d_weight());
-  const Workspace<Real<T>> sums(run.sums_for_d_weight());
+  Call<T> call(rng_state, sizes, p, scale, mask_bits);
+  const Layer& layer = call.layer;
+  const Workspace<T> made(call.run.products_for_d_weight());
+  const Workspace<Real<T>> sums(call.run.sums_for_d_weight());
   const int error =
-      run.d_weight(operand(layer, grad, layer.out_features),
-                   operand(layer, input, layer.in_features), made.data(), sums.data(), result);
-  copy_to_device(products, &count, sizeof count);
+      call.run.d_weight(operand(layer, grad, layer.out_features),
+                        operand(layer, input, layer.in_features), made.data(), sums.data(), result);
+  copy_to_device(products, &call.count, sizeof call.count);
   return error;
 }
 

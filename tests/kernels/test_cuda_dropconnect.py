@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from cuda_on_cpu.runner import Worker
 from support.accuracy import is_accurate, own_and_truth
-from support.dropconnect import NO_MASK_BITS, random_operands, spread, stored_masks
+from support.dropconnect import KernelLayer, random_operands, spread
 from support.kernel_memory import check_end, name_of, poisoned
 from torch import Tensor
 
@@ -17,30 +17,10 @@ import fused_dropout
 from fused_dropout import reference
 
 SEED = -77
-MANY_BLOCKS = 264
+MANY_BLOCKS = 264  # to aim at, by cutting sums into slices
 
 
-class Layer(NamedTuple):
-    """A DropConnect layer on a [rows, in_features] input."""
-
-    rows: int
-    in_features: int
-    out_features: int
-    rows_per_mask: int
-    p: float
-    blocks: int = MANY_BLOCKS  # to aim at, by cutting sums into slices
-    step: int = 1  # from an operand's element to its neighbour
-
-    @property
-    def masks(self) -> int:
-        return -(-self.rows // self.rows_per_mask)
-
-    def sizes(self) -> np.ndarray:
-        return np.array([*self[:4], self.blocks, self.step], np.int64)
-
-    def stored(self) -> np.ndarray:
-        return stored_masks(self.out_features, self.in_features, self.masks, self.p, SEED)
-
+Layer = partial(KernelLayer, cut=MANY_BLOCKS)
 
 # Edges of groups (128 columns), tiles (32 rows, 64 output features), chunks (32) and slices.
 LAYERS = (
@@ -51,12 +31,12 @@ LAYERS = (
     Layer(3, 40, 130, 3, 0.1),
     Layer(70, 31, 33, 1, 1.0),
     # One slice, so that a block takes several steps one after another.
-    Layer(70, 300, 68, 1, 0.5, blocks=1),
-    Layer(40, 400, 100, 3, 0.3, blocks=5),
+    Layer(70, 300, 68, 1, 0.5, cut=1),
+    Layer(40, 400, 100, 3, 0.3, cut=5),
     # Five steps in three slices: of the output, of d_weight and of d_input.
-    Layer(9, 600, 20, 1, 0.5, blocks=3),
-    Layer(150, 100, 20, 1, 0.5, blocks=3),
-    Layer(20, 100, 150, 1, 0.5, blocks=3),
+    Layer(9, 600, 20, 1, 0.5, cut=3),
+    Layer(150, 100, 20, 1, 0.5, cut=3),
+    Layer(20, 100, 150, 1, 0.5, cut=3),
     # All rows share one mask; in 32 bits the first would be two rows a mask.
     Layer(9, 140, 33, 2**32 + 2, 0.4),
     Layer(9, 140, 33, 2**63 - 1, 0.4),
@@ -66,19 +46,13 @@ LAYERS = (
 
 
 def run_on_device(
-    device: Worker, layer: Layer, operands: tuple[Tensor, ...], stored: bool
+    device: Worker, layer: KernelLayer, operands: tuple[Tensor, ...], stored: bool
 ) -> list[Tensor]:
     """output, d_input, d_weight, d_bias of the CUDA kernels."""
     input, weight, bias, grad = operands
     name = name_of(input.dtype)
-    state = fused_dropout.make_rng_state(SEED + stored)  # another one, if nothing is drawn
-    q = reference.keep_rate(layer.p)
-    scale = 1 / q if q > 0 else 0.0
-    bits = layer.stored() if stored else NO_MASK_BITS
-    # Whole groups, as draw_groups lays them out.
-    outs = -(-layer.out_features // 128) * 128
-    bias_mask = fused_dropout.packed_mask((layer.masks, outs), layer.p, seed=SEED, stream=1)
-    common = (state.numpy(), layer.sizes(), layer.p, scale, bits)
+    common = layer.known(SEED, stored=stored)
+    bias_bits = layer.bias_bits(SEED)
     results = []
 
     def call(product: str, shape: tuple[int, ...], *arguments: object) -> None:
@@ -88,17 +62,19 @@ def run_on_device(
         results.append(result)
 
     x, w, b, g = (spread(tensor, layer.step) for tensor in operands)
-    call("forward", tuple(grad.shape), *common, x, w, b, bias_mask.numpy())
+    call("forward", tuple(grad.shape), *common, x, w, b, bias_bits)
     call("d_input", tuple(input.shape), *common, w, g)
     call("d_weight", tuple(weight.shape), *common, x, g)
-    call("d_bias", tuple(bias.shape), layer.sizes(), scale, bias_mask.numpy(), g)
+    call("d_bias", tuple(bias.shape), layer.sizes(), layer.scale(), bias_bits, g)
     return results
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["drawn", "stored"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_matches_reference(device: Worker, layer: Layer, dtype: torch.dtype, stored: bool) -> None:
+def test_matches_reference(
+    device: Worker, layer: KernelLayer, dtype: torch.dtype, stored: bool
+) -> None:
     shape = (layer.rows, layer.in_features)
     operands = random_operands(shape, layer.out_features, dtype)
     ours = run_on_device(device, layer, operands, stored)
@@ -132,9 +108,9 @@ def test_masks_are_the_contract_s(device: Worker, column: int) -> None:
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_stores_the_masks_that_the_cpu_stores(device: Worker, layer: Layer) -> None:
+def test_stores_the_masks_that_the_cpu_stores(device: Worker, layer: KernelLayer) -> None:
     state = fused_dropout.make_rng_state(SEED)
-    expected = layer.stored()
+    expected = layer.stored(SEED)
     bits, words = poisoned(device, expected.size, dtype=torch.float32)
     memory_ = bits.view(np.uint32)
     assert device.call("store_masks", state.numpy(), layer.sizes(), layer.p, memory_) == 0

@@ -6,7 +6,7 @@ A kernel of the worker stands in for the library's product.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,39 +14,18 @@ import torch
 from cuda_on_cpu import runner
 from cuda_on_cpu.runner import EMULATED, Worker
 from support.accuracy import is_accurate, own_and_truth
-from support.dropconnect import NO_MASK_BITS, random_operands, spread, stored_masks
+from support.dropconnect import NO_MASK_BITS, KernelLayer, random_operands, spread
 from support.kernel_memory import check_end, name_of, poisoned
 from support.tensors import DTYPES
 from torch import Tensor
 
-import fused_dropout
 from fused_dropout import reference
 
 SEED = -77
-FAR_MORE = 1 << 24
+FAR_MORE = 1 << 24  # masked weights at a time
 
 
-class Layer(NamedTuple):
-    """A DropConnect layer on a [rows, in_features] input."""
-
-    rows: int
-    in_features: int
-    out_features: int
-    rows_per_mask: int
-    p: float
-    chunk_elements: int = FAR_MORE  # how many masked weights are made at a time
-    step: int = 1  # from an operand's element to its neighbour
-
-    @property
-    def masks(self) -> int:
-        return -(-self.rows // self.rows_per_mask)
-
-    def sizes(self) -> np.ndarray:
-        return np.array([*self[:4], self.chunk_elements, self.step], np.int64)
-
-    def stored(self) -> np.ndarray:
-        return stored_masks(self.out_features, self.in_features, self.masks, self.p, SEED)
-
+Layer = partial(KernelLayer, cut=FAR_MORE)
 
 # Edges of groups (128 columns), of a lane's 4 columns and of warps (32 groups); a last mask with
 # fewer rows.
@@ -59,13 +38,13 @@ LAYERS = (
     Layer(20, 31, 132, 5, 1.0),
     Layer(9, 140, 33, 2**63 - 1, 0.4),
     # Two masks at a time, of three; and one.
-    Layer(9, 140, 20, 3, 0.5, chunk_elements=5600),
-    Layer(9, 140, 20, 3, 0.5, chunk_elements=2800),
+    Layer(9, 140, 20, 3, 0.5, cut=5600),
+    Layer(9, 140, 20, 3, 0.5, cut=2800),
     # 7 output features, or 128 columns, of one mask at a time.
-    Layer(8, 260, 20, 4, 0.5, chunk_elements=7 * 260),
-    Layer(8, 260, 20, 8, 0.5, chunk_elements=1),
+    Layer(8, 260, 20, 4, 0.5, cut=7 * 260),
+    Layer(8, 260, 20, 8, 0.5, cut=1),
     # 33 masks at a time, of 67.
-    Layer(67, 20, 6, 1, 0.3, chunk_elements=33 * 120),
+    Layer(67, 20, 6, 1, 0.3, cut=33 * 120),
     # Operands with gaps.
     Layer(20, 140, 70, 6, 0.5, step=3),
 )
@@ -73,7 +52,7 @@ LAYERS = (
 
 def run_on_device(
     device: Worker,
-    layer: Layer,
+    layer: KernelLayer,
     operands: tuple[Tensor, ...],
     *,
     stored: bool = False,
@@ -83,17 +62,8 @@ def run_on_device(
     """output, d_input, d_weight; `products` gets how many products each has run."""
     input, weight, _, grad = operands
     name = name_of(input.dtype)
-    state = fused_dropout.make_rng_state(SEED + stored)  # another one, if nothing is drawn
-    q = reference.keep_rate(layer.p)
-    scale = 1 / q if q > 0 else 0.0
-    bits = layer.stored() if stored else NO_MASK_BITS
-    # Whole groups, as draw_groups lays them out.
-    outs = -(-layer.out_features // 128) * 128
-    bias_bits = NO_MASK_BITS
-    if with_bias:
-        mask = fused_dropout.packed_mask((layer.masks, outs), layer.p, seed=SEED, stream=1)
-        bias_bits = mask.numpy().view(np.uint32)
-    common = (state.numpy(), layer.sizes(), layer.p, scale, bits)
+    common = layer.known(SEED, stored=stored)
+    bias_bits = layer.bias_bits(SEED) if with_bias else NO_MASK_BITS
     results = []
 
     def call(product: str, shape: tuple[int, ...], *arguments: object) -> None:
@@ -119,7 +89,9 @@ def run_on_device(
     ids=lambda value: str(value) if isinstance(value, torch.dtype) else ("drawn", "stored")[value],
 )
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_matches_reference(device: Worker, layer: Layer, dtype: torch.dtype, stored: bool) -> None:
+def test_matches_reference(
+    device: Worker, layer: KernelLayer, dtype: torch.dtype, stored: bool
+) -> None:
     shape = (layer.rows, layer.in_features)
     operands = random_operands(shape, layer.out_features, dtype)
     ours = run_on_device(device, layer, operands, stored=stored)
@@ -131,7 +103,7 @@ def test_matches_reference(device: Worker, layer: Layer, dtype: torch.dtype, sto
 
 
 def products_that_are_kept(
-    layer: Layer, operands: tuple[Tensor, ...], with_bias: bool
+    layer: KernelLayer, operands: tuple[Tensor, ...], with_bias: bool
 ) -> list[Tensor]:
     """output, d_input, d_weight in float64, of which a dropped product is no part."""
     x, w, b, g = (tensor.double() for tensor in operands)
@@ -158,7 +130,7 @@ def products_that_are_kept(
 )
 def test_only_kept_products_are_special(
     device: Worker,
-    layer: Layer,
+    layer: KernelLayer,
     operand: str,
     special: float,
     with_bias: bool,
@@ -198,16 +170,16 @@ def test_weights_that_overflow_when_they_are_scaled(device: Worker) -> None:
     ("layer", "expected"),
     [
         # As [32, 128, 1024] x [1024, 1024], which takes two chunks, but a thousandth of its size.
-        (Layer(32, 32, 32, 1, 0.5, chunk_elements=16 * 32 * 32), (2, 2, 2)),
+        (Layer(32, 32, 32, 1, 0.5, cut=16 * 32 * 32), (2, 2, 2)),
         # As 4096 x 4096 x 4096 with one mask.
-        (Layer(64, 32, 32, 64, 0.5, chunk_elements=32 * 32), (1, 1, 1)),
+        (Layer(64, 32, 32, 64, 0.5, cut=32 * 32), (1, 1, 1)),
         # A last mask with fewer rows takes a product of its own.
         (Layer(13, 128, 20, 5, 0.5), (2, 2, 2)),
         # One large mask: in three parts of 7 output features, and in three of 128 columns.
-        (Layer(8, 260, 20, 8, 0.5, chunk_elements=7 * 260), (3, 3, 1)),
+        (Layer(8, 260, 20, 8, 0.5, cut=7 * 260), (3, 3, 1)),
     ],
 )
-def test_launches(device: Worker, layer: Layer, expected: tuple[int, ...]) -> None:
+def test_launches(device: Worker, layer: KernelLayer, expected: tuple[int, ...]) -> None:
     """Masked weights and a product for each chunk, and one kernel to finish."""
     operands = random_operands((layer.rows, layer.in_features), layer.out_features, torch.bfloat16)
     products: list[int] = []
