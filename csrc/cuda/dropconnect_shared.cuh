@@ -91,8 +91,8 @@ FUSED_DROPOUT_DEVICE Real<T> kept_products(const DropConnectProblem& problem, in
 // added. A warp takes 128 output features of a row at a time.
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kElementThreads, kLeastBlocks)
-    finish_output_kernel(DropConnectProblem problem, RngSource rng, MatrixView input,
-                         MatrixView weight, BiasView bias, Shared shared, T* output) {
+    finish_output_kernel(DropConnectProblem problem, RngSource rng, Shared shared, MatrixView input,
+                         MatrixView weight, BiasView bias, T* output) {
   FUSED_DROPOUT_SHARED(GroupBits, drawn, [kElementThreads]);
   const int lane = threadIdx.x % kWarpLanes;
   GroupBits* const bits = &drawn[threadIdx.x - lane];
@@ -140,8 +140,8 @@ __global__ void __launch_bounds__(kElementThreads, kLeastBlocks)
 // Computes again what of d_input is not finite. A warp takes 128 columns of a row at a time.
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kElementThreads, kLeastBlocks)
-    finish_d_input_kernel(DropConnectProblem problem, RngSource rng, MatrixView grad,
-                          MatrixView weight, Shared shared, T* d_input) {
+    finish_d_input_kernel(DropConnectProblem problem, RngSource rng, Shared shared, MatrixView grad,
+                          MatrixView weight, T* d_input) {
   FUSED_DROPOUT_SHARED(GroupBits, drawn, [kElementThreads]);
   const int lane = threadIdx.x % kWarpLanes;
   GroupBits* const bits = &drawn[threadIdx.x - lane];
@@ -252,11 +252,9 @@ class SharedProducts {
                        to.part(to.all(), to.all_rows(), o));
       });
     });
-    if (error_ != cudaSuccess) return error_;
-    const Shared shared = shared_by(outs);
     return mask_weight::rows_fit<T>(out, outs, outs, 1)
-               ? finish<finish_output_kernel<T, true>>(shared, input, weight, bias, shared, out)
-               : finish<finish_output_kernel<T, false>>(shared, input, weight, bias, shared, out);
+               ? finish<finish_output_kernel<T, true>>(outs, input, weight, bias, out)
+               : finish<finish_output_kernel<T, false>>(outs, input, weight, bias, out);
   }
 
   cudaError_t d_input(const MatrixView& grad, const MatrixView& weight, T* weights, T* result) {
@@ -273,11 +271,9 @@ class SharedProducts {
         multiply_chunk(chunk.of(grad, kType, outs), made, to.part(to.all(), to.all_rows(), i));
       });
     });
-    if (error_ != cudaSuccess) return error_;
-    const Shared shared = shared_by(ins);
     return mask_weight::rows_fit<T>(result, ins, ins, 1)
-               ? finish<finish_d_input_kernel<T, true>>(shared, grad, weight, shared, result)
-               : finish<finish_d_input_kernel<T, false>>(shared, grad, weight, shared, result);
+               ? finish<finish_d_input_kernel<T, true>>(ins, grad, weight, result)
+               : finish<finish_d_input_kernel<T, false>>(ins, grad, weight, result);
   }
 
   // `products` and `sums` may be null where they have no elements.
@@ -338,15 +334,14 @@ class SharedProducts {
     if (error_ == cudaSuccess) multiply_(a, b, out);
   }
 
-  // For results [rows, cols].
-  Shared shared_by(int64_t cols) const {
-    return {masks_.rows, make_divisor(problem_.rows_per_mask), make_divisor(group_count(cols))};
-  }
-
+  // Launches a kernel that finishes results [rows, cols].
   template <auto kKernel, class... Arguments>
-  cudaError_t finish(const Shared& shared, const Arguments&... arguments) {
+  cudaError_t finish(int64_t cols, const Arguments&... arguments) {
+    if (error_ != cudaSuccess) return error_;
+    const Shared shared = {masks_.rows, make_divisor(problem_.rows_per_mask),
+                           make_divisor(group_count(cols))};
     const dim3 blocks = element_blocks(problem_.rows * shared.groups.value * kWarpLanes);
-    return launch_kernel<kKernel>(blocks, dim3(kElementThreads), 0, stream_, problem_, rng_,
+    return launch_kernel<kKernel>(blocks, dim3(kElementThreads), 0, stream_, problem_, rng_, shared,
                                   arguments...);
   }
 
