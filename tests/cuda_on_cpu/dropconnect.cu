@@ -2,8 +2,8 @@
 // every array in device memory, where only kernels can read it.
 #include "../../csrc/cuda/dropconnect.cuh"
 #include "device_memory.h"
-#include "dropconnect_layer.h"
 #include "entries.h"
+#include "linear_layer.h"
 
 namespace fused_dropout::dropconnect {
 namespace {

@@ -4,8 +4,8 @@
 #include "../../csrc/cuda/dropconnect_shared.cuh"
 
 #include "device_memory.h"
-#include "dropconnect_layer.h"
 #include "entries.h"
+#include "linear_layer.h"
 
 namespace fused_dropout::dropconnect {
 namespace {
