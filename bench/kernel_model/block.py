@@ -71,9 +71,7 @@ class Block(Registers):
         self.special["SR_CgaCtaId"] = np.zeros((1, 1), np.uint32)
         bits = np.uint32(1) << np.arange(WARP, dtype=np.uint32)[None, :]
         self.special["SR_EQMASK"], self.special["SR_LTMASK"] = bits, bits - np.uint32(1)
-        self.warp_numbers = np.broadcast_to(
-            np.arange(launch.warps)[:, None], (launch.warps, WARP)
-        )
+        self.warp_numbers = np.broadcast_to(np.arange(launch.warps)[:, None], (launch.warps, WARP))
 
     def record_global(self, addresses: Array, size: int, is_store: bool) -> None:
         """Addresses of the active lanes."""
@@ -108,5 +106,3 @@ def constants_of(launch: Launch) -> dict[int, bytes]:
         start = kernel.parameters_at + parameter.offset
         bank[start : start + parameter.size] = argument
     return {**kernel.constants, 0: bytes(bank)}
-
-

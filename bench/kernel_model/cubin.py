@@ -37,7 +37,6 @@ class KernelInfo:
 
 class _Section(NamedTuple):
     name: str
-    kind: int
     offset: int
     size: int
     info: int
@@ -83,7 +82,7 @@ def _sections(data: bytes) -> list[_Section]:
     def text(at: int) -> str:
         return data[names_at + at : data.index(b"\0", names_at + at)].decode()
 
-    return [_Section(text(fields[0]), *fields[1:2], *fields[4:6], fields[7]) for fields in raw]
+    return [_Section(text(fields[0]), fields[4], fields[5], fields[7]) for fields in raw]
 
 
 def _content(data: bytes, section: _Section) -> bytes:

@@ -56,7 +56,10 @@ class Device:
     """
 
     def __init__(
-        self, build: Build, contents: Mapping[str, Array] | None = None, in_dram: frozenset[str] = frozenset()
+        self,
+        build: Build,
+        contents: Mapping[str, Array] | None = None,
+        in_dram: frozenset[str] = frozenset(),
     ) -> None:
         self.memory = GlobalMemory()
         self.code, self.kernels = _code_of(build)

@@ -8,7 +8,6 @@ the control words, are the simulator's business (simulate.py).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 

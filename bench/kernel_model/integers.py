@@ -37,11 +37,9 @@ def _addend(source: Signed) -> Read:
     return lambda: read().astype(np.uint64)
 
 
-def _results_and_operands(
-    registers: Registers, operands: list[str]
-) -> tuple[str, list[str], list[str]]:
+def _results_and_operands(instruction: Instruction) -> tuple[str, list[str], list[str]]:
     """The result, the predicates written beside it, and the rest."""
-    result, rest = operands[0], operands[1:]
+    result, *rest = operands_of(instruction.operands)
     carries = []
     while rest and is_predicate(rest[0]) and not rest[0].startswith("!"):
         carries.append(rest.pop(0))
@@ -62,7 +60,7 @@ def _write_carries(registers: Registers, carries: list[str]) -> Callable[[Array]
 
 @implements("IADD3", "UIADD3", flags={"X"})
 def add(registers: Registers, instruction: Instruction) -> Step:
-    result, carries, rest = _results_and_operands(registers, list(operands_of(instruction.operands)))
+    result, carries, rest = _results_and_operands(instruction)
     addends = [_addend(registers.signed(text)) for text in rest[:3]]
     carries_in = [registers.predicate(text) for text in rest[3:]]
     if bool(carries_in) != ("X" in instruction.flags):
@@ -97,7 +95,7 @@ def add_two(registers: Registers, instruction: Instruction) -> Step:
 @implements("IMAD", "UIMAD", flags={"MOV", "U32", "IADD", "SHL", "X", "WIDE", "HI"})
 def multiply_add(registers: Registers, instruction: Instruction) -> Step:
     flags = set(instruction.flags)
-    result, carries, rest = _results_and_operands(registers, list(operands_of(instruction.operands)))
+    result, carries, rest = _results_and_operands(instruction)
     if "WIDE" in flags or "HI" in flags:
         return _multiply_wide(registers, flags, result, carries, rest)
     if carries:
@@ -148,7 +146,7 @@ def _multiply_wide(
 @implements("LEA", "ULEA", flags={"HI", "X", "SX32"})
 def shift_and_add(registers: Registers, instruction: Instruction) -> Step:
     flags = set(instruction.flags)
-    result, carries, rest = _results_and_operands(registers, list(operands_of(instruction.operands)))
+    result, carries, rest = _results_and_operands(instruction)
     carry_in = registers.predicate(rest.pop()) if "X" in flags else None
     count = np.uint64(int(rest.pop(), 16))
     shifted, sign = registers.signed(rest[0])
@@ -495,8 +493,10 @@ def write_joined(registers: Registers, operands: list[str], join: str) -> Write:
         writes[0](joined(values, condition))
         writes[1](joined(~values, condition))
 
-    return write if operands[1] not in ("PT", "UPT") else lambda values: writes[0](
-        joined(values, other())
+    return (
+        write
+        if operands[1] not in ("PT", "UPT")
+        else lambda values: writes[0](joined(values, other()))
     )
 
 

@@ -235,9 +235,7 @@ def copy_to_shared(block: Block, instruction: Instruction) -> Step:
     return step
 
 
-def _record_copy(
-    block: Block, start: Array, reading: Array, size: int, everywhere: Array
-) -> None:
+def _record_copy(block: Block, start: Array, reading: Array, size: int, everywhere: Array) -> None:
     """The reading, with the wavefronts of the writing."""
     warps = block.warp_numbers[block.active][reading]
     traffic = block.memory.traffic(start[reading], size, warps, block.warps)
@@ -245,8 +243,11 @@ def _record_copy(
     block.trace.accesses.append(traffic._replace(wavefronts=wavefronts))
 
 
-@implements("LDGDEPBAR", "DEPBAR", "MEMBAR", "ERRBAR", "CCTL", "NOP", "YIELD", "WARPSYNC",
-            "ENDCOLLECTIVE", flags={"LE", "SC", "ALL", "GPU", "VC", "CTA", "IVALL", "COLLECTIVE"})  # fmt: skip
+_ORDER = ("LDGDEPBAR", "DEPBAR", "MEMBAR", "ERRBAR", "CCTL", "WARPSYNC", "ENDCOLLECTIVE")
+_SCOPES = {"LE", "SC", "ALL", "GPU", "VC", "CTA", "IVALL", "COLLECTIVE"}
+
+
+@implements(*_ORDER, "NOP", "YIELD", flags=_SCOPES)
 def without_effect(block: Block, instruction: Instruction) -> Step:
     """What only matters to other threads, or to the time that is taken."""
     return lambda: None

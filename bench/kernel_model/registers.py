@@ -43,7 +43,7 @@ def plain(operand: str) -> str:
 
 
 class Registers:
-    """Registers, predicates and constants of one block, and who executes the current instruction."""
+    """Registers, predicates and constants of one block, and who executes an instruction."""
 
     def __init__(self, warps: int, constants: dict[int, bytes]) -> None:
         self.warps = warps
@@ -259,5 +259,3 @@ def _float_signs(operand: str) -> tuple[bool, bool, str]:
     operand = operand.removeprefix("-")
     absolute = operand.startswith("|")
     return negative, absolute, operand.strip("|")
-
-

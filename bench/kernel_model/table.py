@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .registers import Registers, SassError
+from .block import Block
+from .registers import SassError
 from .sass import Instruction
 
 Step = Callable[[], None]
-Make = Callable[[Registers, Instruction], Step]
+Make = Callable[[Block, Instruction], Step]
 
 _table: dict[str, tuple[Make, frozenset[str]]] = {}
 
@@ -24,13 +25,13 @@ def implements(*names: str, flags: set[str] | None = None) -> Callable[[Make], M
     return add
 
 
-def step_of(registers: Registers, instruction: Instruction) -> Step:
+def step_of(block: Block, instruction: Instruction) -> Step:
     """The instruction as a function, which takes effect in the active lanes."""
     function, flags = _table.get(instruction.base, (None, frozenset[str]()))
     unknown = set(instruction.flags) - flags
     if function is None or unknown:
         raise SassError(f"unknown instruction `{instruction.text}`")
     try:
-        return function(registers, instruction)
+        return function(block, instruction)
     except (SassError, ValueError, IndexError, KeyError) as error:
         raise SassError(f"unknown form of `{instruction.text}`: {error}") from error
