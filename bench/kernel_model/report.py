@@ -28,7 +28,14 @@ def table_of(predictions: Sequence[Prediction]) -> Table:
     table = Table(title="Predicted for an H200", caption=CAPTION)
     table.add_column("case", no_wrap=True)
     counted = ("launches", "slots", "main loop", "the rest", "wavefronts")
-    for heading in (*counted, "floor", "predicted share", "predicted time", "peer", "predicted ratio"):
+    for heading in (
+        *counted,
+        "floor",
+        "predicted share",
+        "predicted time",
+        "peer",
+        "predicted ratio",
+    ):
         table.add_column(heading, justify="right")
     for one in predictions:
         per_unit, main = one.slots_per_unit, one.main_slots_per_unit
