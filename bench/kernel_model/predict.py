@@ -12,6 +12,7 @@ from . import machine as m
 from .block import Launch
 from .build import built
 from .cases import Case
+from .cubin import RESERVED_SHARED
 from .device import Device
 from .occupancy import blocks_at_once
 from .registers import WARP
@@ -80,7 +81,8 @@ class Prediction:
 
     @property
     def shared_bytes(self) -> int:
-        return max(launch.launch.shared for launch in self.launches)
+        """That the kernels ask for, without what the system reserves."""
+        return max(launch.launch.shared for launch in self.launches) - RESERVED_SHARED
 
 
 def predict(case: Case) -> Prediction:

@@ -179,16 +179,16 @@ def warp_traces(code: Sequence[Instruction], trace: Trace, warps: int) -> list[W
     before = list(itertools.accumulate(is_memory, initial=0))
     instructions: list[list[Array]] = [[] for _ in range(warps)]
     accesses: list[list[Array]] = [[] for _ in range(warps)]
-    at = 0
+    at = 0  # the next access
     runs: dict[tuple[int, int], Array] = {}
     for first, end, took_part in trace.runs:
         run_of = runs.setdefault((first, end), np.arange(first, end, dtype=np.int32))
         count = int(before[end] - before[first])
         numbers = np.arange(at, at + count)
         at += count
-        for warp in np.flatnonzero(took_part):
-            instructions[warp].append(run_of)
-            accesses[warp].append(numbers)
+        for member in np.flatnonzero(took_part):
+            instructions[member].append(run_of)
+            accesses[member].append(numbers)
     if at != len(trace.accesses):
         raise SassError("a trace lacks accesses")
     empty = np.zeros(0, np.int64)
