@@ -1,8 +1,8 @@
 """Executes machine code: one block of a launch, all warps together as far as they agree.
 
-The threads at the lowest instruction step together. Threads that have parted meet where the
-compiler says so (BSSY names the threads, BSYNC waits for them), so that each warp issues as many
-instructions as on a GPU. Instructions are executed as written; their latency, and so the waits in
+Of the threads at the lowest instruction those step together that have not parted. Threads of a
+warp that have parted at a branch meet where the compiler says so (BSSY names the threads, BSYNC
+waits for them; WARPSYNC), so that each warp issues as many instructions as on a GPU. Instructions are executed as written; their latency, and so the waits in
 the control words, are the simulator's business (simulate.py).
 """
 
@@ -23,6 +23,7 @@ from .table import Step, step_of
 
 MEMORY = {"LDG", "LD", "STG", "ST", "LDS", "STS", "LDGSTS", "ATOMG", "ATOM", "RED"}
 MAX_RUNS = 20_000_000  # more are taken for an endless loop
+BY_MASK = 16  # where WARPSYNC meets, beside the 16 of BSYNC
 _NOWHERE = 1 << 30
 _BITS = np.uint32(1) << np.arange(WARP, dtype=np.uint32)
 
@@ -54,7 +55,11 @@ class Machine:
         self.ended = ~self.block.exists
         self.barrier = np.full(shape, -1)  # the block-wide barrier that a thread waits at, or -1
         self.meeting = np.full(shape, -1)  # the same for BSYNC
-        self.groups = np.zeros((16, *shape), np.uint32)  # who meets there, by each thread
+        # Who meets there, as each thread knows it.
+        self.groups = np.zeros((BY_MASK + 1, *shape), np.uint32)
+        self.party = np.zeros(shape, np.int64)  # those of a warp with the same number step together
+        self._parties = 1
+        self._parted = False
         self._guards = [self._guard(instruction) for instruction in code]
         self._control: dict[int, Callable[[Array], None]] = {}
         self._steps: list[Step | None] = []
@@ -97,7 +102,10 @@ class Machine:
         places = np.where(ready, self.position, _NOWHERE)
         first = position = int(places.min())
         lanes = places == position
-        others = places[~lanes]
+        if self._parted:  # one party of each warp
+            party = np.where(lanes, self.party, _NOWHERE)
+            lanes = lanes & (party == party.min(axis=1, keepdims=True))
+        others = places[places > position]
         end = int(others.min()) if others.size else _NOWHERE
         block, steps, guards = self.block, self._steps, self._guards
         everyone = bool(lanes.all())
@@ -158,6 +166,8 @@ class Machine:
             return self._meet(int(operands[0][1:]))
         if name == "BREAK":
             return self._leave_group(int(operands[-1][1:]))
+        if name == "WARPSYNC":
+            return self._meet_by_mask(instruction)
         return None
 
     def _index(self, address: int) -> int:
@@ -177,6 +187,7 @@ class Machine:
         taken = self._taken(lanes)
         self.position[lanes] += 1
         np.copyto(self.position, targets, where=taken)
+        self._part(lanes)
 
     def _branch(self, instruction: Instruction) -> Callable[[Array], None]:
         *conditions, place = operands_of(instruction.operands)
@@ -191,8 +202,21 @@ class Machine:
                 taken = taken & read()
             self.position[lanes] += 1
             self.position[taken] = target
+            self._part(lanes)
 
         return go
+
+    def _part(self, lanes: Array) -> None:
+        """New parties for those threads of a warp that have gone another way than its first."""
+        places = np.where(lanes, self.position, _NOWHERE)
+        own_way = lanes & (places != places.min(axis=1, keepdims=True))
+        while own_way.any():
+            places = np.where(own_way, self.position, _NOWHERE)
+            together = own_way & (places == places.min(axis=1, keepdims=True))
+            self.party[together] = self._parties
+            self._parties += 1
+            self._parted = True
+            own_way &= ~together
 
     def _branch_of_parted(self, target: int) -> Callable[[Array], None]:
         def go(lanes: Array) -> None:
@@ -219,6 +243,7 @@ class Machine:
         self.position[lanes] += 1
         self.ended |= taken
         self._release_meetings()
+        self._look_for_parties()
 
     # ---- threads that wait for each other
 
@@ -256,12 +281,26 @@ class Machine:
     def _meet(self, number: int) -> Callable[[Array], None]:
         def go(lanes: Array) -> None:
             taken = self._taken(lanes)
-            missing = self.groups[number] & ~_lane_bits(taken)
+            missing = self.groups[number] & ~_lane_bits(taken | self.ended)
             self.position[lanes] += 1
             if (missing[taken] == 0).all():
-                return
+                return  # nobody else is waiting: all are one party
             self.meeting[taken] = number
             self._release_meetings()
+
+        return go
+
+    def _meet_by_mask(self, instruction: Instruction) -> Callable[[Array], None]:
+        """WARPSYNC of the whole warp, or of the lanes in a mask."""
+        meet = self._meet(BY_MASK)
+        operands = operands_of(instruction.operands)
+        if "COLLECTIVE" in instruction.flags:  # behind a branch of parted threads
+            return self._branch_of_parted(0)
+        mask = self.block.word(operands[0] if operands else "0xffffffff")
+
+        def go(lanes: Array) -> None:
+            np.copyto(self.groups[BY_MASK], mask(), where=lanes)
+            meet(lanes)
 
         return go
 
@@ -270,7 +309,17 @@ class Machine:
         for number in np.unique(self.meeting[self.meeting >= 0]):
             waiting = self.meeting == number
             there = _lane_bits(waiting | self.ended)
-            self.meeting[waiting & ((self.groups[number] & ~there) == 0)] = -1
+            released = waiting & ((self.groups[number] & ~there) == 0)
+            self.meeting[released] = -1
+            for warp in np.flatnonzero(released.any(axis=1)):
+                self.party[warp, released[warp]] = self.party[warp, released[warp]].min()
+        self._look_for_parties()
+
+    def _look_for_parties(self) -> None:
+        """Is any warp parted?"""
+        most = np.where(self.ended, -1, self.party).max(axis=1)
+        least = np.where(self.ended, _NOWHERE, self.party).min(axis=1)
+        self._parted = bool((most > least).any())
 
 
 def execute(code: Code, launch: Launch, number: int, memory: GlobalMemory) -> Trace:

@@ -243,7 +243,7 @@ def _record_copy(block: Block, start: Array, reading: Array, size: int, everywhe
     block.trace.accesses.append(traffic._replace(wavefronts=wavefronts))
 
 
-_ORDER = ("LDGDEPBAR", "DEPBAR", "MEMBAR", "ERRBAR", "CCTL", "WARPSYNC", "ENDCOLLECTIVE")
+_ORDER = ("LDGDEPBAR", "DEPBAR", "MEMBAR", "ERRBAR", "CCTL", "ENDCOLLECTIVE", "WARPSYNC")
 _SCOPES = {"LE", "SC", "ALL", "GPU", "VC", "CTA", "IVALL", "COLLECTIVE"}
 
 

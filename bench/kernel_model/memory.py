@@ -107,6 +107,7 @@ class GlobalMemory:
 
     def traffic(self, addresses: Array, size: int, warp: Array, warps: int) -> Traffic:
         """The cost of an access by lanes of the warps `warp`."""
+        self._indices(addresses, size)
         sectors = (addresses.astype(np.int64) - FIRST_ADDRESS) // SECTOR
         distinct = np.unique((warp.astype(np.int64) << 48) | sectors)
         owner, sectors = distinct >> 48, distinct & ((1 << 48) - 1)
@@ -156,6 +157,7 @@ class SharedMemory:
 
     def wavefronts(self, addresses: Array, size: int, active: Array) -> Array:
         """Passes of one access [warps, 32] for each warp."""
+        self._indices(addresses[active], size)
         return np.array(
             [
                 self._of_warp(row, size, lanes) if lanes.any() else 0
