@@ -46,13 +46,16 @@ Shape = tuple[int, int, int]
 STATE = {"rng_state": np.array([12345, 7], np.int64)}
 TABLE_1 = (128, 1024, 1024)  # of Wan et al. 2013: rows, in_features, out_features
 LARGE = (512, 4096, 4096)
-PRODUCTS = ("forward", "d_input", "d_weight")
+PRODUCTS = ("forward", "forward_and_bits", "d_input", "d_weight", "d_both")
+READING = ("forward", "d_input", "d_weight", "d_both")  # those that may find the masks stored
 
 
 def _dropconnect(product: str, shape: Shape, p: float, stored: bool) -> Case:
-    count = int(np.prod(shape))
+    count = int(np.prod(shape)) * (2 if product == "d_both" else 1)
     is_large = shape == LARGE
     text = "x".join(map(str, shape))
+    at_table_1 = CUBLAS_AT_TABLE_1 * (2 if product == "d_both" else 1)
+    seconds = count / CUBLAS_RATE if is_large else at_table_1
     return Case(
         f"dropconnect {product} {text} p={p}{' stored' if stored else ''}",
         "dropconnect",
@@ -61,8 +64,8 @@ def _dropconnect(product: str, shape: Shape, p: float, stored: bool) -> Case:
         count / GROUP,
         "FFMA",
         count / m.FFMA_RATE,
-        Peer("cuBLAS", count / CUBLAS_RATE if is_large else CUBLAS_AT_TABLE_1),
-        frozenset({"mask_bits"}) if is_large else frozenset(),
+        Peer("cuBLAS", seconds),
+        frozenset({"mask_bits", "bits_out"}) if is_large else frozenset(),
         STATE,
     )
 
@@ -144,12 +147,12 @@ PS = (0.5, 0.1)
 
 CASES = (
     *(_dropconnect(product, TABLE_1, p, False) for p in PS for product in PRODUCTS),
-    *(_dropconnect(product, TABLE_1, 0.5, True) for product in PRODUCTS),
+    *(_dropconnect(product, TABLE_1, 0.5, True) for product in READING),
     _bias_gradient(128, 1024, 0.5),
     _bias_gradient(512, 4096, 0.5),
     _bias_gradient(32768, 1024, 0.5),
     *(_dropconnect(product, LARGE, p, False) for p in PS for product in PRODUCTS),
-    *(_dropconnect(product, LARGE, 0.5, True) for product in PRODUCTS),
+    *(_dropconnect(product, LARGE, 0.5, True) for product in READING),
     *(_dropout("contiguous", p) for p in PS),
     _dropout("residual", 0.1),
     *(_dropout("channels_last", p) for p in PS),

@@ -205,15 +205,16 @@ def store_shared(block: Block, instruction: Instruction) -> Step:
 def copy_to_shared(block: Block, instruction: Instruction) -> Step:
     """The copy is made at once: that it is waited for is shown by the emulator.
 
-    Of .ZFILL the predicate says whether anything is read; how many bytes are not stands in the
-    address, below the alignment.
+    A predicate says whether anything is read; else the bytes are 0. With .ZFILL how many are not
+    read stands in the address, below the alignment.
     """
     operands = list(operands_of(instruction.operands))
     size, _ = _size_of(instruction.flags)
     to, source = _address(block, operands[0], 32), _address(block, operands[1], 64)
     wanted = block.predicate(operands[2]) if len(operands) > 2 else None
-    if (wanted is not None) != ("ZFILL" in instruction.flags):
-        raise SassError("a predicate without .ZFILL")
+    fills = "ZFILL" in instruction.flags
+    if fills and wanted is None:
+        raise SassError("no predicate of .ZFILL")
     places = np.arange(size, dtype=np.uint64)
 
     def step() -> None:
@@ -223,7 +224,7 @@ def copy_to_shared(block: Block, instruction: Instruction) -> Step:
         if wanted is not None:
             reading = np.broadcast_to(wanted(), block.active.shape)[block.active]
         missing = addresses % np.uint64(size)
-        if wanted is None and missing.any():
+        if not fills and missing.any():
             raise SassError(f"copy of {size} bytes that is not aligned")
         start = addresses - missing
         data = np.zeros((len(addresses), size), np.uint8)

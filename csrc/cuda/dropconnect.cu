@@ -75,7 +75,8 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
           {bias_data, bias_stride, bias.has_value() ? data_of<uint32_t>(*bias_bits) : nullptr},
           mutable_data_of<T>(weights), mutable_data_of<T>(output)));
     }
-    Forward<T> pass(problem, view_of(input), view_of(weight), forward_slots<T>());
+    Forward<T> pass(problem, view_of(input), view_of(weight),
+                    forward_slots<T>(mask_bits.has_value()));
     Tensor workspace = sums_workspace(pass.workspace(), output);
     check_launch(pass.launch(rng, {bias_data, bias_stride}, mutable_data_of<Real<T>>(workspace),
                              mutable_data_of<T>(output), nullptr, current_stream()));
@@ -120,7 +121,8 @@ Tensor outer(const Tensor& grad_output, const Tensor& panel, const Tensor& rng_s
     }
     const MatrixView of_panel = view_of(panel);
     Gradients<T> pass(problem, view_of(grad_output), kOutsAreResults ? nullptr : &of_panel,
-                      kOutsAreResults ? &of_panel : nullptr, gradient_slots<T>());
+                      kOutsAreResults ? &of_panel : nullptr,
+                      gradient_slots<T>(mask_bits.has_value()));
     Tensor workspace = sums_workspace(pass.workspace(), result);
     T* const to = mutable_data_of<T>(result);
     check_launch(pass.launch(rng, mutable_data_of<Real<T>>(workspace),
@@ -148,7 +150,8 @@ std::tuple<Tensor, Tensor> d_both(const Tensor& grad_output, const Tensor& input
       return outer_by_products<T, true>(problem, rng, grad_output, input, d_weight);
     }
     const MatrixView of_input = view_of(input), of_weight = view_of(weight);
-    Gradients<T> pass(problem, view_of(grad_output), &of_weight, &of_input, gradient_slots<T>());
+    Gradients<T> pass(problem, view_of(grad_output), &of_weight, &of_input,
+                      gradient_slots<T>(mask_bits.has_value()));
     Tensor workspace = sums_workspace(pass.workspace(), grad_output);
     check_launch(pass.launch(rng, mutable_data_of<Real<T>>(workspace), mutable_data_of<T>(d_input),
                              mutable_data_of<T>(d_weight), current_stream()));

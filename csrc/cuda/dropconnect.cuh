@@ -55,12 +55,16 @@ inline cudaError_t launch_store_masks(const DropConnectProblem& problem, const R
 
 // Blocks of each kernel that run at the same time on the current device.
 template <class T>
-int64_t forward_slots() {
-  return resident_blocks<forward_kernel<T>>(kForwardThreads, sizeof(ForwardShared<Real<T>>));
+int64_t forward_slots(bool stored) {
+  constexpr size_t kBytes = sizeof(ForwardShared<Real<T>>);
+  return stored ? resident_blocks<forward_kernel<T, true>>(kForwardThreads, kBytes)
+                : resident_blocks<forward_kernel<T, false>>(kForwardThreads, kBytes);
 }
 template <class T>
-int64_t gradient_slots() {
-  return resident_blocks<gradients_kernel<T>>(kGradientThreads, sizeof(GradientShared<Real<T>>));
+int64_t gradient_slots(bool stored) {
+  constexpr size_t kBytes = sizeof(GradientShared<Real<T>>);
+  return stored ? resident_blocks<gradients_kernel<T, true>>(kGradientThreads, kBytes)
+                : resident_blocks<gradients_kernel<T, false>>(kGradientThreads, kBytes);
 }
 
 // The output of a layer. The workspace, of Real<T>s and aligned to 16 bytes, holds copies of
@@ -90,11 +94,15 @@ class Forward {
     if (error != cudaSuccess) return error;
     const int64_t slices = slice_count(slices_);
     Real<T>* const partial = workspace + operands_.elements();
-    error = launch_kernel<forward_kernel<T>>(
-        dim3(static_cast<unsigned>(tiles_ * slices)), dim3(kForwardThreads),
-        sizeof(ForwardShared<Real<T>>), stream, problem_, rng,
-        make_divisor(common_rows(problem_.rows_per_mask, problem_.rows)), operands_[0],
-        operands_[1], bias, slices_, bits_out, partial, output);
+    const Divisor rows_per_mask = make_divisor(common_rows(problem_.rows_per_mask, problem_.rows));
+    const auto launch_blocks = [&](auto stored) {
+      return launch_kernel<forward_kernel<T, decltype(stored)::value>>(
+          dim3(static_cast<unsigned>(tiles_ * slices)), dim3(kForwardThreads),
+          sizeof(ForwardShared<Real<T>>), stream, problem_, rng, rows_per_mask, operands_[0],
+          operands_[1], bias, slices_, bits_out, partial, output);
+    };
+    error = problem_.mask_bits != nullptr ? launch_blocks(std::true_type())
+                                          : launch_blocks(std::false_type());
     if (error != cudaSuccess || slices == 1) return error;
     return launch_finish<T>(partial, slices, problem_.rows, problem_.out_features,
                             common_rows(problem_.rows_per_mask, problem_.rows), problem_.rule, rng,
@@ -142,11 +150,15 @@ class Gradients {
     const Gradient of_weight = gradient(d_weight_, panel, sums + d_input_.sums(problem_), d_weight);
     const int64_t blocks = of_input.blocks + of_weight.blocks;
     if (error != cudaSuccess || blocks == 0) return error;
-    error = launch_kernel<gradients_kernel<T>>(
-        dim3(static_cast<unsigned>(blocks)), dim3(kGradientThreads),
-        sizeof(GradientShared<Real<T>>), stream, problem_, rng,
-        make_divisor(common_rows(problem_.rows_per_mask, problem_.rows)), operands_[0], of_input,
-        of_weight);
+    const Divisor rows_per_mask = make_divisor(common_rows(problem_.rows_per_mask, problem_.rows));
+    const auto launch_blocks = [&](auto stored) {
+      return launch_kernel<gradients_kernel<T, decltype(stored)::value>>(
+          dim3(static_cast<unsigned>(blocks)), dim3(kGradientThreads),
+          sizeof(GradientShared<Real<T>>), stream, problem_, rng, rows_per_mask, operands_[0],
+          of_input, of_weight);
+    };
+    error = problem_.mask_bits != nullptr ? launch_blocks(std::true_type())
+                                          : launch_blocks(std::false_type());
     if (error == cudaSuccess) error = finish(of_input, d_input_, d_input, stream);
     return error != cudaSuccess ? error : finish(of_weight, d_weight_, d_weight, stream);
   }
@@ -177,9 +189,13 @@ class Gradients {
       return;
     }
     const int64_t work = d_input_.tiles * a.steps + d_weight_.tiles * b.steps;
-    const int64_t length = std::max<int64_t>(ceil_div(work, slots), 1);
-    a = slices_of_length(a.steps, length);
-    b = slices_of_length(b.steps, length);
+    const int64_t longest = std::max(a.steps, b.steps);
+    for (int64_t length = std::max<int64_t>(ceil_div(work, slots), 1);; ++length) {
+      a = slices_of_length(a.steps, length);
+      b = slices_of_length(b.steps, length);
+      const int64_t blocks = d_input_.tiles * slice_count(a) + d_weight_.tiles * slice_count(b);
+      if (blocks <= slots || length >= longest) return;
+    }
   }
 
   Gradient gradient(const Part& part, int panel, Real<T>* sums, T* result) const {

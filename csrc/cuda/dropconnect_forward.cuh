@@ -42,6 +42,7 @@ struct ForwardShared {
   R input[kStages][kForwardRows * kStageColumns<R>];
   R weight[kStages][kForwardOuts * kStageColumns<R>];
   PhiloxKeys<uint32_t> keys;
+  uint32_t offset[2];
   uint32_t mask[kGroupWords][kPairs][kForwardThreads];
 };
 
@@ -76,12 +77,11 @@ struct ForwardPlace {
   int64_t slice;
 };
 
-// What a thread knows of its pairs' masks. There is room for the 64 output features of a tile.
+// What a thread knows of its pairs' masks.
 struct PairMasks {
   int64_t masks;
   int64_t first_row;  // of this thread
   int64_t first_out;
-  int outs;  // that exist from there on, 64 at most
   Divisor rows_per_mask;
 };
 
@@ -99,23 +99,36 @@ FUSED_DROPOUT_DEVICE void put_masks(ForwardShared<R>& shared, int r,
   }
 }
 
-// The masks of this thread's pairs over `group`, from where they are stored.
-template <class R>
-FUSED_DROPOUT_DEVICE void read_masks(ForwardShared<R>& shared, const DropConnectProblem& problem,
-                                     const PairMasks& pairs, int64_t group) {
+// Starts to copy words kFirst .. kLast - 1 of the stored masks of this thread's pairs over `group`.
+// Where not all of the tile's pairs exist, the others get 0.
+template <int kFirst, int kLast, class R>
+FUSED_DROPOUT_DEVICE void start_masks(ForwardShared<R>& shared, const DropConnectProblem& problem,
+                                      const PairMasks& pairs, int64_t group, bool is_whole) {
 #pragma unroll 1
   for (int r = 0; r < kThreadTile; ++r) {
     const int64_t row = pairs.first_row + r * kSide;
     const int64_t mask = quotient(row, pairs.rows_per_mask);
     const uint32_t* const from =
         problem.mask_bits + stored_word(problem, pairs.masks, mask, pairs.first_out, group);
-    GroupBits bits[kThreadTile];
+    uint32_t* const to = &shared.mask[0][r * kThreadTile][threadIdx.x];
+    if (is_whole) {
 #pragma unroll
-    for (int o = 0; o < kThreadTile; ++o) {
-      bits[o] = group_of(0u);
-      if (row < problem.rows && o * kSide < pairs.outs) bits[o] = load_group(from + o * kOutWords);
+      for (int o = 0; o < kThreadTile; ++o) {
+#pragma unroll
+        for (int w = kFirst; w < kLast; ++w) {
+          copy_async<4>(to + (w * kPairs + o) * kForwardThreads, from + o * kOutWords + w);
+        }
+      }
+      continue;
     }
-    put_masks(shared, r, bits);
+#pragma unroll 1
+    for (int k = kFirst * kThreadTile; k < kLast * kThreadTile; ++k) {
+      const int w = k / kThreadTile, o = k % kThreadTile;
+      const bool is_there =
+          row < problem.rows && pairs.first_out + o * kSide < problem.out_features;
+      copy_async<4>(to + (w * kPairs + o) * kForwardThreads,
+                    is_there ? from + o * kOutWords + w : problem.mask_bits, is_there ? 4 : 0);
+    }
   }
 }
 
@@ -130,17 +143,22 @@ FUSED_DROPOUT_DEVICE void store_row(const DropConnectProblem& problem, const Pai
   uint32_t* const to = bits_out + stored_word(problem, pairs.masks, mask, pairs.first_out, group);
 #pragma unroll
   for (int o = 0; o < kThreadTile; ++o) {
-    if (o * kSide < pairs.outs) store_group(to + o * kOutWords, bits[o]);
+    if (pairs.first_out + o * kSide < problem.out_features)
+      store_group(to + o * kOutWords, bits[o]);
   }
 }
 
-// The same, drawn, and left at `bits_out` if it is there. `Number` is the type that the numbers of
+// Draws the masks of this thread's pairs over `group`, and leaves them at `bits_out` if it is
+// there. `Number` is the type that the numbers of
 // all groups fit in.
 template <class Number, class R>
 FUSED_DROPOUT_DEVICE void draw_masks(ForwardShared<R>& shared, const DropConnectProblem& problem,
                                      const PairMasks& pairs, int64_t group, uint32_t* bits_out) {
   PhiloxKeys<uint32_t> keys = shared.keys;
   hold_all(keys);
+  MaskRule rule = problem.rule;
+  rule.offset[0] = shared.offset[0];
+  rule.offset[1] = shared.offset[1];
   const int64_t row_groups = group_count(problem.in_features);
   const Number out_numbers = static_cast<Number>(kSide * row_groups);
   const Number row_numbers = static_cast<Number>(kSide * problem.out_features * row_groups);
@@ -156,7 +174,7 @@ FUSED_DROPOUT_DEVICE void draw_masks(ForwardShared<R>& shared, const DropConnect
       groups[o] = static_cast<Number>(number + static_cast<Number>(o) * out_numbers);
     }
     GroupBits bits[kThreadTile];
-    keep_groups(problem.rule, keys, groups, bits);
+    keep_groups(rule, keys, groups, bits);
     put_masks(shared, r, bits);
     number += row_numbers;
     if (is_simple != 0) continue;
@@ -209,8 +227,9 @@ FUSED_DROPOUT_DEVICE void add_stage(const ForwardShared<R>& shared, int stage, i
 // sums += the kept biases.
 template <class T>
 FUSED_DROPOUT_DEVICE void add_bias(ForwardShared<Real<T>>& shared,
-                                   const DropConnectProblem& problem, const Divisor& rows_per_mask,
-                                   const Bias& bias, const ForwardPlace& at, const PairPlace& pair,
+                                   const DropConnectProblem& problem, const RngSource& rng,
+                                   const Divisor& rows_per_mask, const Bias& bias,
+                                   const ForwardPlace& at, const PairPlace& pair,
                                    Real<T> (&sums)[kThreadTile][kThreadTile]) {
   // A word of bits for half a row of the tile, where masks were.
   constexpr int kWords = kForwardOuts / 32;
@@ -219,7 +238,7 @@ FUSED_DROPOUT_DEVICE void add_bias(ForwardShared<Real<T>>& shared,
   __syncthreads();
   const int row = threadIdx.x;
   if (row < kForwardRows) {
-    const MaskRule rule = bias_rule(problem.rule);
+    const MaskRule rule = bias_rule(seeded(problem.rule, rng));
     const int64_t mask = quotient(at.row + row, rows_per_mask);
     const int64_t group = mask * group_count(problem.out_features) + at.out / kGroupColumns;
     const GroupBits bits = keep_group(rule, keys_of(rule), static_cast<uint64_t>(group));
@@ -241,7 +260,7 @@ FUSED_DROPOUT_DEVICE void add_bias(ForwardShared<Real<T>>& shared,
 }
 
 // output, or partial[slice][n][o] = the slice's share of the sum, unscaled, if there are slices.
-template <class T>
+template <class T, bool kStored>
 __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
     forward_kernel(DropConnectProblem problem, RngSource rng, Divisor rows_per_mask, Operand input,
                    Operand weight, Bias bias, Slices slices, uint32_t* bits_out, Real<T>* partial,
@@ -249,33 +268,36 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
   using R = Real<T>;
   static_assert(sizeof(ForwardShared<R>) <= kSharedBytes, "more than some GPUs have");
   FUSED_DROPOUT_DYNAMIC_SHARED(ForwardShared<R>, shared);
-  problem.rule = seeded(problem.rule, rng);
   const PairPlace pair = pair_place();
   const int64_t count = slice_count(slices);
-  const int64_t row_tiles = ceil_div(problem.rows, kForwardRows);
-  const ForwardPlace at = {blockIdx.x / count % row_tiles * kForwardRows,
-                           blockIdx.x / count / row_tiles * kForwardOuts, blockIdx.x % count};
-  const int64_t outs_left = problem.out_features - at.out - pair.out;
+  // All of these fit in 32 bits, as the number of blocks does.
+  const uint32_t row_tiles = static_cast<uint32_t>(ceil_div(problem.rows, kForwardRows));
+  const uint32_t tile = blockIdx.x / static_cast<uint32_t>(count);
+  const ForwardPlace at = {int64_t{tile % row_tiles} * kForwardRows,
+                           int64_t{tile / row_tiles} * kForwardOuts, blockIdx.x - tile * count};
   const PairMasks pairs = {mask_count(problem), at.row + pair.row, at.out + pair.out,
-                           static_cast<int>(outs_left < kForwardOuts ? outs_left : kForwardOuts),
                            rows_per_mask};
-  const int64_t first = at.slice * slices.length;
-  const int64_t last = first + slices.length < slices.steps ? first + slices.length : slices.steps;
+  // 128 times 2^31 columns are more than any memory holds.
+  const int first = static_cast<int>(at.slice * slices.length);
+  const int last =
+      static_cast<int>(first + slices.length < slices.steps ? first + slices.length : slices.steps);
+  const int64_t first_col = int64_t{first} * kGroupColumns;
   using Copy = TileCopy<R, kForwardRows, kStageRuns, kForwardThreads, StageLayout<R>>;
+  constexpr int kLastWord = kGroupWords - 1;
   constexpr int kGroupStages = kGroupColumns / kStageColumns<R>;
-  Copy inputs(input, at.row, first * kGroupColumns);
-  Copy weights(weight, at.out, first * kGroupColumns);
-  const int whole_inputs =
-      whole_along_cols(input, at.row, first * kGroupColumns, kForwardRows, Copy::kCols);
-  int whole = whole_along_cols(weight, at.out, first * kGroupColumns, kForwardOuts, Copy::kCols);
+  const uint32_t place = Copy::own_place();
+  Copy inputs(input, at.row, first_col, place);
+  Copy weights(weight, at.out, first_col, place);
+  const int whole_inputs = whole_along_cols(input, at.row, first_col, kForwardRows, Copy::kCols);
+  int whole = whole_along_cols(weight, at.out, first_col, kForwardOuts, Copy::kCols);
   if (whole_inputs < whole) whole = whole_inputs;
-  int left = static_cast<int>(last - first) * kGroupStages;  // stages that are not yet started
+  int left = (last - first) * kGroupStages;  // stages that are not yet started
   const auto start = [&](int stage) {
     if (whole > 0) {
       inputs.start(input, shared->input[stage]);
       weights.start(weight, shared->weight[stage]);
     } else {
-      const int64_t col = last * kGroupColumns - int64_t{left} * kStageColumns<R>;
+      const int64_t col = int64_t{last} * kGroupColumns - int64_t{left} * kStageColumns<R>;
       inputs.start_at_edge(input, at.row, col, shared->input[stage]);
       weights.start_at_edge(weight, at.out, col, shared->weight[stage]);
     }
@@ -285,13 +307,25 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
     --whole, --left;
   };
   const bool has_short_numbers = group_number(problem, pairs.masks, 0, 0) <= uint64_t{1} << 32;
+  const bool is_whole_tile =
+      at.row + kForwardRows <= problem.rows && at.out + kForwardOuts <= problem.out_features;
   R sums[kThreadTile][kThreadTile] = {};
-  if (left > 0) start(0);
-  if (threadIdx.x == 0) shared->keys = keys_of(problem.rule);
-  __syncthreads();
-  for (int64_t group = first; group < last; ++group) {
-    if (problem.mask_bits != nullptr) {
-      read_masks(*shared, problem, pairs, group);
+  if (left > 0) {
+    if constexpr (kStored) start_masks<0, kLastWord>(*shared, problem, pairs, first, is_whole_tile);
+    start(0);
+  }
+  if constexpr (!kStored) {
+    if (threadIdx.x == 0) {
+      const MaskRule rule = seeded(problem.rule, rng);
+      shared->keys = keys_of(rule);
+      shared->offset[0] = rule.offset[0];
+      shared->offset[1] = rule.offset[1];
+    }
+    __syncthreads();
+  }
+  for (int group = first; group < last; ++group) {
+    if constexpr (kStored) {
+      // Their copies are on their way.
     } else if (has_short_numbers) {
       draw_masks<uint32_t>(*shared, problem, pairs, group, bits_out);
     } else {
@@ -301,12 +335,21 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
     for (int s = 0; s < kGroupStages; ++s) {
       copy_async_wait<0>();
       __syncthreads();  // stage s is there, and nobody looks at the one before any more
+      if constexpr (kStored) {
+        // As soon as nobody looks at a word of the last group any more, that of the next one may
+        // come. The stage that is started then closes the group of copies.
+        if (s == 0)
+          start_masks<kLastWord, kGroupWords>(*shared, problem, pairs, group, is_whole_tile);
+        if (s == kGroupStages - 1 && group + 1 < last) {
+          start_masks<0, kLastWord>(*shared, problem, pairs, group + 1, is_whole_tile);
+        }
+      }
       if (left > 0) start((s + 1) % kStages);
       add_stage(*shared, s % kStages, s * kStageColumns<R>, pair, sums);
     }
   }
   if (bias.data != nullptr && count == 1) {
-    add_bias<T>(*shared, problem, rows_per_mask, bias, at, pair, sums);
+    add_bias<T>(*shared, problem, rng, rows_per_mask, bias, at, pair, sums);
   }
 #pragma unroll
   for (int r = 0; r < kThreadTile; ++r) {

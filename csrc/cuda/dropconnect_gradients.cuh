@@ -14,14 +14,18 @@ namespace fused_dropout::dropconnect {
 namespace {
 
 constexpr int kGradientThreads = 128;
-constexpr int kGradientBlocks = 4;  // of a multiprocessor, with floats
-constexpr int kResultRows = 32;     // a's of a block
-constexpr int kChunk = 16;          // b's of a step
-constexpr int kColumns = 8;         // of a thread: one byte of mask bits
+// Of a multiprocessor: drawing takes registers, and so do doubles.
+template <class R, bool kStored>
+constexpr int kGradientBlocks = sizeof(R) == 8 ? 1
+                                : kStored      ? 5
+                                               : 4;
+constexpr int kResultRows = 32;  // a's of a block
+constexpr int kChunk = 16;       // b's of a step
+constexpr int kColumns = 8;      // of a thread: one byte of mask bits
 constexpr int kColumnThreads = kGroupColumns / kColumns;
 constexpr int kResultThreads = kResultRows / kThreadTile;
 constexpr int kOwnPairs = kChunk * kResultRows / kGradientThreads;  // that a thread brings
-constexpr int kLockstep = 2;  // of groups that a thread draws, beside its sums
+constexpr int kLockstep = 1;  // of groups with many digits that a thread draws, beside its sums
 constexpr int kGradStride = kResultRows + 4;
 constexpr int kMaskStride = kResultRows + 1;
 static_assert(kColumnThreads * kResultThreads == kGradientThreads, "a thread for each result");
@@ -122,78 +126,93 @@ FUSED_DROPOUT_DEVICE void start_grad(GradientShared<R>& shared, int stage, const
 struct MaskSource {
   const DropConnectProblem& problem;
   const Divisor& rows_per_mask;
-  int64_t group;
   int64_t of_mask;  // from one mask's numbers (or words) to the next one's
 };
 
-// OwnPlace::masks of the k-th pair.
-template <bool kOutsAreResults>
+// OwnPlace::masks of the k-th pair. kShared: rows have masks in common.
+template <bool kOutsAreResults, bool kShared>
 FUSED_DROPOUT_DEVICE uint64_t masks_of_pair(const MaskSource& source, const OwnPlace& own, int k) {
   constexpr int kNextRow = OwnPairs<kOutsAreResults>::kNextRow;
-  if (source.rows_per_mask.value == 1) {
-    return own.masks + static_cast<uint64_t>(k * kNextRow * source.of_mask);
-  }
-  keep_branch();
+  if constexpr (!kShared) return own.masks + static_cast<uint64_t>(k * (kNextRow * source.of_mask));
   const int64_t mask = quotient(own.row + k * kNextRow, source.rows_per_mask);
   return own.masks + static_cast<uint64_t>((mask - own.row) * source.of_mask);
 }
 
-// Starts to copy the stored masks of this thread's pairs; what is outside becomes 0.
+// Starts to copy the stored masks of this thread's pairs, all of which are there.
 template <class R, bool kOutsAreResults>
 FUSED_DROPOUT_DEVICE void start_masks(GradientShared<R>& shared, int stage,
-                                      const MaskSource& source, const OwnPlace& own,
-                                      bool is_whole) {
+                                      const MaskSource& source, const OwnPlace& own) {
   using Own = OwnPairs<kOutsAreResults>;
-  const uint32_t* const bits = source.problem.mask_bits;
   uint4* const to = &shared.mask[stage][Own::b()][Own::a()];
 #pragma unroll
   for (int k = 0; k < kOwnPairs; ++k) {
-    uint4* const group = to + k * (Own::kNextB * kMaskStride + Own::kNextA);
-    const uint64_t word = masks_of_pair<kOutsAreResults>(source, own, k);
-    if (is_whole) {
-      copy_async<16>(group, bits + word);
-    } else {
-      const bool is_there = own.out < source.problem.out_features &&
-                            own.row + k * Own::kNextRow < source.problem.rows;
-      copy_async<16>(group, is_there ? bits + word : bits, is_there ? 16 : 0);
-    }
+    copy_async<16>(
+        to + k * (Own::kNextB * kMaskStride + Own::kNextA),
+        source.problem.mask_bits + masks_of_pair<kOutsAreResults, false>(source, own, k));
   }
 }
 
-// Draws them. `Number` is the type that the numbers of all groups fit in.
+// The same where rows may share masks, and where pairs may be missing, whose masks become 0.
+template <class R, bool kOutsAreResults>
+FUSED_DROPOUT_DEVICE void start_masks_at_edge(GradientShared<R>& shared, int stage,
+                                              const MaskSource& source, const OwnPlace& own) {
+  using Own = OwnPairs<kOutsAreResults>;
+  const uint32_t* const bits = source.problem.mask_bits;
+  uint4* const to = &shared.mask[stage][Own::b()][Own::a()];
+#pragma unroll 1
+  for (int k = 0; k < kOwnPairs; ++k) {
+    const bool is_there =
+        own.out < source.problem.out_features && own.row + k * Own::kNextRow < source.problem.rows;
+    copy_async<16>(to + k * (Own::kNextB * kMaskStride + Own::kNextA),
+                   is_there ? bits + masks_of_pair<kOutsAreResults, true>(source, own, k) : bits,
+                   is_there ? 16 : 0);
+  }
+}
+
+// Draws the masks of kGroups pairs from `first` on, by keep(group numbers, bits).
+template <class Number, int kGroups, bool kShared, class R, bool kOutsAreResults, class Keep>
+FUSED_DROPOUT_DEVICE void draw_pairs(GradientShared<R>& shared, int stage, const MaskSource& source,
+                                     const OwnPlace& own, int first, Keep keep) {
+  using Own = OwnPairs<kOutsAreResults>;
+  uint4* const to = &shared.mask[stage][Own::b()][Own::a()];
+  uint64_t groups[kGroups];
+  GroupBits bits[kGroups];
+#pragma unroll
+  for (int k = 0; k < kGroups; ++k) {
+    groups[k] =
+        static_cast<Number>(masks_of_pair<kOutsAreResults, kShared>(source, own, first + k));
+  }
+  keep(groups, bits);
+#pragma unroll
+  for (int k = 0; k < kGroups; ++k) {
+    to[(first + k) * (Own::kNextB * kMaskStride + Own::kNextA)] =
+        make_uint4(bits[k].word[0], bits[k].word[1], bits[k].word[2], bits[k].word[3]);
+  }
+}
+
+// Draws the masks of this thread's pairs. `Number` is the type that the numbers of all groups fit
+// in.
 template <class Number, class R, bool kOutsAreResults>
 FUSED_DROPOUT_DEVICE void draw_masks(GradientShared<R>& shared, int stage, const MaskSource& source,
                                      const OwnPlace& own) {
-  using Own = OwnPairs<kOutsAreResults>;
   const MaskRule& rule = source.problem.rule;
-  uint4* const to = &shared.mask[stage][Own::b()][Own::a()];
   PhiloxKeys<uint32_t> keys = shared.keys;
   hold_all(keys);
-  const auto draw = [&](int first, auto& bits, auto keep) {
-    constexpr int kGroups = sizeof bits / sizeof bits[0];
-    uint64_t groups[kGroups];
-#pragma unroll
-    for (int k = 0; k < kGroups; ++k) {
-      groups[k] = static_cast<Number>(masks_of_pair<kOutsAreResults>(source, own, first + k));
-    }
-    keep(groups, bits);
-#pragma unroll
-    for (int k = 0; k < kGroups; ++k) {
-      to[(first + k) * (Own::kNextB * kMaskStride + Own::kNextA)] =
-          make_uint4(bits[k].word[0], bits[k].word[1], bits[k].word[2], bits[k].word[3]);
-    }
+  const auto one_digit = [&](const auto& groups, auto& kept) {
+    keep_groups_of_one_digit(rule, keys, groups, kept);
   };
-  if (rule.digits == 1) {
-    GroupBits bits[kOwnPairs];
-    draw(0, bits, [&](const auto& groups, auto& kept) {
-      keep_groups_of_one_digit(rule, keys, groups, kept);
-    });
+  const auto any_digits = [&](const auto& groups, auto& kept) {
+    keep_groups(rule, keys, groups, kept);
+  };
+  if (source.rows_per_mask.value == 1 && rule.digits == 1) {
+    draw_pairs<Number, kOwnPairs, false, R, kOutsAreResults>(shared, stage, source, own, 0,
+                                                             one_digit);
     return;
   }
 #pragma unroll 1
   for (int k = 0; k < kOwnPairs; k += kLockstep) {
-    GroupBits bits[kLockstep];
-    draw(k, bits, [&](const auto& groups, auto& kept) { keep_groups(rule, keys, groups, kept); });
+    draw_pairs<Number, kLockstep, true, R, kOutsAreResults>(shared, stage, source, own, k,
+                                                            any_digits);
   }
 }
 
@@ -215,10 +234,15 @@ FUSED_DROPOUT_DEVICE void add_source(const GradientShared<R>& shared, int stage,
   for (int a = 0; a < kThreadTile; ++a) {
     const uint8_t* const bytes =
         reinterpret_cast<const uint8_t*>(&shared.mask[stage][b][place.results * kThreadTile + a]);
-    const uint32_t bits = bytes[place.columns];
+    uint32_t bits = uint32_t{bytes[place.columns]} << 8;
+    hold(bits);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
-      if (bits & 1u << c) sums[a][c] = fma(values[c], grad[a], sums[a][c]);
+      // One R2P makes predicates of seven bits (not of a word's lowest one, hence the shift), a
+      // comparison one of the eighth.
+      const uint32_t bit = 256u << c;
+      const bool is_kept = c == kColumns - 1 ? bits >= bit : (bits & bit) != 0;
+      if (is_kept) sums[a][c] = fma(values[c], grad[a], sums[a][c]);
     }
   }
 }
@@ -249,7 +273,7 @@ FUSED_DROPOUT_DEVICE void store_results(const R (&sums)[kThreadTile][kColumns], 
   }
 }
 
-template <class T, bool kOutsAreResults>
+template <class T, bool kStored, bool kOutsAreResults>
 FUSED_DROPOUT_DEVICE void compute_gradient(GradientShared<Real<T>>& shared,
                                            const DropConnectProblem& problem,
                                            const Divisor& rows_per_mask, const Operand& grad,
@@ -267,44 +291,44 @@ FUSED_DROPOUT_DEVICE void compute_gradient(GradientShared<Real<T>>& shared,
   const int64_t first = at.slice * slices.length;
   const int64_t last = first + slices.length < slices.steps ? first + slices.length : slices.steps;
   const int64_t first_col = at.group * kGroupColumns;
-  const bool is_stored = problem.mask_bits != nullptr;
   const bool has_short_numbers = group_number(problem, mask_count(problem), 0, 0) <= uint64_t{1}
                                                                                          << 32;
   const int64_t masks = mask_count(problem);
   const MaskSource source = {
-      problem, rows_per_mask, at.group,
-      is_stored ? stored_word(problem, masks, 1, 0, 0) : problem.out_features * row_groups};
+      problem, rows_per_mask,
+      kStored ? stored_word(problem, masks, 1, 0, 0) : problem.out_features * row_groups};
   OwnPlace own;
   own.row = kOutsAreResults ? first * kChunk + Own::b() : at.first_result + Own::a();
   own.out = kOutsAreResults ? at.first_result + Own::a() : first * kChunk + Own::b();
   own.grad = grad.data + own.row * grad.row_bytes + own.out * static_cast<int64_t>(sizeof(R));
   // As if no rows shared a mask; masks_of_pair sets that right.
-  own.masks = is_stored
+  own.masks = kStored
                   ? static_cast<uint64_t>(stored_word(problem, masks, own.row, own.out, at.group))
                   : group_number(problem, own.row, own.out, at.group);
   const int64_t step_bytes = kOutsAreResults ? kChunk * grad.row_bytes : kChunk * sizeof(R);
   const int64_t step_masks = kOutsAreResults ? kChunk * source.of_mask
-                             : is_stored     ? kChunk * kGroupWords
+                             : kStored       ? kChunk * kGroupWords
                                              : kChunk * row_groups;
-  TileCopy<R, kChunk, Layout::kRuns, kGradientThreads, Layout> panels(gradient.panel,
-                                                                      first * kChunk, first_col);
+  using Copy = TileCopy<R, kChunk, Layout::kRuns, kGradientThreads, Layout>;
+  Copy panels(gradient.panel, first * kChunk, first_col, Copy::own_place());
+  // Stored masks that rows share are none that start_masks knows.
+  const bool is_simple = !kStored || rows_per_mask.value == 1;
   int whole =
-      at.first_result + kResultRows <= results
+      is_simple && at.first_result + kResultRows <= results
           ? whole_along_rows(gradient.panel, first * kChunk, first_col, kChunk, kGroupColumns)
           : 0;
   const auto start = [&](int64_t chunk, int stage) {
-    const bool is_whole = whole > 0;
-    if (is_whole) {
+    if (whole > 0) {
       panels.start(gradient.panel, shared.panel[stage]);
       start_grad<R, kOutsAreResults>(shared, stage, grad, own, true);
-      if (is_stored) start_masks<R, kOutsAreResults>(shared, stage, source, own, true);
+      if constexpr (kStored) start_masks<R, kOutsAreResults>(shared, stage, source, own);
     } else {
       panels.start_at_edge(gradient.panel, chunk * kChunk, first_col, shared.panel[stage]);
       start_grad<R, kOutsAreResults>(shared, stage, grad, own, false);
-      if (is_stored) start_masks<R, kOutsAreResults>(shared, stage, source, own, false);
+      if constexpr (kStored) start_masks_at_edge<R, kOutsAreResults>(shared, stage, source, own);
     }
     copy_async_commit();
-    if (is_stored) {
+    if constexpr (kStored) {
       // Their copies are on their way.
     } else if (has_short_numbers) {
       draw_masks<uint32_t, R, kOutsAreResults>(shared, stage, source, own);
@@ -341,8 +365,8 @@ FUSED_DROPOUT_DEVICE void compute_gradient(GradientShared<Real<T>>& shared,
 }
 
 // The blocks of d_input come first: where both are wanted, theirs are the long sums.
-template <class T>
-__global__ void __launch_bounds__(kGradientThreads, sizeof(Real<T>) == 4 ? kGradientBlocks : 1)
+template <class T, bool kStored>
+__global__ void __launch_bounds__(kGradientThreads, kGradientBlocks<Real<T>, kStored>)
     gradients_kernel(DropConnectProblem problem, RngSource rng, Divisor rows_per_mask, Operand grad,
                      Gradient d_input, Gradient d_weight) {
   using R = Real<T>;
@@ -353,10 +377,10 @@ __global__ void __launch_bounds__(kGradientThreads, sizeof(Real<T>) == 4 ? kGrad
   __syncthreads();
   const int64_t block = blockIdx.x;
   if (block < d_input.blocks) {
-    compute_gradient<T, false>(*shared, problem, rows_per_mask, grad, d_input, block);
+    compute_gradient<T, kStored, false>(*shared, problem, rows_per_mask, grad, d_input, block);
   } else {
-    compute_gradient<T, true>(*shared, problem, rows_per_mask, grad, d_weight,
-                              block - d_input.blocks);
+    compute_gradient<T, kStored, true>(*shared, problem, rows_per_mask, grad, d_weight,
+                                       block - d_input.blocks);
   }
 }
 

@@ -59,13 +59,18 @@ class TileCopy {
   static constexpr int kCols = kRuns * kRun<R>;
   static_assert(kRowStep * kRuns == kThreads && kCount * kRowStep == kRows, "whole shares");
 
+  // Where this thread's first run lies in a tile, in elements.
+  FUSED_DROPOUT_DEVICE static uint32_t own_place() {
+    uint32_t place = static_cast<uint32_t>(Layout::place(own_row(), own_run()));
+    hold(place);
+    return place;
+  }
+
   // From the tile at (row, col) on, of which all threads know.
-  FUSED_DROPOUT_DEVICE TileCopy(const Operand& operand, int64_t row, int64_t col)
+  FUSED_DROPOUT_DEVICE TileCopy(const Operand& operand, int64_t row, int64_t col, uint32_t place)
       : from_(operand.data + (row + own_row()) * operand.row_bytes +
               (col + own_col()) * static_cast<int64_t>(sizeof(R))),
-        place_(static_cast<uint32_t>(Layout::place(own_row(), own_run()))) {
-    hold(place_);
-  }
+        place_(place) {}
 
   // Starts to copy the present tile, all of which lies inside the matrix.
   FUSED_DROPOUT_DEVICE void start(const Operand& operand, R* tile) const {
@@ -174,7 +179,8 @@ struct SliceCost {
 // longest way through the waves of blocks is short.
 inline Slices slices_of(int64_t tiles, int64_t steps, int64_t slots, SliceCost cost) {
   Slices best = slices_of_length(steps, std::max<int64_t>(steps, 1));
-  double least = static_cast<double>(ceil_div(tiles, slots) * best.length);
+  constexpr double kWorthwhile = 0.9;  // blocks of a last wave need not wait for all before them
+  double least = kWorthwhile * static_cast<double>(ceil_div(tiles, slots) * best.length);
   for (int64_t wanted = 2; wanted <= std::min<int64_t>(steps, slots); ++wanted) {
     const Slices slices = slices_of_length(steps, ceil_div(steps, wanted));
     const int64_t blocks = tiles * slice_count(slices);

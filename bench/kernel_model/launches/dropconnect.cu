@@ -15,7 +15,7 @@ MaskRule rule_of(double p, MaskStream stream) {
 
 DropConnectProblem problem_of(int64_t rows, int64_t in_features, int64_t out_features, double p,
                               bool stored) {
-  DropConnectProblem problem = {rule_of(p, kStreamMask), rows, in_features, out_features, 1,
+  DropConnectProblem problem = {rule_of(p, kStreamMask), rows,   in_features, out_features, 1,
                                 p < 1 ? 1 / (1 - p) : 0, nullptr};
   if (stored) {
     const int64_t groups = group_count(in_features) * rows * stored_outs(out_features);
@@ -28,24 +28,35 @@ MatrixView dense(const char* name, int64_t rows, int64_t cols) {
   return {memory<float>(name, rows * cols), cols, 1};
 }
 
-// The mask of the bias [rows, out_features], which forward and d_bias draw.
-int draw_bias_bits(int64_t rows, int64_t out_features, double p, uint32_t** bits) {
-  const int64_t groups = rows * group_count(out_features);
-  *bits = memory<uint32_t>("bias_bits", groups * kGroupWords);
-  return launch_draw_groups(rule_of(p, kStreamBias), rng(), 0, 1, groups, *bits, nullptr);
+// Blocks that an H200 has room for.
+constexpr int64_t kForwardSlots = 2 * 132;
+constexpr int64_t gradient_slots(bool stored) { return (stored ? 5 : 4) * 132; }
+
+// `stores`: the masks that are drawn are stored.
+int forward(int64_t rows, int64_t in_features, int64_t out_features, double p, bool stored,
+            bool stores) {
+  const DropConnectProblem problem = problem_of(rows, in_features, out_features, p, stored);
+  dropconnect::Forward<float> pass(problem, dense("input", rows, in_features),
+                                   dense("weight", out_features, in_features), kForwardSlots);
+  const int64_t words = group_count(in_features) * rows * stored_outs(out_features) * kGroupWords;
+  return pass.launch(rng(), {memory<float>("bias", out_features), 1},
+                     memory<float>("workspace", pass.workspace()),
+                     memory<float>("result", rows * out_features),
+                     stores ? memory<uint32_t>("bits_out", words) : nullptr, nullptr);
 }
 
-template <bool kOutsAreResults>
-int outer(int64_t rows, int64_t in_features, int64_t out_features, double p, bool stored) {
+int gradients(int64_t rows, int64_t in_features, int64_t out_features, double p, bool stored,
+              bool d_input, bool d_weight) {
   const DropConnectProblem problem = problem_of(rows, in_features, out_features, p, stored);
-  const MatrixView panel = kOutsAreResults ? dense("input", rows, in_features)
-                                           : dense("weight", out_features, in_features);
-  const int64_t results = (kOutsAreResults ? out_features : rows) * in_features;
-  float* const workspace =
-      memory<float>("workspace", dropconnect::outer_slices<kOutsAreResults>(problem) * results);
-  return dropconnect::launch_outer<float, kOutsAreResults>(
-      problem, rng(), panel, dense("grad", rows, out_features), workspace,
-      memory<float>("result", results), nullptr);
+  const MatrixView input = dense("input", rows, in_features);
+  const MatrixView weight = dense("weight", out_features, in_features);
+  dropconnect::Gradients<float> pass(problem, dense("grad", rows, out_features),
+                                     d_input ? &weight : nullptr, d_weight ? &input : nullptr,
+                                     gradient_slots(stored));
+  return pass.launch(rng(), memory<float>("workspace", pass.workspace()),
+                     d_input ? memory<float>("d_input", rows * in_features) : nullptr,
+                     d_weight ? memory<float>("d_weight", out_features * in_features) : nullptr,
+                     nullptr);
 }
 
 }  // namespace
@@ -54,34 +65,37 @@ extern "C" {
 
 int dropconnect_forward(int64_t rows, int64_t in_features, int64_t out_features, double p,
                         int64_t stored) {
-  const DropConnectProblem problem = problem_of(rows, in_features, out_features, p, stored != 0);
-  const int64_t results = rows * out_features;
-  uint32_t* bias_bits = nullptr;
-  if (const int error = draw_bias_bits(rows, out_features, p, &bias_bits)) return error;
-  const dropconnect::BiasView bias = {memory<float>("bias", out_features), 1, bias_bits, 1};
-  float* const workspace =
-      memory<float>("workspace", dropconnect::forward_slices(problem) * results);
-  return dropconnect::launch_forward<float>(problem, rng(), dense("input", rows, in_features),
-                                            dense("weight", out_features, in_features), bias,
-                                            workspace, memory<float>("result", results), nullptr);
+  return forward(rows, in_features, out_features, p, stored != 0, false);
+}
+
+// Draws the masks and stores them.
+int dropconnect_forward_and_bits(int64_t rows, int64_t in_features, int64_t out_features, double p,
+                                 int64_t) {
+  return forward(rows, in_features, out_features, p, false, true);
 }
 
 int dropconnect_d_input(int64_t rows, int64_t in_features, int64_t out_features, double p,
                         int64_t stored) {
-  return outer<false>(rows, in_features, out_features, p, stored != 0);
+  return gradients(rows, in_features, out_features, p, stored != 0, true, false);
 }
 
 int dropconnect_d_weight(int64_t rows, int64_t in_features, int64_t out_features, double p,
                          int64_t stored) {
-  return outer<true>(rows, in_features, out_features, p, stored != 0);
+  return gradients(rows, in_features, out_features, p, stored != 0, false, true);
+}
+
+int dropconnect_d_both(int64_t rows, int64_t in_features, int64_t out_features, double p,
+                       int64_t stored) {
+  return gradients(rows, in_features, out_features, p, stored != 0, true, true);
 }
 
 int dropconnect_d_bias(int64_t rows, int64_t out_features, double p) {
-  uint32_t* bits = nullptr;
-  if (const int error = draw_bias_bits(rows, out_features, p, &bits)) return error;
-  return dropconnect::launch_bias_grad<float>(dense("grad", rows, out_features), rows, out_features,
-                                              1, bits, 1 / (1 - p),
-                                              memory<float>("result", out_features), nullptr);
+  const dropconnect::Slices slices = dropconnect::bias_slices(rows, out_features);
+  return dropconnect::launch_bias_grad<float>(
+      rule_of(p, kStreamBias), rng(), dense("grad", rows, out_features), rows, out_features, 1,
+      slices, 1 / (1 - p),
+      memory<float>("workspace", dropconnect::slice_count(slices) * out_features),
+      memory<float>("result", out_features), nullptr);
 }
 
 // The masks that forward and backward read where they are stored.
