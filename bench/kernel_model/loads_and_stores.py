@@ -205,15 +205,14 @@ def store_shared(block: Block, instruction: Instruction) -> Step:
 def copy_to_shared(block: Block, instruction: Instruction) -> Step:
     """The copy is made at once: that it is waited for is shown by the emulator.
 
-    Of .ZFILL the predicate says whether anything is read; how many bytes are not stands in the
-    address, below the alignment.
+    Where a predicate says that nothing is read, zeros take the place. With .ZFILL some of the bytes
+    may be zeros too: how many stands in the address, below the alignment.
     """
     operands = list(operands_of(instruction.operands))
     size, _ = _size_of(instruction.flags)
     to, source = _address(block, operands[0], 32), _address(block, operands[1], 64)
     wanted = block.predicate(operands[2]) if len(operands) > 2 else None
-    if (wanted is not None) != ("ZFILL" in instruction.flags):
-        raise SassError("a predicate without .ZFILL")
+    may_be_short = "ZFILL" in instruction.flags
     places = np.arange(size, dtype=np.uint64)
 
     def step() -> None:
@@ -223,7 +222,7 @@ def copy_to_shared(block: Block, instruction: Instruction) -> Step:
         if wanted is not None:
             reading = np.broadcast_to(wanted(), block.active.shape)[block.active]
         missing = addresses % np.uint64(size)
-        if wanted is None and missing.any():
+        if missing.any() and not may_be_short:
             raise SassError(f"copy of {size} bytes that is not aligned")
         start = addresses - missing
         data = np.zeros((len(addresses), size), np.uint8)

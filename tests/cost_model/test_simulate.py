@@ -59,7 +59,9 @@ def trace_of(numbers: range | list[int], *accesses: Access) -> WarpTrace:
     return WarpTrace(np.array(list(numbers), np.int32), *columns)
 
 
-def run(code: list[Instruction], *warps: WarpTrace, blocks: int = 1, resident: int = 1) -> Simulated:
+def run(
+    code: list[Instruction], *warps: WarpTrace, blocks: int = 1, resident: int = 1
+) -> Simulated:
     return simulate(code, [warps], blocks, resident)
 
 
@@ -113,7 +115,9 @@ def test_a_scoreboard_is_waited_for() -> None:
 
 
 def test_operands_are_waited_for() -> None:
-    code = code_of("STS [R1], R0", ADD, at_0=Control(1, read_barrier=0), at_1=Control(1, wait_mask=1))
+    code = code_of(
+        "STS [R1], R0", ADD, at_0=Control(1, read_barrier=0), at_1=Control(1, wait_mask=1)
+    )
     assert run(code, straight(code, (1, 0, 0))).cycles == 1 + 10 + 1
 
 
