@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 # These fill the table of instructions.
-from . import floats, integers, loads_and_stores  # noqa: F401
+from . import choices, floats, integers, loads_and_stores, logic, shuffles  # noqa: F401
 from .block import Block, Launch, Trace
 from .memory import GlobalMemory
 from .registers import WARP, Array, Read, SassError, operands_of

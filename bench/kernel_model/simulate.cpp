@@ -10,17 +10,27 @@ namespace {
 constexpr int kSchedulers = 4;
 constexpr int kScoreboards = 6;
 
-enum Pipe : int32_t { kNoPipe, kFma, kFmaHeavy, kAlu, kSpecial, kDouble, kMemory, kUniform, kPipes };
+enum Pipe : int32_t {
+  kNoPipe,
+  kFma,
+  kFmaHeavy,
+  kAlu,
+  kSpecial,
+  kDouble,
+  kMemory,
+  kUniform,
+  kPipes
+};
 
 enum Kind : int32_t {
-  kFixed,           // the stall count covers its latency
-  kVariable,        // its scoreboard is released after `latency`
-  kShared,          // as kVariable, behind its wavefronts
+  kFixed,     // the stall count covers its latency
+  kVariable,  // its scoreboard is released after `latency`
+  kShared,    // as kVariable, behind its wavefronts
   kGlobalLoad,
   kGlobalStore,
-  kCopy,            // from global to shared memory, waited for by group
-  kCommit,          // ends a group of copies
-  kAwaitCopies,     // until at most `latency` groups are on their way
+  kCopy,         // from global to shared memory, waited for by group
+  kCommit,       // ends a group of copies
+  kAwaitCopies,  // until at most `latency` groups are on their way
   kBarrier,
 };
 
@@ -151,7 +161,8 @@ class Simulation {
         const int64_t time = issue_time(*warp, s);
         if (time > now_) {
           soonest = std::min(soonest, time);
-        } else if (best == nullptr || warp == last_[s] || (best != last_[s] && warp->age < best->age)) {
+        } else if (best == nullptr || warp == last_[s] ||
+                   (best != last_[s] && warp->age < best->age)) {
           best = warp;
         }
       }
@@ -192,8 +203,8 @@ class Simulation {
   int64_t issue_time(const Warp& warp, int s) const {
     const Instruction& instruction = code_[warp.trace->instructions[warp.next]];
     bool on_global = false;
-    return std::max({warp.ready, scoreboards(warp, instruction, &on_global),
-                     pipe_time(instruction, s)});
+    return std::max(
+        {warp.ready, scoreboards(warp, instruction, &on_global), pipe_time(instruction, s)});
   }
 
   void occupy(const Instruction& instruction, int s) {
@@ -231,7 +242,8 @@ class Simulation {
     if (is_memory_[number]) {
       access(warp, instruction);
     } else if (instruction.kind == kVariable) {
-      release(warp, instruction, now_ + instruction.latency, now_ + machine_.operand_latency, false);
+      release(warp, instruction, now_ + instruction.latency, now_ + machine_.operand_latency,
+              false);
     } else if (instruction.kind == kCommit) {
       warp.groups.push_back(warp.groups.empty() ? warp.copies
                                                 : std::max(warp.groups.back(), warp.copies));

@@ -164,6 +164,25 @@ def test_loads_and_stores_and_their_sectors() -> None:
     assert costs == [(1, 0, 4, 4), (1, 4, 0, 0), (1, 0, 4, 0)]
 
 
+@pytest.mark.parametrize(
+    ("load", "costs"),
+    [
+        ("LDG.E R0, desc[UR6][R2.64]", (4, 0)),
+        ("LDG.E.STRONG.GPU R0, desc[UR6][R2.64]", (0, 4)),
+        ("LDGSTS.E [RZ+0x400], desc[UR6][R2.64]", (4, 0)),
+        ("LDGSTS.E.BYPASS [RZ+0x400], desc[UR6][R2.64]", (0, 4)),
+    ],
+)
+def test_what_l1_keeps(load: str, costs: tuple[int, int]) -> None:
+    """Sectors that are there already, and those from L2, the second time."""
+    memory = memory_with(*range(32))
+    of = launch(shared=16, arguments=addresses(memory))
+    twice = machine(*COPY, load, load, of=of, memory=memory)
+    _, again = twice.run().accesses
+    assert (again.cached[0], again.l2[0]) == costs
+    assert again.dram[0] == 0
+
+
 def test_a_strided_load_takes_a_sector_for_each_lane() -> None:
     memory = memory_with(*range(32 * 8))
     load = machine(

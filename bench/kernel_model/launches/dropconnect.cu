@@ -15,7 +15,7 @@ MaskRule rule_of(double p, MaskStream stream) {
 
 DropConnectProblem problem_of(int64_t rows, int64_t in_features, int64_t out_features, double p,
                               bool stored) {
-  DropConnectProblem problem = {rule_of(p, kStreamMask), rows, in_features, out_features, 1,
+  DropConnectProblem problem = {rule_of(p, kStreamMask), rows,   in_features, out_features, 1,
                                 p < 1 ? 1 / (1 - p) : 0, nullptr};
   if (stored) {
     const int64_t groups = group_count(in_features) * rows * stored_outs(out_features);
