@@ -2,6 +2,7 @@
 // stands on). Times are in cycles.
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <deque>
 #include <vector>
 
@@ -171,8 +172,8 @@ class Simulation {
         issued = true;
       }
     }
-    // All warps at barriers cannot be: the last one releases the others.
-    now_ = issued || soonest == INT64_MAX ? now_ + 1 : soonest;
+    if (!issued && soonest == INT64_MAX) std::abort();  // a barrier was not released
+    now_ = issued ? now_ + 1 : soonest;
   }
 
   int64_t scoreboards(const Warp& warp, const Instruction& instruction, bool* on_global) const {

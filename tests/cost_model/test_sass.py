@@ -84,6 +84,7 @@ def kernel(registers: int, shared: int = RESERVED_SHARED) -> KernelInfo:
         (255, 1024, 0, 0),
         (16, 32, 0, 32),
         (64, 96, 0, 10),
+        (104, 32, 0, 16),  # four warps of each scheduler, though 19 would fit in all registers
     ],
 )
 def test_occupancy(registers: int, threads: int, dynamic: int, expected: int) -> None:
