@@ -78,7 +78,7 @@ def test_dropconnect(sizes: tuple[int, int, int], p: float, stored: bool) -> Non
     bias_bits = fused_dropout.mask((rows, outs), p, seed=SEED, offset=OFFSET, stream=1).double()
     masked = bits * w.double() * keep_scale(p)
     expected = {
-        "output": torch.einsum("noi,ni->no", masked, x.double())
+        "forward": torch.einsum("noi,ni->no", masked, x.double())
         + bias_bits * b.double() * keep_scale(p),
         "d_input": torch.einsum("noi,no->ni", masked, g.double()),
         "d_weight": torch.einsum("noi,ni,no->oi", bits, x.double(), g.double()) * keep_scale(p),
@@ -88,9 +88,8 @@ def test_dropconnect(sizes: tuple[int, int, int], p: float, stored: bool) -> Non
         operands["mask_bits"] = stored_masks(*sizes, p)
     for name, truth in expected.items():
         on = device("dropconnect", **operands)
-        entry = "forward" if name == "output" else name
-        on.run(f"dropconnect_{entry}", *sizes, p, int(stored))
-        computed = result(on, truth.float(), name).double()
+        on.run(f"dropconnect_{name}", *sizes, p, int(stored))
+        computed = result(on, truth.float(), "result" if name == "forward" else name).double()
         assert (computed - truth).abs().max() < 1e-6 * truth.abs().max(), name
 
 
@@ -110,7 +109,7 @@ def test_bias_gradient(rows: int) -> None:
     truth = (kept * g.double()).sum(0) * keep_scale(0.1)
     on = device("dropconnect", grad=g)
     on.run("dropconnect_d_bias", rows, 130, 0.1)
-    assert (result(on, g[0], "d_bias") - truth).abs().max() < 1e-6 * truth.abs().max()
+    assert (result(on, g[0]) - truth).abs().max() < 1e-6 * truth.abs().max()
 
 
 def test_every_product_is_one_ffma() -> None:

@@ -63,7 +63,7 @@ int dropconnect_forward(int64_t rows, int64_t in_features, int64_t out_features,
       memory<float>("workspace", dropconnect::forward_slices(problem) * results);
   return dropconnect::launch_forward<float>(problem, rng(), dense("input", rows, in_features),
                                             dense("weight", out_features, in_features), bias,
-                                            workspace, memory<float>("output", results), nullptr);
+                                            workspace, memory<float>("result", results), nullptr);
 }
 
 int dropconnect_d_input(int64_t rows, int64_t in_features, int64_t out_features, double p,
@@ -81,7 +81,7 @@ int dropconnect_d_bias(int64_t rows, int64_t out_features, double p) {
   if (const int error = draw_bias_bits(rows, out_features, p, &bits)) return error;
   return dropconnect::launch_bias_grad<float>(dense("grad", rows, out_features), rows, out_features,
                                               1, bits, 1 / (1 - p),
-                                              memory<float>("d_bias", out_features), nullptr);
+                                              memory<float>("result", out_features), nullptr);
 }
 
 // The masks that forward and backward read where they are stored.
