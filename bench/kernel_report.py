@@ -198,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="also assemble the PTX in a file, as a driver would, for the newest GPU ptxas knows",
     )
+    parser.add_argument("--no-model", action="store_true", help="only what the compiler made")
     parser.add_argument(
         "--model", nargs="*", metavar="CASE", help="only the model, of the cases with these words"
     )
@@ -207,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.model is not None:
             return report_predictions(args.model)
         status = report_kernels(console, args.files, args.newest)
-        if not args.files and shutil.which("nvcc"):
+        if not args.files and not args.no_model and shutil.which("nvcc"):
             status = max(status, report_predictions([]))
         return status
     except (ReportError, SassError) as error:

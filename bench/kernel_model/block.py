@@ -73,13 +73,11 @@ class Block(Registers):
         self.special["SR_EQMASK"], self.special["SR_LTMASK"] = bits, bits - np.uint32(1)
         self.warp_numbers = np.broadcast_to(np.arange(launch.warps)[:, None], (launch.warps, WARP))
 
-    def record_global(self, addresses: Array, size: int, is_store: bool) -> None:
+    def record_global(self, addresses: Array, size: int, uses_l1: bool) -> None:
         """Addresses of the active lanes."""
         warps = self.warp_numbers[self.active]
         traffic = self.memory.traffic(addresses, size, warps, self.warps)
-        if is_store:  # L1 writes everything through
-            traffic = traffic._replace(l2=traffic.l2 + traffic.cached, cached=0 * traffic.cached)
-        self.trace.accesses.append(traffic)
+        self.trace.accesses.append(traffic if uses_l1 else traffic.past_l1())
 
     def record_shared(self, addresses: Array, size: int) -> None:
         """Addresses of all lanes."""

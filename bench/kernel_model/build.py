@@ -54,6 +54,15 @@ def built(name: str) -> Build:
     return Build(target / f"{name}.cubin", target / f"{name}.sass", target / f"{name}.so")
 
 
+def put(made: Path, target: Path) -> None:
+    """Moves what has been made to its place, unless another process was faster."""
+    try:
+        made.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+
+
 def _source(name: str) -> Path:
     return HERE / "launches" / f"{name}.cu"
 
@@ -70,6 +79,6 @@ def _compile(nvcc: str, name: str, target: Path) -> None:
         cubin = filled / f"{name}.cubin"
         shutil.copy(steps / f"{name}.cubin", cubin)
         (filled / f"{name}.sass").write_text(run([find_tool("cuobjdump"), "-sass", str(cubin)]))
-        filled.rename(target)
+        put(filled, target)
     for old in sorted(BUILDS.glob(f"{name}-*"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)

@@ -28,7 +28,6 @@ _LAUNCH = ctypes.CFUNCTYPE(
     ctypes.POINTER(ctypes.c_void_p),
 )
 _MEMORY = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
-_FILL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t, ctypes.c_int, ctypes.c_size_t)
 _BLOCKS = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t)
 
 
@@ -38,7 +37,6 @@ class _Model(ctypes.Structure):
     _fields_ = [
         ("launch", _LAUNCH),
         ("memory", _MEMORY),
-        ("fill", _FILL),
         ("blocks_at_once", _BLOCKS),
     ]
 
@@ -72,7 +70,6 @@ class Device:
         self._model = _Model(
             _LAUNCH(self._guarded(self._launch, 1)),
             _MEMORY(self._guarded(self._allocate, 0)),
-            _FILL(self._guarded(self._fill, 1)),
             _BLOCKS(self._guarded(self._blocks, 0)),
         )
 
@@ -132,9 +129,6 @@ class Device:
         elif is_new and size <= FILLED_AT_MOST:
             _fill_randomly(self.memory.array(text, np.uint8), kind)
         return address
-
-    def _fill(self, address: int, byte: int, count: int) -> int:
-        raise NotImplementedError("cudaMemset in a launch")
 
     def _blocks(self, name: bytes, threads: int, shared_bytes: int) -> int:
         return blocks_at_once(self.kernels[name.decode()], threads, shared_bytes)

@@ -2,8 +2,9 @@
 
 Of the threads at the lowest instruction those step together that have not parted. Threads of a
 warp that have parted at a branch meet where the compiler says so (BSSY names the threads, BSYNC
-waits for them; WARPSYNC), so that each warp issues as many instructions as on a GPU. Instructions are executed as written; their latency, and so the waits in
-the control words, are the simulator's business (simulate.py).
+waits for them; WARPSYNC), so that each warp issues as many instructions as on a GPU. Instructions
+are executed as written: their latency, and so the waits in the control words, are the simulator's
+business (simulate.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 # These fill the table of instructions.
-from . import floats, integers, loads_and_stores  # noqa: F401
+from . import choices, floats, integers, loads_and_stores, logic, shuffles  # noqa: F401
 from .block import Block, Launch, Trace
 from .memory import GlobalMemory
 from .registers import WARP, Array, Read, SassError, operands_of

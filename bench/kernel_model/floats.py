@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .integers import COMPARISONS, JOINS, write_joined
+from .choices import COMPARISONS, JOINS, write_joined
 from .registers import Array, Read, Registers, SassError, is_predicate, operands_of, plain
 from .sass import Instruction
 from .table import Step, implements

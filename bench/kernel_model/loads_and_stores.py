@@ -103,10 +103,11 @@ def load_global(block: Block, instruction: Instruction) -> Step:
     size, kind = _size_of(instruction.flags)
     address = _address(block, operand, 64)
     writes = _writes(block, register, size)
+    uses_l1 = "STRONG" not in instruction.flags
 
     def step() -> None:
         addresses = _lanes(block, address)[block.active]
-        block.record_global(addresses, size, False)
+        block.record_global(addresses, size, uses_l1)
         for part, write in enumerate(writes):
             loaded = block.memory.load(addresses + np.uint64(4 * part), min(size, 4))
             write(_spread(block, loaded, kind))
@@ -123,7 +124,7 @@ def store_global(block: Block, instruction: Instruction) -> Step:
 
     def step() -> None:
         addresses = _lanes(block, address)[block.active]
-        block.record_global(addresses, size, True)
+        block.record_global(addresses, size, False)
         for part, read in enumerate(reads):
             values = _lanes(block, read)[block.active]
             block.memory.store(addresses + np.uint64(4 * part), values, min(size, 4))
@@ -145,7 +146,7 @@ def atomic(block: Block, instruction: Instruction) -> Step:
 
     def step() -> None:
         addresses = _lanes(block, address)[block.active]
-        block.record_global(addresses, 4, True)
+        block.record_global(addresses, 4, False)
         before = np.zeros(len(addresses), np.uint32)
         for lane, value in enumerate(_lanes(block, operand)[block.active]):
             place = addresses[lane : lane + 1]
@@ -205,16 +206,14 @@ def store_shared(block: Block, instruction: Instruction) -> Step:
 def copy_to_shared(block: Block, instruction: Instruction) -> Step:
     """The copy is made at once: that it is waited for is shown by the emulator.
 
-    A predicate says whether anything is read; else the bytes are 0. With .ZFILL how many are not
-    read stands in the address, below the alignment.
+    Where a predicate says that nothing is read, zeros take the place. With .ZFILL some of the bytes
+    may be zeros too: how many stands in the address, below the alignment.
     """
     operands = list(operands_of(instruction.operands))
     size, _ = _size_of(instruction.flags)
     to, source = _address(block, operands[0], 32), _address(block, operands[1], 64)
     wanted = block.predicate(operands[2]) if len(operands) > 2 else None
-    fills = "ZFILL" in instruction.flags
-    if fills and wanted is None:
-        raise SassError("no predicate of .ZFILL")
+    may_be_short = "ZFILL" in instruction.flags
     places = np.arange(size, dtype=np.uint64)
 
     def step() -> None:
@@ -224,24 +223,27 @@ def copy_to_shared(block: Block, instruction: Instruction) -> Step:
         if wanted is not None:
             reading = np.broadcast_to(wanted(), block.active.shape)[block.active]
         missing = addresses % np.uint64(size)
-        if not fills and missing.any():
+        if missing.any() and not may_be_short:
             raise SassError(f"copy of {size} bytes that is not aligned")
         start = addresses - missing
         data = np.zeros((len(addresses), size), np.uint8)
         data[reading] = block.memory.load(start[reading][:, None] + places, 1)
         data[places[None, :] >= (np.uint64(size) - missing)[:, None]] = 0
         block.shared.store(everywhere[block.active][:, None] + places, data, 1)
-        _record_copy(block, start, reading, size, everywhere)
+        _record_copy(block, start, reading, size, everywhere, "BYPASS" not in instruction.flags)
 
     return step
 
 
-def _record_copy(block: Block, start: Array, reading: Array, size: int, everywhere: Array) -> None:
+def _record_copy(
+    block: Block, start: Array, reading: Array, size: int, everywhere: Array, uses_l1: bool
+) -> None:
     """The reading, with the wavefronts of the writing."""
     warps = block.warp_numbers[block.active][reading]
     traffic = block.memory.traffic(start[reading], size, warps, block.warps)
     wavefronts = block.shared.wavefronts(everywhere, size, block.active)
-    block.trace.accesses.append(traffic._replace(wavefronts=wavefronts))
+    traffic = traffic._replace(wavefronts=wavefronts)
+    block.trace.accesses.append(traffic if uses_l1 else traffic.past_l1())
 
 
 _ORDER = ("LDGDEPBAR", "DEPBAR", "MEMBAR", "ERRBAR", "CCTL", "ENDCOLLECTIVE", "WARPSYNC")

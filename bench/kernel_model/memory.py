@@ -32,6 +32,10 @@ class Traffic(NamedTuple):
     l2: Array  # sectors from L2 or to it
     dram: Array  # and those of them that go on to DRAM
 
+    def past_l1(self) -> Traffic:
+        """The same where L1 keeps nothing."""
+        return self._replace(l2=self.l2 + self.cached, cached=0 * self.cached)
+
 
 @dataclass(frozen=True)
 class Region:
@@ -77,11 +81,6 @@ class GlobalMemory:
         region = self.regions[name]
         start = region.address - FIRST_ADDRESS
         return self._bytes[start : start + region.bytes].view(dtype)
-
-    def fill(self, address: int, byte: int, count: int) -> None:
-        """What cudaMemset does."""
-        self._indices(np.array([address, address + count - 1], np.uint64), 1)
-        self._bytes[address - FIRST_ADDRESS : address - FIRST_ADDRESS + count] = byte
 
     def _indices(self, addresses: Array, size: int) -> Array:
         offsets = addresses.astype(np.int64) - FIRST_ADDRESS

@@ -16,7 +16,7 @@ from .cubin import RESERVED_SHARED
 from .device import Device
 from .occupancy import blocks_at_once
 from .registers import WARP
-from .sass import MULTIPLY_ADDS, Instruction, loops_of
+from .sass import MULTIPLY_ADDS, Instruction, loops_of, multiply_adds
 from .simulate import Simulated, WarpTrace, simulate, warp_traces
 
 MOST_VARIANTS = 3  # blocks of a launch that are executed, at most
@@ -127,15 +127,11 @@ def _predict_launch(device: Device, launch: Launch) -> PredictedLaunch:
 
 
 def main_addresses(code: Sequence[Instruction]) -> set[int]:
-    """The innermost loops with multiply-adds: that with most of them, and those with half as many,
-    which the compiler makes of one."""
-
-    def weight(loop: Sequence[Instruction]) -> int:
-        return sum(i.base in MULTIPLY_ADDS for i in loop)
-
-    loops = loops_of(code)
-    most = max(map(weight, loops), default=0)
-    return {i.address for loop in loops if most and 2 * weight(loop) >= most for i in loop}
+    """Of the loop with most multiply-adds, and of those with half as many, which the compiler makes
+    of the same one."""
+    loops = [loop for loop in loops_of(code) if multiply_adds(loop)]
+    most = max(map(multiply_adds, loops), default=0)
+    return {i.address for loop in loops if 2 * multiply_adds(loop) >= most for i in loop}
 
 
 def _variants(device: Device, launch: Launch, of_one: int) -> list[list[WarpTrace]]:

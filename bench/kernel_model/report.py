@@ -53,17 +53,9 @@ def table_of(predictions: Sequence[Prediction]) -> Table:
             style="red" if misses(one) else None,
         )
     for total in totals(predictions):
-        texts = [
-            "",
-            "",
-            "",
-            "",
-            "",
-            "",
-            time_text(total.seconds),
-            f"(goal {time_text(total.one.seconds)})",
-        ]
-        table.add_row(total.one.name, str(total.launches), *texts)
+        goal_text = f" (goal {time_text(total.one.seconds)})"
+        text = time_text(total.seconds) + (goal_text if total.seconds > total.one.seconds else "")
+        table.add_row(total.one.name, str(total.launches), *[""] * 6, text)
     return table
 
 

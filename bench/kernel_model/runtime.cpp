@@ -1,6 +1,6 @@
 // Stands in for the CUDA runtime: the entries in launches/ are linked with this instead of
-// libcudart. Each launch goes to the model with the kernel's name, the grid and the arguments as the
-// compiler packed them; questions about the device are answered for an H200.
+// libcudart. Each launch goes to the model with the kernel's name, the grid and the arguments as
+// the compiler packed them; questions about the device are answered for an H200.
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
@@ -15,7 +15,6 @@ namespace {
 struct Model {
   int (*launch)(const char* kernel, const unsigned* sizes, void** arguments);
   size_t (*memory)(const char* name, const char* type, size_t bytes);
-  int (*fill)(size_t address, int byte, size_t count);
   int (*blocks_at_once)(const char* kernel, int threads, size_t shared_bytes);
 };
 
@@ -130,11 +129,6 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
                             block.z,
                             static_cast<unsigned>(config->dynamicSmemBytes)};
   const int error = model.launch(kernel.name.c_str(), sizes, arguments);
-  return error ? failed(cudaErrorLaunchFailure) : cudaSuccess;
-}
-
-cudaError_t cudaMemsetAsync(void* to, int byte, size_t count, cudaStream_t) {
-  const int error = model.fill(reinterpret_cast<size_t>(to), byte, count);
   return error ? failed(cudaErrorLaunchFailure) : cudaSuccess;
 }
 

@@ -167,14 +167,13 @@ def _dominators(predecessors: Mapping[int, set[int]], entry: int) -> dict[int, s
     return dominators
 
 
-def loops_of(function: Sequence[Instruction]) -> list[list[Instruction]]:
-    """The innermost loops. Backward branches alone do not make one: the compiler also moves rare
-    code behind the function's end, from where it jumps back."""
-    blocks = blocks_of(function)
-    entry = function[0].address
+def _bodies(blocks: Mapping[int, Block], entry: int) -> dict[int, set[int]]:
+    """The blocks of each loop, by the block that it is entered through. Backward branches alone do
+    not make a loop: the compiler also moves rare code behind the function's end, from where it
+    jumps back."""
     predecessors = _predecessors(blocks, entry)
     dominators = _dominators(predecessors, entry)
-    bodies: dict[int, set[int]] = {}  # by the block that a loop is entered through
+    bodies: dict[int, set[int]] = {}
     for block in predecessors:
         for header in dominators[block].intersection(blocks[block].successors):
             body, waiting = bodies.setdefault(header, {header}), [block]
@@ -183,14 +182,21 @@ def loops_of(function: Sequence[Instruction]) -> list[list[Instruction]]:
                 if member not in body:
                     body.add(member)
                     waiting += predecessors[member]
-    innermost = [body for body in bodies.values() if len(body & bodies.keys()) == 1]
-    return [[i for block in sorted(body) for i in blocks[block].instructions] for body in innermost]
+    return bodies
+
+
+def loops_of(function: Sequence[Instruction]) -> list[list[Instruction]]:
+    """The loops, each without those inside it."""
+    blocks = blocks_of(function)
+    bodies = list(_bodies(blocks, function[0].address).values())
+    own = [body.difference(*(inner for inner in bodies if inner < body)) for body in bodies]
+    return [[i for block in sorted(body) for i in blocks[block].instructions] for body in own]
+
+
+def multiply_adds(loop: Sequence[Instruction]) -> int:
+    return sum(i.base in MULTIPLY_ADDS for i in loop)
 
 
 def main_loop(function: Sequence[Instruction]) -> list[Instruction]:
-    """The innermost loop with most multiply-adds, or else with most instructions; [] if none."""
-
-    def weight(loop: Sequence[Instruction]) -> tuple[int, int]:
-        return sum(i.base in MULTIPLY_ADDS for i in loop), len(loop)
-
-    return max(loops_of(function), key=weight, default=[])
+    """The loop with most multiply-adds, or else with most instructions; [] if there is none."""
+    return max(loops_of(function), key=lambda loop: (multiply_adds(loop), len(loop)), default=[])

@@ -2,6 +2,7 @@
 // stands on). Times are in cycles.
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <deque>
 #include <vector>
 
@@ -10,17 +11,27 @@ namespace {
 constexpr int kSchedulers = 4;
 constexpr int kScoreboards = 6;
 
-enum Pipe : int32_t { kNoPipe, kFma, kFmaHeavy, kAlu, kSpecial, kDouble, kMemory, kUniform, kPipes };
+enum Pipe : int32_t {
+  kNoPipe,
+  kFma,
+  kFmaHeavy,
+  kAlu,
+  kSpecial,
+  kDouble,
+  kMemory,
+  kUniform,
+  kPipes
+};
 
 enum Kind : int32_t {
-  kFixed,           // the stall count covers its latency
-  kVariable,        // its scoreboard is released after `latency`
-  kShared,          // as kVariable, behind its wavefronts
+  kFixed,     // the stall count covers its latency
+  kVariable,  // its scoreboard is released after `latency`
+  kShared,    // as kVariable, behind its wavefronts
   kGlobalLoad,
   kGlobalStore,
-  kCopy,            // from global to shared memory, waited for by group
-  kCommit,          // ends a group of copies
-  kAwaitCopies,     // until at most `latency` groups are on their way
+  kCopy,         // from global to shared memory, waited for by group
+  kCommit,       // ends a group of copies
+  kAwaitCopies,  // until at most `latency` groups are on their way
   kBarrier,
 };
 
@@ -151,7 +162,8 @@ class Simulation {
         const int64_t time = issue_time(*warp, s);
         if (time > now_) {
           soonest = std::min(soonest, time);
-        } else if (best == nullptr || warp == last_[s] || (best != last_[s] && warp->age < best->age)) {
+        } else if (best == nullptr || warp == last_[s] ||
+                   (best != last_[s] && warp->age < best->age)) {
           best = warp;
         }
       }
@@ -160,8 +172,8 @@ class Simulation {
         issued = true;
       }
     }
-    // All warps at barriers cannot be: the last one releases the others.
-    now_ = issued || soonest == INT64_MAX ? now_ + 1 : soonest;
+    if (!issued && soonest == INT64_MAX) std::abort();  // a barrier was not released
+    now_ = issued ? now_ + 1 : soonest;
   }
 
   int64_t scoreboards(const Warp& warp, const Instruction& instruction, bool* on_global) const {
@@ -192,8 +204,8 @@ class Simulation {
   int64_t issue_time(const Warp& warp, int s) const {
     const Instruction& instruction = code_[warp.trace->instructions[warp.next]];
     bool on_global = false;
-    return std::max({warp.ready, scoreboards(warp, instruction, &on_global),
-                     pipe_time(instruction, s)});
+    return std::max(
+        {warp.ready, scoreboards(warp, instruction, &on_global), pipe_time(instruction, s)});
   }
 
   void occupy(const Instruction& instruction, int s) {
@@ -231,7 +243,8 @@ class Simulation {
     if (is_memory_[number]) {
       access(warp, instruction);
     } else if (instruction.kind == kVariable) {
-      release(warp, instruction, now_ + instruction.latency, now_ + machine_.operand_latency, false);
+      release(warp, instruction, now_ + instruction.latency, now_ + machine_.operand_latency,
+              false);
     } else if (instruction.kind == kCommit) {
       warp.groups.push_back(warp.groups.empty() ? warp.copies
                                                 : std::max(warp.groups.back(), warp.copies));

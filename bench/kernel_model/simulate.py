@@ -16,14 +16,16 @@ import ctypes
 import functools
 import itertools
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from . import machine as m
 from .block import Trace
-from .build import BUILDS, HERE, fingerprint
+from .build import BUILDS, HERE, fingerprint, put
 from .execute import MEMORY as MEMORY_OPCODES
 from .registers import Array, SassError, operands_of
 from .sass import Instruction
@@ -215,9 +217,10 @@ def _library() -> ctypes.CDLL:
     target = BUILDS / f"simulate-{fingerprint((compiler, flags), [source])}.so"
     if not target.exists():
         BUILDS.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        run([compiler, *flags, source, "-o", partial])
-        partial.rename(target)
+        with tempfile.TemporaryDirectory(dir=BUILDS) as scratch:
+            made = Path(scratch) / target.name
+            run([compiler, *flags, source, "-o", made])
+            put(made, target)
     return ctypes.CDLL(str(target))
 
 

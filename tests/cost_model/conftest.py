@@ -9,7 +9,7 @@ from support.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "bench"))  # as when bench/kernel_report.py is run
 
-from kernel_model.tools import ReportError, find_tool  # noqa: E402
+from kernel_model.tools import ReportError, find_tool
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from kernel_model.execute import Machine
 from kernel_model.memory import FIRST_ADDRESS, GlobalMemory, wavefronts_of
 from kernel_model.registers import SassError
 
-from cost_model.programs import executed, issued, launch, machine, register
+from cost_model.programs import executed, issued, launch, machine, program, register
 
 LANE = "S2R R1, SR_TID.X"
 
@@ -162,6 +163,36 @@ def test_loads_and_stores_and_their_sectors() -> None:
     costs = [tuple(int(part[0]) for part in access) for access in (first, again, store)]
     # Lines, sectors that were there, from L2, from DRAM.
     assert costs == [(1, 0, 4, 4), (1, 4, 0, 0), (1, 0, 4, 0)]
+
+
+def test_a_sector_comes_once_for_a_block() -> None:
+    memory = memory_with(*range(64))
+    of = launch(64, 2, arguments=addresses(memory))
+    first_two = ("LDC.64 R2, c[0x0][0x210]", "LDG.E R0, desc[UR6][R2.64]")
+    for number in range(2):  # the second block finds nothing that the first one had
+        memory.forget_accesses()
+        load = Machine(program(*first_two, "EXIT"), of, number, memory)
+        (access,) = load.run().accesses
+        assert (access.dram.sum(), access.l2.sum(), access.cached.sum()) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("load", "costs"),
+    [
+        ("LDG.E R0, desc[UR6][R2.64]", (4, 0)),
+        ("LDG.E.STRONG.GPU R0, desc[UR6][R2.64]", (0, 4)),
+        ("LDGSTS.E [RZ+0x400], desc[UR6][R2.64]", (4, 0)),
+        ("LDGSTS.E.BYPASS [RZ+0x400], desc[UR6][R2.64]", (0, 4)),
+    ],
+)
+def test_what_l1_keeps(load: str, costs: tuple[int, int]) -> None:
+    """Sectors that are there already, and those from L2, the second time."""
+    memory = memory_with(*range(32))
+    of = launch(shared=16, arguments=addresses(memory))
+    twice = machine(*COPY, load, load, of=of, memory=memory)
+    _, again = twice.run().accesses
+    assert (again.cached[0], again.l2[0]) == costs
+    assert again.dram[0] == 0
 
 
 def test_a_strided_load_takes_a_sector_for_each_lane() -> None:

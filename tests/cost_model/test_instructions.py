@@ -71,8 +71,11 @@ SET = (  # what the cases below start from
         ("ISETP.GE.AND P1, PT, R2, RZ, PT; P2R R0, PR, RZ, 0x2", 0),
         ("ISETP.GE.U32.AND P1, P2, R2, RZ, PT; P2R R0, PR, R7, 0x6", 3),
         # 64-bit: (5, -3) against (1, -3); the high words are equal.
-        ("ISETP.GT.U32.AND P0, PT, R1, R7, PT; ISETP.GT.AND.EX P0, PT, R2, R2, PT, P0; "
-         "SEL R0, R1, R7, P0", 5),  # fmt: skip
+        (
+            "ISETP.GT.U32.AND P0, PT, R1, R7, PT; ISETP.GT.AND.EX P0, PT, R2, R2, PT, P0; "
+            "SEL R0, R1, R7, P0",
+            5,
+        ),
         ("ISETP.NE.AND.EX P0, PT, R2, R2, PT, PT; SEL R0, R1, R7, P0", 5),
         ("ISETP.EQ.OR P0, PT, R1, R7, PT; SEL R0, R1, R7, P0", 5),
         ("R2P PR, R1, 0x7; P2R R0, PR, RZ, 0x7f", 5),
@@ -89,7 +92,7 @@ SET = (  # what the cases below start from
         ("CS2R R8, SRZ; MOV R0, R9", 0),
         ("BMSK R0, 0x4, 0x3", 0x70),
     ],
-)  # fmt: skip
+)
 def test_integers(lines: str, expected: int) -> None:
     done = executed(*SET, *lines.split("; "))
     assert register(done, 0).view(np.int32).tolist() == [[expected] * 32]

@@ -60,7 +60,7 @@ def keep_scale(p: float) -> float:
 # ---- DropConnect
 
 
-LAYERS = [((5, 200, 70), 0.5), ((33, 128, 64), 0.1)]
+LAYERS = [((3, 140, 35), 0.5), ((33, 128, 32), 0.1)]
 
 
 def stored_masks(rows: int, in_features: int, out_features: int, p: float) -> Tensor:
@@ -89,7 +89,7 @@ def test_dropconnect(sizes: tuple[int, int, int], p: float, stored: bool) -> Non
     for name, truth in expected.items():
         on = device("dropconnect", **operands)
         on.run(f"dropconnect_{name}", *sizes, p, int(stored))
-        computed = result(on, truth.float()).double()
+        computed = result(on, truth.float(), "result" if name == "forward" else name).double()
         assert (computed - truth).abs().max() < 1e-6 * truth.abs().max(), name
 
 
@@ -114,7 +114,7 @@ def test_bias_gradient(rows: int) -> None:
 
 def test_every_product_is_one_ffma() -> None:
     """Where no tile is cut: as many lanes execute FFMAs as there are products."""
-    rows, ins, outs = 64, 256, 128
+    rows, ins, outs = 64, 128, 64
     on = device("dropconnect", input=normal(rows, ins), weight=normal(outs, ins))
     launches = on.call("dropconnect_forward", rows, ins, outs, 0.5, 0)
     executed = 0
@@ -138,7 +138,7 @@ def dropped(x: Tensor, kept: Tensor, p: float) -> Tensor:
 
 
 @pytest.mark.parametrize("p", P_MASKED)
-@pytest.mark.parametrize("count", [8, 1000, 4099, 40000])
+@pytest.mark.parametrize("count", [8, 1000, 12291])
 def test_dropout(count: int, p: float) -> None:
     x, r = normal(count, dtype=torch.bfloat16), normal(count, dtype=torch.bfloat16).flip(0)
     expected = dropped(x, mask(count, p=p), p)
@@ -175,7 +175,7 @@ def test_packed_bits(p: float) -> None:
 
 @pytest.mark.parametrize("p", P_MASKED)
 def test_epilogue(p: float) -> None:
-    rows, features = 40, 300
+    rows, features = 12, 300
     x, b, r, g = (
         normal(*shape, dtype=torch.bfloat16)
         for shape in ((rows, features), (features,), (rows + 1, features), (rows, features + 1))
@@ -202,7 +202,7 @@ def assert_close(computed: Tensor, truth: Tensor) -> None:
 
 
 def test_gaussian_dropout() -> None:
-    x = normal(4100, dtype=torch.bfloat16)
+    x = normal(2052, dtype=torch.bfloat16)
     on = device("noise", input=x)
     on.run("noise_gaussian", 0.3, len(x))
     noise = reference.normal_noise((len(x),), seed=SEED, offset=OFFSET)
@@ -210,7 +210,7 @@ def test_gaussian_dropout() -> None:
 
 
 def test_concrete_dropout() -> None:
-    x = normal(4100, dtype=torch.bfloat16)
+    x = normal(2052, dtype=torch.bfloat16)
     g = x.flip(0)
     logit = torch.tensor([-2.0])
     uniform = fused_dropout.uniform_noise((len(x),), seed=SEED, offset=OFFSET).double()

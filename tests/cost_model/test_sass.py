@@ -57,6 +57,18 @@ def test_main_loops_are_those_with_most_multiply_adds() -> None:
     assert main_addresses(program("NOP", "@P0 BRA 0x0", "EXIT")) == set()
 
 
+def test_a_loop_that_holds_another_counts_without_it() -> None:
+    code = program(
+        "FFMA R0, R1, R2, R0",  # 0x00
+        "LDGSTS.E [R3], desc[UR4][R4.64]",  # 0x10: the inner loop
+        "@P0 BRA 0x10",
+        "FFMA R0, R1, R2, R0",
+        "@P1 BRA 0x0",
+        "EXIT",
+    )
+    assert main_addresses(code) == {0x00, 0x30, 0x40}
+
+
 def kernel(registers: int, shared: int = RESERVED_SHARED) -> KernelInfo:
     return KernelInfo("kernel", registers, shared, (), 0x210, {})
 
@@ -72,6 +84,7 @@ def kernel(registers: int, shared: int = RESERVED_SHARED) -> KernelInfo:
         (255, 1024, 0, 0),
         (16, 32, 0, 32),
         (64, 96, 0, 10),
+        (104, 32, 0, 16),  # four warps of each scheduler, though 19 would fit in all registers
     ],
 )
 def test_occupancy(registers: int, threads: int, dynamic: int, expected: int) -> None:

@@ -59,7 +59,9 @@ def trace_of(numbers: range | list[int], *accesses: Access) -> WarpTrace:
     return WarpTrace(np.array(list(numbers), np.int32), *columns)
 
 
-def run(code: list[Instruction], *warps: WarpTrace, blocks: int = 1, resident: int = 1) -> Simulated:
+def run(
+    code: list[Instruction], *warps: WarpTrace, blocks: int = 1, resident: int = 1
+) -> Simulated:
     return simulate(code, [warps], blocks, resident)
 
 
@@ -98,6 +100,13 @@ def test_pipes_work_beside_each_other() -> None:
     assert run(code, straight(code)).cycles == 40
 
 
+def test_half_of_the_ffma_pipe_takes_integer_products() -> None:
+    code = code_of(MULTIPLY_ADD, MULTIPLY_ADD, PRODUCT)
+    assert run(code, straight(code)).cycles == 4
+    code = code_of(PRODUCT, MULTIPLY_ADD, PRODUCT)
+    assert run(code, straight(code)).cycles == 3
+
+
 def test_a_scoreboard_is_waited_for() -> None:
     code = code_of(
         "LDS R0, [R1]", "NOP", ADD, at_0=Control(1, write_barrier=2), at_2=Control(1, wait_mask=4)
@@ -113,7 +122,9 @@ def test_a_scoreboard_is_waited_for() -> None:
 
 
 def test_operands_are_waited_for() -> None:
-    code = code_of("STS [R1], R0", ADD, at_0=Control(1, read_barrier=0), at_1=Control(1, wait_mask=1))
+    code = code_of(
+        "STS [R1], R0", ADD, at_0=Control(1, read_barrier=0), at_1=Control(1, wait_mask=1)
+    )
     assert run(code, straight(code, (1, 0, 0))).cycles == 1 + 10 + 1
 
 
@@ -173,6 +184,8 @@ def test_a_barrier_waits_for_the_last_warp() -> None:
 def test_a_warp_that_has_ended_holds_up_no_barrier() -> None:
     code = code_of("NOP", "BAR.SYNC.DEFER_BLOCKING 0x0", "NOP")
     assert run(code, trace_of([0]), trace_of([1, 2])).cycles <= 1 + 20 + 1
+    late = run(code, trace_of([0] * 10), trace_of([1, 2])).cycles
+    assert late > 10 * 5 + 20
 
 
 @pytest.mark.parametrize(("groups_left", "arrival"), [(1, 1 + 16 + 200), (0, 1 + 32 + 200)])

@@ -48,6 +48,7 @@ int forward(int64_t rows, int64_t in_features, int64_t out_features, double p, b
 int gradients(int64_t rows, int64_t in_features, int64_t out_features, double p, bool stored,
               bool d_input, bool d_weight) {
   const DropConnectProblem problem = problem_of(rows, in_features, out_features, p, stored);
+<<<<<<< HEAD
   const MatrixView input = dense("input", rows, in_features);
   const MatrixView weight = dense("weight", out_features, in_features);
   dropconnect::Gradients<float> pass(problem, dense("grad", rows, out_features),
@@ -57,6 +58,16 @@ int gradients(int64_t rows, int64_t in_features, int64_t out_features, double p,
                      d_input ? memory<float>("d_input", rows * in_features) : nullptr,
                      d_weight ? memory<float>("d_weight", out_features * in_features) : nullptr,
                      nullptr);
+=======
+  const MatrixView panel = kOutsAreResults ? dense("input", rows, in_features)
+                                           : dense("weight", out_features, in_features);
+  const int64_t results = (kOutsAreResults ? out_features : rows) * in_features;
+  float* const workspace =
+      memory<float>("workspace", dropconnect::outer_slices<kOutsAreResults>(problem) * results);
+  return dropconnect::launch_outer<float, kOutsAreResults>(
+      problem, rng(), panel, dense("grad", rows, out_features), workspace,
+      memory<float>(kOutsAreResults ? "d_weight" : "d_input", results), nullptr);
+>>>>>>> model
 }
 
 }  // namespace
