@@ -40,13 +40,11 @@ from rich.table import Table
 
 MIN_FFMA_SHARE = 0.60
 # One of each must be in the extension.
-GOAL_KERNELS = tuple(
-    f"dropconnect::{kernel}"
-    for kernel in (
-        "forward_kernel<float>",
-        "outer_kernel<float, true>",
-        "outer_kernel<float, false>",
-    )
+GOAL_KERNELS = (
+    "dropconnect::forward_kernel<float, false>",
+    "dropconnect::forward_kernel<float, true>",
+    "dropconnect::gradients_kernel<float, false>",
+    "dropconnect::gradients_kernel<float, true>",
 )
 COMPILED_FOR = ("80", "90")  # where a .cu file is named
 SHOWN_INSTRUCTIONS = 5

@@ -186,11 +186,16 @@ def _bodies(blocks: Mapping[int, Block], entry: int) -> dict[int, set[int]]:
 
 
 def loops_of(function: Sequence[Instruction]) -> list[list[Instruction]]:
-    """The loops, each without those inside it."""
+    """The loops, each without those inside it. Of one that multiplies and adds, the blocks that do:
+    what it does besides, such as fetching operands, is often in a block that is rarely executed."""
     blocks = blocks_of(function)
     bodies = list(_bodies(blocks, function[0].address).values())
-    own = [body.difference(*(inner for inner in bodies if inner < body)) for body in bodies]
-    return [[i for block in sorted(body) for i in blocks[block].instructions] for body in own]
+    loops = []
+    for body in bodies:
+        own = sorted(body.difference(*(inner for inner in bodies if inner < body)))
+        working = [block for block in own if multiply_adds(blocks[block].instructions)]
+        loops.append([i for block in working or own for i in blocks[block].instructions])
+    return loops
 
 
 def multiply_adds(loop: Sequence[Instruction]) -> int:

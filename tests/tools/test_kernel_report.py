@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.bench_scripts import script
 
-FORWARD = "_ZN13fused_dropout11dropconnect12_GLOBAL__N_114forward_kernelIfEEvNS_9RngSourceE"
+FORWARD = "_ZN13fused_dropout11dropconnect12_GLOBAL__N_114forward_kernelIfLb0EEEvNS_9RngSourceE"
 REGISTERS_ONLY = "REG:130 STACK:0 SHARED:1024 LOCAL:0"
 
 
@@ -129,13 +129,15 @@ def test_a_subroutine_belongs_to_no_loop() -> None:
 
 
 def test_a_loop_may_branch_within() -> None:
+    """Then its blocks without multiply-adds are left out."""
     loop = main_loop(
-        "@!P0|BRA P6, 0x20",  # 0x00: the loop
+        "@!P0|BRA P6, 0x30",  # 0x00: the loop
         "FFMA R3, R4, R5, R3",
-        "@!P1|BRA 0x0",
+        "LDS R4, [R6]",
+        "@!P1|BRA 0x0",  # 0x30
         "EXIT",
     )
-    assert loop == {"FFMA": 1, "BRA": 2}
+    assert loop == {"FFMA": 1, "LDS": 1}
 
 
 def test_no_loop() -> None:
@@ -153,14 +155,15 @@ def loop_kernel(ffma: int, others: int, *before: str, **options: Any) -> Any:
 
 def test_goals() -> None:
     good = loop_kernel(60, 40)
-    assert (good.name, good.architecture) == ("dropconnect::forward_kernel<float>", "sm_90")
+    assert (good.name, good.architecture) == ("dropconnect::forward_kernel<float, false>", "sm_90")
     assert good.share("FFMA") == 0.6
     assert good.loop["R2P"] == 39
     assert good.problems() == []
     assert loop_kernel(59, 41).problems() == [
-        "dropconnect::forward_kernel<float> for sm_90: main loop is 59.0% FFMA, the goal is 60%"
+        "dropconnect::forward_kernel<float, false> for sm_90: main loop is 59.0% FFMA, the goal is "
+        "60%"
     ]
-    double = FORWARD.replace("IfE", "IdE")
+    double = FORWARD.replace("IfL", "IdL")
     assert loop_kernel(1, 99, name=double).problems() == []
 
 
@@ -172,9 +175,11 @@ def test_goals() -> None:
     ],
 )
 def test_local_memory_is_a_problem(before: list[str], used: str, said: str) -> None:
-    double = FORWARD.replace("IfE", "IdE")
+    double = FORWARD.replace("IfL", "IdL")
     (problem,) = loop_kernel(9, 1, *before, used=used, name=double).problems()
-    assert problem.startswith("dropconnect::forward_kernel<double> for sm_90: uses local memory")
+    assert problem.startswith(
+        "dropconnect::forward_kernel<double, false> for sm_90: uses local memory"
+    )
     assert said in problem
 
 
@@ -212,7 +217,8 @@ def test_exit_status(
     assert "1 kernels: no local memory, goals met" in capsys.readouterr().out
     monkeypatch.setattr(report, "report_predictions", lambda words: pytest.fail("the model"))
     assert report.main(["--no-model"]) == 1  # the extension must have all goal kernels
-    assert "dropconnect::outer_kernel<float, true>: not in the extension" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "dropconnect::gradients_kernel<float, true>: not in the extension" in out
     kernel = loop_kernel(50, 50)
     assert report.main(["some.cubin"]) == 1
     assert "50.0% FFMA" in capsys.readouterr().out

@@ -28,16 +28,12 @@ MatrixView dense(const char* name, int64_t rows, int64_t cols) {
   return {memory<float>(name, rows * cols), cols, 1};
 }
 
-// Blocks that an H200 has room for.
-constexpr int64_t kForwardSlots = 2 * 132;
-constexpr int64_t gradient_slots(bool stored) { return (stored ? 5 : 4) * 132; }
-
 // `stores`: the masks that are drawn are stored.
 int forward(int64_t rows, int64_t in_features, int64_t out_features, double p, bool stored,
             bool stores) {
   const DropConnectProblem problem = problem_of(rows, in_features, out_features, p, stored);
   dropconnect::Forward<float> pass(problem, dense("input", rows, in_features),
-                                   dense("weight", out_features, in_features), kForwardSlots);
+                                   dense("weight", out_features, in_features), dropconnect::forward_slots<float>(stored));
   const int64_t words = group_count(in_features) * rows * stored_outs(out_features) * kGroupWords;
   return pass.launch(rng(), {memory<float>("bias", out_features), 1},
                      memory<float>("workspace", pass.workspace()),
@@ -48,26 +44,15 @@ int forward(int64_t rows, int64_t in_features, int64_t out_features, double p, b
 int gradients(int64_t rows, int64_t in_features, int64_t out_features, double p, bool stored,
               bool d_input, bool d_weight) {
   const DropConnectProblem problem = problem_of(rows, in_features, out_features, p, stored);
-<<<<<<< HEAD
   const MatrixView input = dense("input", rows, in_features);
   const MatrixView weight = dense("weight", out_features, in_features);
   dropconnect::Gradients<float> pass(problem, dense("grad", rows, out_features),
                                      d_input ? &weight : nullptr, d_weight ? &input : nullptr,
-                                     gradient_slots(stored));
+                                     dropconnect::gradient_slots<float>(stored));
   return pass.launch(rng(), memory<float>("workspace", pass.workspace()),
                      d_input ? memory<float>("d_input", rows * in_features) : nullptr,
                      d_weight ? memory<float>("d_weight", out_features * in_features) : nullptr,
                      nullptr);
-=======
-  const MatrixView panel = kOutsAreResults ? dense("input", rows, in_features)
-                                           : dense("weight", out_features, in_features);
-  const int64_t results = (kOutsAreResults ? out_features : rows) * in_features;
-  float* const workspace =
-      memory<float>("workspace", dropconnect::outer_slices<kOutsAreResults>(problem) * results);
-  return dropconnect::launch_outer<float, kOutsAreResults>(
-      problem, rng(), panel, dense("grad", rows, out_features), workspace,
-      memory<float>(kOutsAreResults ? "d_weight" : "d_input", results), nullptr);
->>>>>>> model
 }
 
 }  // namespace
