@@ -81,9 +81,10 @@ def run_on_device(
 
     d_input_memory, d_input = poisoned(device, *input.shape, dtype=input.dtype)
     d_bias_memory, d_bias = poisoned(device, case.features, dtype=input.dtype)
-    sums = torch.float64 if input.dtype == torch.float64 else torch.float32
-    workspace, _ = poisoned(device, 2 * input.numel(), dtype=sums)
-    results = (placed(d_input_memory, misaligned == "result"), workspace, d_bias_memory)
+    computed_in = torch.float64 if input.dtype == torch.float64 else torch.float32
+    workspace, _ = poisoned(device, 2 * input.numel(), dtype=computed_in)
+    sums = (workspace, 2 * input.numel())
+    results = (placed(d_input_memory, misaligned == "result"), *sums, d_bias_memory)
     arguments = (*settings, *shape, given_backward, g, x, b, *results)
     assert device.call(f"epilogue_backward_{name}", *arguments) == 0
     check_end(d_input_memory, d_input.numel())
