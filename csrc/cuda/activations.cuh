@@ -10,13 +10,22 @@
 namespace fused_dropout {
 namespace {
 
-// 1 / x for x >= 1, within 1 unit in the last place for float, and 0 from 2^126 on.
-FUSED_DROPOUT_DEVICE float inverse(float x) { return reciprocal_approx(x); }
-FUSED_DROPOUT_DEVICE double inverse(double x) { return 1.0 / x; }
-
+// 1 / (1 + exp(-y)), and what is missing to 1: of a float exactly 0 where the exponential is 0, so
+// that inf times it is no number.
 template <class S>
-FUSED_DROPOUT_DEVICE S sigmoid(S y) {
-  return inverse(S(1) + exp_of(-y));
+struct Sigmoid {
+  S value;
+  S missing;  // 0, too, where the value is 0
+};
+
+FUSED_DROPOUT_DEVICE Sigmoid<float> sigmoid(float y) {
+  const float e = expf(-y);
+  const float value = reciprocal_approx(1.0f + e);
+  return {value, fminf(e, 0x1p126f) * value};
+}
+FUSED_DROPOUT_DEVICE Sigmoid<double> sigmoid(double y) {
+  const double value = 1.0 / (1.0 + exp(-y));
+  return {value, 1.0 - value};
 }
 
 struct Relu {
@@ -50,7 +59,7 @@ struct Gelu {
     return x < 0 ? of_negative : 1.0f - of_negative;
   }
   FUSED_DROPOUT_DEVICE double slope(double x) const {
-    return below(x) + x * (exp_of(-0.5 * x * x) * kInverseSqrt2Pi);
+    return below(x) + x * (exp(-0.5 * x * x) * kInverseSqrt2Pi);
   }
 
  private:
@@ -68,25 +77,25 @@ struct GeluTanh {
   }
   template <class S>
   FUSED_DROPOUT_DEVICE S value(S x) const {
-    return x * sigmoid(argument(x));
+    return x * sigmoid(argument(x)).value;
   }
   template <class S>
   FUSED_DROPOUT_DEVICE S slope(S x) const {
-    const S s = sigmoid(argument(x));
+    const Sigmoid<S> s = sigmoid(argument(x));
     const S inner = S(1.59576912160573071176) + S(3 * 1.59576912160573071176 * 0.044715) * (x * x);
-    return s + x * (s * (1 - s)) * inner;
+    return s.value + x * (s.value * s.missing) * inner;
   }
 };
 
 struct Silu {
   template <class S>
   FUSED_DROPOUT_DEVICE S value(S x) const {
-    return x * sigmoid(x);
+    return x * sigmoid(x).value;
   }
   template <class S>
   FUSED_DROPOUT_DEVICE S slope(S x) const {
-    const S s = sigmoid(x);
-    return s + x * (s * (1 - s));
+    const Sigmoid<S> s = sigmoid(x);
+    return s.value + x * (s.value * s.missing);
   }
 };
 

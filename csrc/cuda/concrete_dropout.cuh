@@ -47,15 +47,29 @@ FUSED_DROPOUT_DEVICE ConcreteRate<S> rate_of(const Source<S>& source) {
   return {logit, odds / (one + odds), source.inverse_temperature, shift, one, one + odds};
 }
 
-// e^-m z / (1 - z), within bounds whose reciprocals are normal numbers. 1 - u is exact.
-template <class S>
-FUSED_DROPOUT_DEVICE S dropped_odds(const ConcreteRate<S>& rate, uint32_t word) {
-  constexpr S kBound = sizeof(S) == 4 ? S(87) : S(700);
-  const S u = uniform_of_word<S>(word);
-  S x = (rate.logit + log_of(u / (S(1) - u))) * rate.inverse_temperature - rate.shift;
-  x = x < -kBound ? -kBound : x;  // a NaN stays one
-  return exp_of(x > kBound ? kBound : x);
+// e^-m z / (1 - z), within bounds whose reciprocals are normal numbers. 1 - u is exact. By powers
+// of 2: the logarithms are within 2^-22 of their size or of 1. A NaN ends up in `numerator` and
+// `p`.
+FUSED_DROPOUT_DEVICE float dropped_odds(const ConcreteRate<float>& rate, uint32_t word) {
+  constexpr float kLog2OfE = 0x1.715476p0f;
+  constexpr float kBound = 125.0f;
+  const float u = uniform_of_word<float>(word);
+  const float noise = log2_approx(u) - log2_approx(1.0f - u);
+  const float at_half = fmaf(rate.logit, rate.inverse_temperature, -rate.shift) * kLog2OfE;
+  const float x = fmaf(noise, rate.inverse_temperature, at_half);
+  return exp2_approx(fminf(fmaxf(x, -kBound), kBound));
 }
+
+FUSED_DROPOUT_DEVICE double dropped_odds(const ConcreteRate<double>& rate, uint32_t word) {
+  constexpr double kBound = 700;
+  const double u = uniform_of_word<double>(word);
+  const double x = (rate.logit + log(u / (1.0 - u))) * rate.inverse_temperature - rate.shift;
+  return exp(fmin(fmax(x, -kBound), kBound));
+}
+
+// Of what is within those bounds.
+FUSED_DROPOUT_DEVICE float inverse_of(float x) { return reciprocal_approx(x); }
+FUSED_DROPOUT_DEVICE double inverse_of(double x) { return 1.0 / x; }
 
 // `out` may be `in`.
 template <class T, int kAccess>
@@ -65,12 +79,14 @@ __global__ void __launch_bounds__(kNoiseThreads)
   using S = Real<T>;
   constexpr int kChunk = kNoiseChunk<T>;
   const ConcreteRate<S> rate = rate_of(source);
-  for_each_chunk<T>(seeded(rule, rng), count, [&](const uint32_t (&words)[kChunk], int64_t first) {
+  for_each_chunk<T>(seeded(rule, rng), count, [&](int64_t first, const auto& draw) {
+    uint32_t words[kChunk];
     S x[kChunk];
     load_chunk<T, kAccess>(in + first, count - first, x);
+    draw(words);
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) {
-      x[k] *= rate.numerator / (rate.one + dropped_odds(rate, words[k]));
+      x[k] *= rate.numerator * inverse_of(rate.one + dropped_odds(rate, words[k]));
     }
     store_chunk<T, kAccess>(x, count - first, out + first);
   });
@@ -107,22 +123,23 @@ __global__ void __launch_bounds__(kNoiseThreads)
   constexpr int kChunk = kNoiseChunk<T>;
   const ConcreteRate<S> rate = rate_of(source);
   S d_logit = 0;
-  for_each_chunk<T>(
-      seeded(rule, rng), tensors.count, [&](const uint32_t (&words)[kChunk], int64_t first) {
-        const int64_t left = tensors.count - first;
-        S g[kChunk], x[kChunk];
-        load_chunk<T, kAccess>(tensors.grad + first, left, g);
-        load_chunk<T, kAccess>(tensors.in + first, left, x);
+  for_each_chunk<T>(seeded(rule, rng), tensors.count, [&](int64_t first, const auto& draw) {
+    const int64_t left = tensors.count - first;
+    uint32_t words[kChunk];
+    S g[kChunk], x[kChunk];
+    load_chunk<T, kAccess>(tensors.grad + first, left, g);
+    load_chunk<T, kAccess>(tensors.in + first, left, x);
+    draw(words);
 #pragma unroll
-        for (int k = 0; k < kChunk; ++k) {
-          const S odds = dropped_odds(rate, words[k]);
-          const S inverse = S(1) / (rate.one + odds);
-          const S dropped = odds * inverse;
-          g[k] *= inverse * rate.numerator;
-          d_logit = fma(x[k] * g[k], fma(-dropped, rate.inverse_temperature, rate.p), d_logit);
-        }
-        store_chunk<T, kAccess>(g, left, tensors.d_in + first);
-      });
+    for (int k = 0; k < kChunk; ++k) {
+      const S odds = dropped_odds(rate, words[k]);
+      const S inverse = inverse_of(rate.one + odds);
+      const S dropped = odds * inverse;
+      g[k] *= inverse * rate.numerator;
+      d_logit = fma(x[k] * g[k], fma(-dropped, rate.inverse_temperature, rate.p), d_logit);
+    }
+    store_chunk<T, kAccess>(g, left, tensors.d_in + first);
+  });
   d_logit = block_sum(d_logit);
   if (threadIdx.x == 0) tensors.partial[blockIdx.x] = d_logit;
 }
@@ -144,12 +161,14 @@ __global__ void __launch_bounds__(kNoiseThreads)
                    int64_t count) {
   constexpr int kChunk = kNoiseChunk<S>;
   const ConcreteRate<S> rate = rate_of(source);
-  for_each_chunk<S>(seeded(rule, rng), count, [&](const uint32_t (&words)[kChunk], int64_t first) {
+  for_each_chunk<S>(seeded(rule, rng), count, [&](int64_t first, const auto& draw) {
+    uint32_t words[kChunk];
     S factors[kChunk], slopes[kChunk];
+    draw(words);
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) {
       const S odds = dropped_odds(rate, words[k]);
-      const S inverse = S(1) / (rate.one + odds);
+      const S inverse = inverse_of(rate.one + odds);
       factors[k] = inverse * rate.numerator;
       slopes[k] = fma(-odds * inverse, rate.inverse_temperature, rate.p);
     }

@@ -54,16 +54,34 @@ struct UniformNoise {
   }
 };
 
+// Two normals from two words (common/noise.h).
+FUSED_DROPOUT_DEVICE void normal_pair(uint32_t a, uint32_t b, float* first, float* second) {
+  const float root = square_root_of_normal(minus_log(uniform_of_word<float>(a)));  // r / sqrt(2)
+  // 2 pi u = pi n + pi h / 2 with n = 0, 1 or 2 and |h| <= 1, exactly: n is odd where bit 31 of
+  // b + 2^30 is set, and h is what the bits below bit 31 of b say as a signed number.
+  const uint32_t rest = (b << 1 & ~0x3FFu) | 0x200u;
+  const float h = static_cast<float>(static_cast<int32_t>(rest)) * 0x1p-31f;
+  const uint32_t sign = (b + 0x40000000u) & 0x80000000u;
+  const float r = float_from_bits(bits_from_float(root) ^ sign);
+  const float w = h * h;
+  *first = (r * fmaf(-h, h, 1.0f)) * cosine_factor(w);
+  *second = (r * h) * sine_factor(w);
+}
+
+FUSED_DROPOUT_DEVICE void normal_pair(uint32_t a, uint32_t b, double* first, double* second) {
+  const double r = sqrt(-2.0 * log(uniform_of_word<double>(a)));
+  double sine, cosine;
+  sincospi(2.0 * uniform_of_word<double>(b), &sine, &cosine);
+  *first = r * cosine;
+  *second = r * sine;
+}
+
 struct NormalNoise {
   template <class S, int kCount>
   FUSED_DROPOUT_DEVICE static void of_words(const uint32_t (&words)[kCount], S (&noise)[kCount]) {
 #pragma unroll
     for (int k = 0; k < kCount; k += 2) {
-      const S radius = square_root(S(-2) * log_of(uniform_of_word<S>(words[k])));
-      S sine, cosine;
-      sine_cosine_of_turn(uniform_of_word<S>(words[k + 1]), &sine, &cosine);
-      noise[k] = radius * cosine;
-      noise[k + 1] = radius * sine;
+      normal_pair(words[k], words[k + 1], &noise[k], &noise[k + 1]);
     }
   }
 };
@@ -94,25 +112,25 @@ FUSED_DROPOUT_DEVICE void store_chunk(const Real<T> (&from)[kCount], int64_t lef
   }
 }
 
-// Calls body(words, first) for this thread's chunks of `count` elements.
+// Calls body(first, draw) for this thread's chunks of `count` elements. draw(words) draws those of
+// the chunk, which the body does after it has issued its loads.
 template <class T, class Body>
 FUSED_DROPOUT_DEVICE void for_each_chunk(const MaskRule& rule, int64_t count, Body body) {
   constexpr int kChunk = kNoiseChunk<T>;
-  const PhiloxKeys<uint32_t> keys = keys_of(rule);
+  const PhiloxKeys<uint32_t> keys = held_keys(rule);
   for (int64_t first = thread_in_grid() * kChunk; first < count;
        first += threads_in_grid() * kChunk) {
-    uint32_t words[kChunk];
-    draw_words(rule, keys, first, words);
-    body(words, first);
+    body(first, [&](uint32_t (&words)[kChunk]) { draw_words(rule, keys, first, words); });
   }
 }
 
 template <class Noise, class T, int kAccess>
 __global__ void __launch_bounds__(kNoiseThreads)
     noise_kernel(MaskRule rule, RngSource rng, T* out, int64_t count) {
-  constexpr int kChunk = kNoiseChunk<T>;
-  for_each_chunk<T>(seeded(rule, rng), count, [&](const uint32_t (&words)[kChunk], int64_t first) {
-    Real<T> noise[kChunk];
+  for_each_chunk<T>(seeded(rule, rng), count, [&](int64_t first, const auto& draw) {
+    uint32_t words[kNoiseChunk<T>];
+    Real<T> noise[kNoiseChunk<T>];
+    draw(words);
     Noise::of_words(words, noise);
     store_chunk<T, kAccess>(noise, count - first, out + first);
   });
@@ -120,9 +138,17 @@ __global__ void __launch_bounds__(kNoiseThreads)
 
 // ---- launches ---------------------------------------------------------------------------------
 
+// Threads of large tensors take several chunks: each works out its keys once.
+constexpr int64_t kManyNoiseBlocks = 132 * 32;  // 32 for each of an H200's multiprocessors
+constexpr int64_t kChunksPerThread = 4;
+
 template <class T>
 dim3 noise_blocks(int64_t count, int64_t max_blocks = kMaxBlocks) {
-  const int64_t blocks = ceil_div(ceil_div(count, kNoiseChunk<T>), kNoiseThreads);
+  int64_t blocks = ceil_div(ceil_div(count, kNoiseChunk<T>), kNoiseThreads);
+  if (blocks > kManyNoiseBlocks) {
+    const int64_t fewer = ceil_div(blocks, kChunksPerThread);
+    blocks = fewer > kManyNoiseBlocks ? fewer : kManyNoiseBlocks;
+  }
   return dim3(static_cast<unsigned>(blocks < max_blocks ? blocks : max_blocks));
 }
 
