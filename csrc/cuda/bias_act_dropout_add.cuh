@@ -37,16 +37,28 @@ struct BackwardOperands {
 
 namespace {
 
-// Blocks of a multiprocessor: more of them would leave so few registers that some are spilled.
-template <class T>
-constexpr int kForwardBlocks = sizeof(T) < 8 ? 5 : 4;
-constexpr int kBackwardBlocks = 4;
+// Whatever the activation made of a dropped element, a NaN too, does not count.
 
-// Whatever the activation made of a dropped element, a NaN too, becomes 0.
+// y += scale * x where x is kept, by an addition under a predicate.
+template <int kCount, class S>
+FUSED_DROPOUT_DEVICE void add_kept(uint32_t bits, S scale, const S* x, S* y) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const S scaled = scale * x[i];
+    if (bits & 1u << i) y[i] += scaled;
+  }
+}
+
+// x = scale * x where x is kept, else 0.
 template <int kCount, class S>
 FUSED_DROPOUT_DEVICE void keep_scaled(uint32_t bits, S scale, S* x) {
+  // With a 0 that it knows, the compiler makes a mask of 32 bits from every bit, not a predicate.
+  uint32_t zero = 0;
+  hold(zero);
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) x[i] = bits >> i & 1 ? scale * x[i] : S(0);
+  for (int i = 0; i < kCount; ++i) {
+    x[i] = bits & 1u << i ? scale * x[i] : static_cast<S>(float_from_bits(zero));
+  }
 }
 
 template <int kCount, class S>
@@ -104,12 +116,12 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T>)
   LanePair<T, kVectors> next = load_row(0);  // the row that comes next
   start_columns<T, kVectors>(tensors.bias, grid.features,
                              place_of_warp<T, kVectors>(grid).first_column, lane, memory);
-  for_drawn_rows<T, kVectors>(rule, rng, grid, walk, lane, memory, [&](int rows) {
+  for_drawn_rows<T, kVectors>(rule, rng, grid, walk, lane, memory, [&] {
     with_activation(activation, [&](auto function) {
       S b[kCount];
       load_columns<T, kVectors>(memory.bias, lane, b);
 #pragma unroll 1
-      for (int r = 0; r < rows; ++r) {
+      for (int r = 0; r < kDrawnRows<T, kVectors> && walk.rows > 0; ++r) {
         S x[kCount], addend[kCount];
         next.a.widen_to(x);
         next.b.widen_to(addend);
@@ -117,10 +129,10 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T>)
         add<kCount>(b, x);
 #pragma unroll
         for (int i = 0; i < kCount; ++i) x[i] = function.value(x[i]);
-        keep_scaled<kCount>(lane_bits<T, kVectors>(memory.bits[r], group_shift(walk.element), lane),
-                            scale, x);
-        if (tensors.residual != nullptr) add<kCount>(addend, x);
-        store_lane<T, kVectors>(x, lane, walk.left, tensors.out + walk.element);
+        const uint32_t kept =
+            lane_bits<T, kVectors>(memory.bits[r], group_shift(walk.element), lane);
+        add_kept<kCount>(kept, scale, x, addend);
+        store_lane<T, kVectors>(addend, lane, walk.left, tensors.out + walk.element);
         walk.element += grid.columns;
         --walk.rows;
       }
@@ -159,7 +171,7 @@ FUSED_DROPOUT_DEVICE void store_sums(const Grid& grid, int lane,
 }
 
 template <class T, bool kVectors>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks)
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>)
     backward_kernel(MaskRule rule, RngSource rng, Activation activation, Real<T> scale, Grid grid,
                     BackwardOperands<T, Real<T>> tensors) {
   using S = Real<T>;
@@ -176,13 +188,13 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
   LanePair<T, kVectors> next = load_row(0);  // the row that comes next
   start_columns<T, kVectors>(tensors.bias, grid.features,
                              place_of_warp<T, kVectors>(grid).first_column, lane, memory);
-  for_drawn_rows<T, kVectors>(rule, rng, grid, walk, lane, memory, [&](int rows) {
+  for_drawn_rows<T, kVectors>(rule, rng, grid, walk, lane, memory, [&] {
     with_activation(activation, [&](auto function) {
       S b[kCount], sums[kCount];
       load_columns<T, kVectors>(memory.bias, lane, b);
       load_columns<T, kVectors>(memory.sums, lane, sums);
 #pragma unroll 1
-      for (int r = 0; r < rows; ++r) {
+      for (int r = 0; r < kDrawnRows<T, kVectors> && walk.rows > 0; ++r) {
         S g[kCount], x[kCount];
         next.a.widen_to(g);
         next.b.widen_to(x);
@@ -234,7 +246,8 @@ template <class T>
 Grid forward_grid(const MaskRule& rule, int64_t count, int64_t features,
                   const ForwardOperands<T>& tensors) {
   const bool vectors = epilogue_vectors_fit<T>(tensors.in, tensors.residual, tensors.out);
-  return make_epilogue_grid<T>(rule, count, tensors.bias != nullptr ? features : 0, false, vectors);
+  return make_epilogue_grid<T>(rule, count, tensors.bias != nullptr ? features : 0, false, vectors,
+                               kForwardBlocks<T>);
 }
 
 template <class T>
@@ -243,7 +256,8 @@ Grid backward_grid(const MaskRule& rule, int64_t count, int64_t features,
   const bool vectors = epilogue_vectors_fit<T>(tensors.grad, tensors.in, tensors.d_input);
   const bool with_sums = tensors.d_bias != nullptr;
   const bool any = with_sums || tensors.bias != nullptr;
-  return make_epilogue_grid<T>(rule, count, any ? features : 0, with_sums, vectors);
+  return make_epilogue_grid<T>(rule, count, any ? features : 0, with_sums, vectors,
+                               kBackwardBlocks<T>);
 }
 
 // Sums that the bias gradient needs room for.

@@ -48,7 +48,12 @@ FUSED_DROPOUT_INLINE int64_t items_of(const Grid& grid) {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpLanes;
-constexpr int64_t kFreeColumns = 4096;   // of the matrix, where no column matters
+constexpr int64_t kFreeColumns = 4096;  // of the matrix, where no column matters
+// Blocks that a multiprocessor holds: more would leave so few registers that some are spilled.
+template <class T>
+constexpr int kForwardBlocks = sizeof(T) < 8 ? 6 : 4;
+template <class T>
+constexpr int kBackwardBlocks = sizeof(T) < 8 ? 5 : 4;
 constexpr int64_t kMaxItemRows = 64;     // without sums: further rows would save little
 constexpr int64_t kMaxSumRows = 512;     // that a lane adds up one after another
 constexpr int64_t kFewSumRows = 8;       // that a lane adds up where a block can add up all rows
@@ -185,7 +190,9 @@ struct EpiloguePlace {
 template <class T, bool kVectors>
 FUSED_DROPOUT_DEVICE EpiloguePlace place_of_warp(const Grid& grid) {
   EpiloguePlace place;
-  const int64_t k = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpLanes;
+  uint32_t block = blockIdx.x;
+  hold(block);  // so that a second call works it out again: no registers are kept for it
+  const int64_t k = int64_t{block} * kWarps + threadIdx.x / kWarpLanes;
   const int64_t group_tile = k >> grid.slice_shift;
   place.slice_group = quotient(group_tile, grid.tiles);
   place.slice = (place.slice_group << grid.slice_shift) + (k & (slice_warps(grid) - 1));
@@ -225,7 +232,6 @@ struct alignas(16) WarpMemory {
   Real<T> bias[kTileColumns<T, kVectors>];
   Real<T> sums[kTileColumns<T, kVectors>];
   GroupBits bits[kDrawnRows<T, kVectors>][kRowGroups<T, kVectors>];
-  WaitingGroups<1> waiting;
 };
 
 // The biases of a lane's columns, 0 without a bias, and sums of nothing.
@@ -265,7 +271,7 @@ FUSED_DROPOUT_DEVICE void draw_rows(const MaskRule& rule, const Grid& grid, int6
   };
   const int wanted = rows * groups;
   if (!grid.by_digits) {
-    draw_groups_of_warp<1>(rule, keys, wanted, lane, memory.waiting, group_at, put);
+    if (lane < wanted) put(lane, keep_group(rule, keys, group_at(lane)));
     return;
   }
   for (int k = 0; k < wanted; k += kWarpLanes / kDigitLanes) {
@@ -275,18 +281,18 @@ FUSED_DROPOUT_DEVICE void draw_rows(const MaskRule& rule, const Grid& grid, int6
   }
 }
 
-// Draws the rows' bits, as many rows at a time as fit, and calls f(rows) for those, which moves the
-// walk on.
+// Draws the rows' bits, as many rows at a time as fit, and calls f() for each time, which moves the
+// walk on by kDrawnRows or to its end.
 template <class T, bool kVectors, class F>
 FUSED_DROPOUT_DEVICE void for_drawn_rows(const MaskRule& rule, const RngSource& rng,
                                          const Grid& grid, const RowWalk& walk, int lane,
                                          WarpMemory<T, kVectors>& memory, F f) {
   constexpr int kMost = kDrawnRows<T, kVectors>;
   while (walk.rows > 0) {
-    const int rows = walk.rows < kMost ? walk.rows : kMost;
-    draw_rows<T, kVectors>(seeded(rule, rng), grid, walk.element, rows, lane, memory);
+    draw_rows<T, kVectors>(seeded(rule, rng), grid, walk.element,
+                           walk.rows < kMost ? walk.rows : kMost, lane, memory);
     __syncwarp();
-    f(rows);
+    f();
     __syncwarp();
   }
 }
@@ -321,26 +327,29 @@ inline void set_item_rows(Grid* grid, int64_t item_rows, const MaskRule& rule) {
                     rule.digits <= static_cast<uint32_t>(kDigitLanes);
 }
 
-// As many rows as a warp can draw at once, where there are enough for all warps, and more where
-// there are many. With sums the slices are longer, so that there are fewer sums to store; few rows
-// are a single slice of every warp.
-inline int64_t wanted_item_rows(const Grid& grid, bool with_sums) {
-  if (with_sums && rows_of(grid) <= slice_warps(grid) * kFewSumRows) {
-    return ceil_div(rows_of(grid), slice_warps(grid));
+// As many rows as a warp can draw at once, or fewer where there are not enough for all warps. Of a
+// large tensor as many as fill the multiprocessors once, or several times: a part of a time would
+// take as long. Where sums are wanted few rows are a single slice of every warp.
+inline int64_t wanted_item_rows(const Grid& grid, bool with_sums, int blocks) {
+  const int64_t rows = rows_of(grid);
+  if (with_sums && rows <= slice_warps(grid) * kFewSumRows) {
+    return ceil_div(rows, slice_warps(grid));
   }
-  const int64_t drawn_rows = kWarpLanes / grid.tile_groups;
-  const int64_t tiles = rows_of(grid) * grid.tiles.value;
-  const int64_t drawn = groups_per_warp(tiles * grid.tile_groups) / grid.tile_groups;
-  const int64_t warps = with_sums ? kWantedWarps : 8 * kWantedWarps;
-  const int64_t longer = tiles / warps / drawn_rows * drawn_rows;
-  const int64_t most = with_sums ? kMaxSumRows : kMaxItemRows;
-  return longer <= drawn ? drawn : longer < most ? longer : most;
+  const int64_t tiles = rows * grid.tiles.value;
+  const int64_t resident = 132 * blocks * kWarps;  // warps that an H200 holds at a time
+  if (tiles * grid.tile_groups < resident * kWarpLanes) {
+    return groups_per_warp(tiles * grid.tile_groups) / grid.tile_groups;
+  }
+  const int64_t times = ceil_div(tiles, resident * (with_sums ? kMaxSumRows : kMaxItemRows));
+  const int64_t slices = resident * times / grid.tiles.value;
+  return ceil_div(rows, slices > 0 ? slices : 1);
 }
 
-// How `count` > 0 elements are cut. features == 0: no column matters, there is no bias.
+// How `count` > 0 elements are cut for a kernel of which a multiprocessor holds `blocks`. features
+// == 0: no column matters, there is no bias.
 template <class T>
 Grid make_epilogue_grid(const MaskRule& rule, int64_t count, int64_t features, bool with_sums,
-                        bool vectors) {
+                        bool vectors, int blocks) {
   Grid grid{};
   grid.features = make_divisor(features > 0 ? features : 1);
   const int64_t whole =
@@ -358,7 +367,7 @@ Grid make_epilogue_grid(const MaskRule& rule, int64_t count, int64_t features, b
   while (with_sums && slice_warps(grid) < kWarps && 2 * slice_warps(grid) <= rows_of(grid)) {
     ++grid.slice_shift;
   }
-  set_item_rows(&grid, wanted_item_rows(grid, with_sums), rule);
+  set_item_rows(&grid, wanted_item_rows(grid, with_sums, blocks), rule);
   return grid;
 }
 
