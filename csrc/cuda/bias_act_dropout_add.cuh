@@ -143,13 +143,14 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T>)
 // A tile's sums over the rows of a slice group: to the workspace, or to `d_bias` where there is but
 // one group. Each warp of the group holds a part. All threads of the block take part.
 template <class T, bool kVectors>
-FUSED_DROPOUT_DEVICE void store_sums(const Grid& grid, int lane,
-                                     const WarpMemory<T, kVectors>* of_warps,
+FUSED_DROPOUT_DEVICE void store_sums(const Grid& grid, const WarpMemory<T, kVectors>* of_warps,
                                      const BackwardOperands<T, Real<T>>& tensors) {
   constexpr int kCount = kPerLane<T, kVectors>;
   __syncthreads();
   const EpiloguePlace place = place_of_warp<T, kVectors>(grid);
-  const int warp = threadIdx.x / kWarpLanes;
+  const int thread = static_cast<int>(again(threadIdx.x));
+  const int warp = thread / kWarpLanes;
+  const int lane = thread % kWarpLanes;
   if (warp % slice_warps(grid) != 0 || place.slice_group >= grid.slice_groups) return;
   Real<T> sums[kCount];
   load_columns<T, kVectors>(of_warps[warp].sums, lane, sums);
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>)
       store_columns<T, kVectors>(sums, lane, memory.sums);
     });
   });
-  if (tensors.d_bias != nullptr) store_sums<T, kVectors>(grid, lane, of_warps, tensors);
+  if (tensors.d_bias != nullptr) store_sums<T, kVectors>(grid, of_warps, tensors);
 }
 
 constexpr int kSumThreads = 32;  // in each direction of a block

@@ -53,7 +53,7 @@ constexpr int64_t kFreeColumns = 4096;  // of the matrix, where no column matter
 template <class T>
 constexpr int kForwardBlocks = sizeof(T) < 8 ? 6 : 4;
 template <class T>
-constexpr int kBackwardBlocks = sizeof(T) < 8 ? 5 : 4;
+constexpr int kBackwardBlocks = sizeof(T) < 8 ? 6 : 4;
 constexpr int64_t kMaxItemRows = 64;     // without sums: further rows would save little
 constexpr int64_t kMaxSumRows = 512;     // that a lane adds up one after another
 constexpr int64_t kFewSumRows = 8;       // that a lane adds up where a block can add up all rows
@@ -186,13 +186,18 @@ struct EpiloguePlace {
   int64_t first_column;
 };
 
+// x, of which a later call knows nothing: what follows is worked out again there, in place of
+// keeping registers for it.
+FUSED_DROPOUT_DEVICE uint32_t again(uint32_t x) {
+  hold(x);
+  return x;
+}
+
 // The calling warp's, of an item of its own.
 template <class T, bool kVectors>
 FUSED_DROPOUT_DEVICE EpiloguePlace place_of_warp(const Grid& grid) {
   EpiloguePlace place;
-  uint32_t block = blockIdx.x;
-  hold(block);  // so that a second call works it out again: no registers are kept for it
-  const int64_t k = int64_t{block} * kWarps + threadIdx.x / kWarpLanes;
+  const int64_t k = int64_t{again(blockIdx.x)} * kWarps + again(threadIdx.x) / kWarpLanes;
   const int64_t group_tile = k >> grid.slice_shift;
   place.slice_group = quotient(group_tile, grid.tiles);
   place.slice = (place.slice_group << grid.slice_shift) + (k & (slice_warps(grid) - 1));
