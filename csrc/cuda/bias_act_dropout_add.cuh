@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T>)
   start_columns<T, kVectors>(tensors.bias, grid.features,
                              place_of_warp<T, kVectors>(grid).first_column, lane, memory);
   for_drawn_rows<T, kVectors>(rule, rng, grid, walk, lane, memory, [&] {
-    with_activation(activation, [&](auto function) {
+    with_activation<T>(activation, [&](auto function) {
       S b[kCount];
       load_columns<T, kVectors>(memory.bias, lane, b);
 #pragma unroll 1
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>)
   start_columns<T, kVectors>(tensors.bias, grid.features,
                              place_of_warp<T, kVectors>(grid).first_column, lane, memory);
   for_drawn_rows<T, kVectors>(rule, rng, grid, walk, lane, memory, [&] {
-    with_activation(activation, [&](auto function) {
+    with_activation<T>(activation, [&](auto function) {
       S b[kCount], sums[kCount];
       load_columns<T, kVectors>(memory.bias, lane, b);
       load_columns<T, kVectors>(memory.sums, lane, sums);

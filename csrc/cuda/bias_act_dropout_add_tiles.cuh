@@ -10,11 +10,8 @@
 // a group, so that they touch two, and lanes access one element at a time.
 #pragma once
 
-#include <type_traits>
-
-#include "../common/float_formats.h"
 #include "divisor.cuh"
-#include "elements.cuh"
+#include "raw_elements.cuh"
 
 namespace fused_dropout::bias_act_dropout_add {
 
@@ -76,35 +73,9 @@ FUSED_DROPOUT_DEVICE int tile_column(int lane, int i) {
   return kVectors ? lane * kPerLane<T, kVectors> + i : i * kWarpLanes + lane;
 }
 
-// bfloat16s of a word, in one instruction each.
-FUSED_DROPOUT_DEVICE void widen_pair(uint32_t word, float* x) {
-  x[0] = float_from_bits(word << 16);
-  x[1] = float_from_bits(word & 0xFFFF0000);
-}
-
-// A lane's elements of a row as they are in memory: in whole registers, so that those of the next
-// row take few.
+// A lane's elements of a row.
 template <class T, bool kVectors>
-struct LaneElements {
-  static constexpr int kBytes = sizeof(T) * kPerLane<T, kVectors>;
-  static constexpr int kWords = kBytes / 4;
-  uint32_t word[kWords];
-
-  FUSED_DROPOUT_DEVICE void set(const T (&element)[kPerLane<T, kVectors>]) {
-    __builtin_memcpy(word, element, kBytes);
-  }
-  FUSED_DROPOUT_DEVICE void widen_to(Real<T>* x) const {
-    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-#pragma unroll
-      for (int w = 0; w < kWords; ++w) widen_pair(word[w], x + 2 * w);
-      return;
-    }
-    T element[kPerLane<T, kVectors>];
-    __builtin_memcpy(element, word, kBytes);
-#pragma unroll
-    for (int i = 0; i < kPerLane<T, kVectors>; ++i) x[i] = widen(element[i]);
-  }
-};
+using LaneElements = RawElements<T, kPerLane<T, kVectors>>;
 
 // Of the row that starts at `tile` `left` elements exist; the others read as 0.
 template <class T, bool kVectors>
@@ -113,10 +84,7 @@ FUSED_DROPOUT_DEVICE LaneElements<T, kVectors> load_lane(const T* tile, int lane
   LaneElements<T, kVectors> loaded = {};
   if constexpr (kVectors) {
     const int own = left - lane * kCount;
-    if (own >= kCount) {
-      const uint4 words = *reinterpret_cast<const uint4*>(tile + lane * kCount);
-      return {{words.x, words.y, words.z, words.w}};
-    }
+    if (own >= kCount) return load_raw<T, kCount, kCount>(tile + lane * kCount);
     if (own <= 0) return loaded;
   }
   T element[kCount];
@@ -346,8 +314,8 @@ inline int64_t wanted_item_rows(const Grid& grid, bool with_sums, int blocks) {
     return groups_per_warp(tiles * grid.tile_groups) / grid.tile_groups;
   }
   const int64_t times = ceil_div(tiles, resident * (with_sums ? kMaxSumRows : kMaxItemRows));
-  const int64_t slices = resident * times / grid.tiles.value;
-  return ceil_div(rows, slices > 0 ? slices : 1);
+  const int64_t groups = resident * times / (grid.tiles.value * slice_warps(grid));
+  return ceil_div(rows, (groups > 0 ? groups : 1) * slice_warps(grid));
 }
 
 // How `count` > 0 elements are cut for a kernel of which a multiprocessor holds `blocks`. features

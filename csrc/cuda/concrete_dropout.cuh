@@ -38,13 +38,17 @@ struct ConcreteRate {
   S numerator;  // e^-m + e^(l - m)
 };
 
+// 1 / x for 2^-126 <= x <= 2^126.
+FUSED_DROPOUT_DEVICE float inverse_of(float x) { return reciprocal_approx(x); }
+FUSED_DROPOUT_DEVICE double inverse_of(double x) { return 1.0 / x; }
+
 template <class S>
 FUSED_DROPOUT_DEVICE ConcreteRate<S> rate_of(const Source<S>& source) {
   const S logit = *source.logit_p;
   const S shift = logit > 0 ? logit : S(0);
   const S one = exp_of(-shift);
   const S odds = exp_of(logit - shift);
-  return {logit, odds / (one + odds), source.inverse_temperature, shift, one, one + odds};
+  return {logit, odds * inverse_of(one + odds), source.inverse_temperature, shift, one, one + odds};
 }
 
 // e^-m z / (1 - z), within bounds whose reciprocals are normal numbers. 1 - u is exact. By powers
@@ -67,10 +71,6 @@ FUSED_DROPOUT_DEVICE double dropped_odds(const ConcreteRate<double>& rate, uint3
   return exp(fmin(fmax(x, -kBound), kBound));
 }
 
-// Of what is within those bounds.
-FUSED_DROPOUT_DEVICE float inverse_of(float x) { return reciprocal_approx(x); }
-FUSED_DROPOUT_DEVICE double inverse_of(double x) { return 1.0 / x; }
-
 // `out` may be `in`.
 template <class T, int kAccess>
 __global__ void __launch_bounds__(kNoiseThreads)
@@ -82,8 +82,9 @@ __global__ void __launch_bounds__(kNoiseThreads)
   for_each_chunk<T>(seeded(rule, rng), count, [&](int64_t first, const auto& draw) {
     uint32_t words[kChunk];
     S x[kChunk];
-    load_chunk<T, kAccess>(in + first, count - first, x);
+    const auto loaded = load_chunk<T, kAccess, kChunk>(in + first, count - first);
     draw(words);
+    loaded.widen_to(x);
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) {
       x[k] *= rate.numerator * inverse_of(rate.one + dropped_odds(rate, words[k]));
@@ -127,9 +128,11 @@ __global__ void __launch_bounds__(kNoiseThreads)
     const int64_t left = tensors.count - first;
     uint32_t words[kChunk];
     S g[kChunk], x[kChunk];
-    load_chunk<T, kAccess>(tensors.grad + first, left, g);
-    load_chunk<T, kAccess>(tensors.in + first, left, x);
+    const auto grad = load_chunk<T, kAccess, kChunk>(tensors.grad + first, left);
+    const auto in = load_chunk<T, kAccess, kChunk>(tensors.in + first, left);
     draw(words);
+    grad.widen_to(g);
+    in.widen_to(x);
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) {
       const S odds = dropped_odds(rate, words[k]);
@@ -208,7 +211,7 @@ __global__ void __launch_bounds__(kNoiseThreads)
                           int64_t count) {
   for_each_access<kAccess>(dims, count, [&](int64_t first, const int64_t (&places)[kAccess]) {
     Real<T> x[kAccess];
-    load_chunk<T, kAccess>(in + first, count - first, x);
+    load_chunk<T, kAccess, kAccess>(in + first, count - first).widen_to(x);
 #pragma unroll
     for (int k = 0; k < kAccess; ++k) x[k] *= factors[places[k]];
     store_chunk<T, kAccess>(x, count - first, out + first);
@@ -219,19 +222,19 @@ template <class T, int kAccess>
 __global__ void __launch_bounds__(kNoiseThreads)
     shared_backward_kernel(MaskFactors<Real<T>> mask, MaskedDims dims, Gradients<T> tensors) {
   Real<T> d_logit = 0;
-  for_each_access<kAccess>(dims, tensors.count,
-                           [&](int64_t first, const int64_t (&places)[kAccess]) {
-                             const int64_t left = tensors.count - first;
-                             Real<T> g[kAccess], x[kAccess];
-                             load_chunk<T, kAccess>(tensors.grad + first, left, g);
-                             load_chunk<T, kAccess>(tensors.in + first, left, x);
+  for_each_access<kAccess>(
+      dims, tensors.count, [&](int64_t first, const int64_t (&places)[kAccess]) {
+        const int64_t left = tensors.count - first;
+        Real<T> g[kAccess], x[kAccess];
+        load_chunk<T, kAccess, kAccess>(tensors.grad + first, left).widen_to(g);
+        load_chunk<T, kAccess, kAccess>(tensors.in + first, left).widen_to(x);
 #pragma unroll
-                             for (int k = 0; k < kAccess; ++k) {
-                               g[k] *= mask.factors[places[k]];
-                               d_logit = fma(x[k] * g[k], mask.slopes[places[k]], d_logit);
-                             }
-                             store_chunk<T, kAccess>(g, left, tensors.d_in + first);
-                           });
+        for (int k = 0; k < kAccess; ++k) {
+          g[k] *= mask.factors[places[k]];
+          d_logit = fma(x[k] * g[k], mask.slopes[places[k]], d_logit);
+        }
+        store_chunk<T, kAccess>(g, left, tensors.d_in + first);
+      });
   d_logit = block_sum(d_logit);
   if (threadIdx.x == 0) tensors.partial[blockIdx.x] = d_logit;
 }

@@ -26,9 +26,11 @@ __global__ void __launch_bounds__(kNoiseThreads)
     const int64_t left = tensors.count - first;
     uint32_t words[kChunk];
     S x[kChunk], variance[kChunk], z[kChunk];
-    load_chunk<T, kAccess>(tensors.other + first, left, x);
-    load_chunk<T, kAccess>(tensors.variance + first, left, variance);
+    const auto other = load_chunk<T, kAccess, kChunk>(tensors.other + first, left);
+    const auto loaded = load_chunk<T, kAccess, kChunk>(tensors.variance + first, left);
     draw(words);
+    other.widen_to(x);
+    loaded.widen_to(variance);
     NormalNoise::of_words(words, z);
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) {

@@ -17,6 +17,7 @@
 #include "elementary.cuh"
 #include "elements.cuh"
 #include "mask.cuh"
+#include "raw_elements.cuh"
 
 namespace fused_dropout {
 namespace {
@@ -89,14 +90,14 @@ struct NormalNoise {
 // `kCount` neighbours in accesses of `kAccess` each. Of the last chunk only `left` elements exist;
 // the others read as 0.
 template <class T, int kAccess, int kCount>
-FUSED_DROPOUT_DEVICE void load_chunk(const T* from, int64_t left, Real<T> (&to)[kCount]) {
-  if (left >= kCount) {
+FUSED_DROPOUT_DEVICE RawElements<T, kCount> load_chunk(const T* from, int64_t left) {
+  if (left >= kCount) return load_raw<T, kAccess, kCount>(from);
+  T element[kCount];
 #pragma unroll
-    for (int k = 0; k < kCount; k += kAccess) load_neighbours<T, kAccess>(from + k, to + k);
-  } else {
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) to[k] = k < left ? widen(from[k]) : Real<T>(0);
-  }
+  for (int k = 0; k < kCount; ++k) element[k] = k < left ? from[k] : T{};
+  RawElements<T, kCount> raw;
+  raw.set(element);
+  return raw;
 }
 
 template <class T, int kAccess, int kCount>
