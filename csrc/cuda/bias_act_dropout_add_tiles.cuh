@@ -48,9 +48,7 @@ constexpr int kWarps = kThreads / kWarpLanes;
 constexpr int64_t kFreeColumns = 4096;  // of the matrix, where no column matters
 // Blocks that a multiprocessor holds: more would leave so few registers that some are spilled.
 template <class T>
-constexpr int kForwardBlocks = sizeof(T) < 8 ? 6 : 4;
-template <class T>
-constexpr int kBackwardBlocks = sizeof(T) < 8 ? 6 : 4;
+constexpr int kBlocks = sizeof(T) < 8 ? 6 : 4;
 constexpr int64_t kMaxItemRows = 64;     // without sums: further rows would save little
 constexpr int64_t kMaxSumRows = 512;     // that a lane adds up one after another
 constexpr int64_t kFewSumRows = 8;       // that a lane adds up where a block can add up all rows
@@ -318,11 +316,10 @@ inline int64_t wanted_item_rows(const Grid& grid, bool with_sums, int blocks) {
   return ceil_div(rows, (groups > 0 ? groups : 1) * slice_warps(grid));
 }
 
-// How `count` > 0 elements are cut for a kernel of which a multiprocessor holds `blocks`. features
-// == 0: no column matters, there is no bias.
+// How `count` > 0 elements are cut. features == 0: no column matters, there is no bias.
 template <class T>
 Grid make_epilogue_grid(const MaskRule& rule, int64_t count, int64_t features, bool with_sums,
-                        bool vectors, int blocks) {
+                        bool vectors) {
   Grid grid{};
   grid.features = make_divisor(features > 0 ? features : 1);
   const int64_t whole =
@@ -340,7 +337,7 @@ Grid make_epilogue_grid(const MaskRule& rule, int64_t count, int64_t features, b
   while (with_sums && slice_warps(grid) < kWarps && 2 * slice_warps(grid) <= rows_of(grid)) {
     ++grid.slice_shift;
   }
-  set_item_rows(&grid, wanted_item_rows(grid, with_sums, blocks), rule);
+  set_item_rows(&grid, wanted_item_rows(grid, with_sums, kBlocks<T>), rule);
   return grid;
 }
 

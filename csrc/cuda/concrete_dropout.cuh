@@ -13,8 +13,13 @@
 // and a pass over the tensor's elements multiplies by them: forward in the order of memory,
 // backward in row-major order. Its floor is the bytes of the tensors.
 //
-// noise.cuh says how the work is cut. Besides Philox an element takes a division, a logarithm, an
-// exponential and a reciprocal, about 60 issue slots; prediction: 0.35e12 elements a second.
+// A float's factor is within 2^-21 (1 + (2 + |l| + |logit u|) / t) of itself: by the logarithms,
+// which the hardware computes to 22 bits, and what the division by t makes of their error.
+//
+// noise.cuh says how the work is cut. Besides Philox an element takes two logarithms, an
+// exponential and a reciprocal, an instruction each: in sm_90's code 34 issue slots an element of
+// bf16, backward
+// 40. Prediction: forward 0.85 of copy speed, backward, which moves 6 bytes, 0.95.
 #pragma once
 
 #include "masked_dims.cuh"
