@@ -1,7 +1,7 @@
 // IMPL(CUDA) of bias_act_dropout_add: checks and launches on the current stream.
 //
-// Workspace, freed to the caching allocator on return: the bias gradient's partial sums, about a
-// float for 32 elements of a large tensor.
+// Workspace, freed to the caching allocator on return: the bias gradient's partial sums, at most a
+// float for 16 elements of a large tensor.
 #include <tuple>
 
 #include "../ops/bias_act_dropout_add.h"
@@ -63,20 +63,19 @@ Gradients run_backward(const Tensor& grad_output, const std::optional<Tensor>& i
   const MaskRule rule = unseeded_rule(p, kStreamMask, kDefaultDigits);
   with_type(grad, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    BackwardOperands<T, Real<T>> tensors = {data_of<T>(grad), data_or_null<T>(in),
-                                            data_or_null<T>(row_bias), mutable_data_of<T>(d_input),
+    BackwardOperands<T, Real<T>> tensors = {data_of<T>(grad),
+                                            data_or_null<T>(in),
+                                            data_or_null<T>(row_bias),
+                                            mutable_data_of<T>(d_input),
+                                            to_bias ? mutable_data_of<T>(*d_bias) : nullptr,
                                             nullptr};
-    const Grid grid = backward_grid<T>(rule, grad.numel(), features, to_bias, tensors);
+    const Grid grid = backward_grid<T>(rule, grad.numel(), features, tensors);
     std::optional<Tensor> workspace;
-    if (to_bias) {
-      workspace = empty({grid.slices * grid.columns}, sum_dtype(grad), grad);
+    if (to_bias && workspace_size(grid) > 0) {
+      workspace = empty({workspace_size(grid)}, sum_dtype(grad), grad);
       tensors.sums = mutable_data_of<Real<T>>(*workspace);
     }
     check_launch(launch_backward<T>(rule, rng, kind, scale, grid, tensors, current_stream()));
-    if (to_bias) {
-      check_launch(
-          launch_bias_sums<T>(grid, tensors.sums, mutable_data_of<T>(*d_bias), current_stream()));
-    }
   });
   return {laid_out_like(grad_output, d_input), d_bias};
 }

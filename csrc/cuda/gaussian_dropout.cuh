@@ -12,9 +12,12 @@ template <class T, int kAccess>
 __global__ void __launch_bounds__(kNoiseThreads)
     apply_kernel(MaskRule rule, RngSource rng, Real<T> sigma, const T* in, T* out, int64_t count) {
   constexpr int kChunk = kNoiseChunk<T>;
-  for_each_chunk<T>(seeded(rule, rng), count, [&](const uint32_t (&words)[kChunk], int64_t first) {
+  for_each_chunk<T>(seeded(rule, rng), count, [&](int64_t first, const auto& draw) {
+    uint32_t words[kChunk];
     Real<T> x[kChunk], z[kChunk];
-    load_chunk<T, kAccess>(in + first, count - first, x);
+    const auto loaded = load_chunk<T, kAccess, kChunk>(in + first, count - first);
+    draw(words);
+    loaded.widen_to(x);
     NormalNoise::of_words(words, z);
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) x[k] *= fma(sigma, z[k], Real<T>(1));

@@ -22,24 +22,27 @@ __global__ void __launch_bounds__(kNoiseThreads)
     apply_kernel(MaskRule rule, RngSource rng, Real<T> eps, Operands<T> tensors) {
   using S = Real<T>;
   constexpr int kChunk = kNoiseChunk<T>;
-  for_each_chunk<T>(seeded(rule, rng), tensors.count,
-                    [&](const uint32_t (&words)[kChunk], int64_t first) {
-                      const int64_t left = tensors.count - first;
-                      S x[kChunk], variance[kChunk], z[kChunk];
-                      load_chunk<T, kAccess>(tensors.other + first, left, x);
-                      load_chunk<T, kAccess>(tensors.variance + first, left, variance);
-                      NormalNoise::of_words(words, z);
+  for_each_chunk<T>(seeded(rule, rng), tensors.count, [&](int64_t first, const auto& draw) {
+    const int64_t left = tensors.count - first;
+    uint32_t words[kChunk];
+    S x[kChunk], variance[kChunk], z[kChunk];
+    const auto other = load_chunk<T, kAccess, kChunk>(tensors.other + first, left);
+    const auto loaded = load_chunk<T, kAccess, kChunk>(tensors.variance + first, left);
+    draw(words);
+    other.widen_to(x);
+    loaded.widen_to(variance);
+    NormalNoise::of_words(words, z);
 #pragma unroll
-                      for (int k = 0; k < kChunk; ++k) {
-                        const S deviation = square_root(variance[k] + eps);
-                        if constexpr (kGradient) {
-                          x[k] *= z[k] / (S(2) * deviation);
-                        } else {
-                          x[k] = fma(deviation, z[k], x[k]);
-                        }
-                      }
-                      store_chunk<T, kAccess>(x, left, tensors.out + first);
-                    });
+    for (int k = 0; k < kChunk; ++k) {
+      const S deviation = square_root(variance[k] + eps);
+      if constexpr (kGradient) {
+        x[k] *= z[k] / (S(2) * deviation);
+      } else {
+        x[k] = fma(deviation, z[k], x[k]);
+      }
+    }
+    store_chunk<T, kAccess>(x, left, tensors.out + first);
+  });
 }
 
 template <class T, bool kGradient>

@@ -29,31 +29,42 @@ int forward(const int64_t* rng_state, double p, double scale, int activation, in
                            scale, grid, tensors, nullptr);
 }
 
-// `sums` has room for twice as many as there are elements, which is never too little.
+// `sums` has room for `room` numbers. Returns -1 where the kernels want more.
 template <class T>
 int backward(const int64_t* rng_state, double p, double scale, int activation, int64_t count,
              int64_t features, int64_t item_rows, int given, const T* grad, const T* in,
-             const T* bias, T* d_input, Real<T>* sums, T* d_bias) {
+             const T* bias, T* d_input, Real<T>* sums, int64_t room, T* d_bias) {
   const MaskRule rule = rule_of(p);
-  const BackwardOperands<T, Real<T>> tensors = {grad, if_given(given, kInput, in),
-                                                if_given(given, kBias, bias), d_input,
-                                                if_given(given, kSums, sums)};
-  Grid grid = backward_grid<T>(rule, count, features, given & kSums, tensors);
+  BackwardOperands<T, Real<T>> tensors = {
+      grad,    if_given(given, kInput, in),    if_given(given, kBias, bias),
+      d_input, if_given(given, kSums, d_bias), nullptr};
+  Grid grid = backward_grid<T>(rule, count, features, tensors);
   if (item_rows > 0) set_item_rows(&grid, item_rows, rule);
-  const cudaError_t error =
-      launch_backward<T>(rule, rng_from_state(rng_state), static_cast<Activation>(activation),
-                         scale, grid, tensors, nullptr);
-  if (error != cudaSuccess || tensors.sums == nullptr) return error;
-  return launch_bias_sums<T>(grid, sums, d_bias, nullptr);
+  if (tensors.d_bias != nullptr && workspace_size(grid) > 0) {
+    if (workspace_size(grid) > room) return -1;
+    tensors.sums = sums;
+  }
+  return launch_backward<T>(rule, rng_from_state(rng_state), static_cast<Activation>(activation),
+                            scale, grid, tensors, nullptr);
+}
+
+// Numbers that the bias gradient's workspace takes.
+template <class T>
+int workspace(double p, int64_t count, int64_t features) {
+  alignas(16) static T d_bias[1];
+  const BackwardOperands<T, Real<T>> tensors = {nullptr, nullptr, nullptr,
+                                                nullptr, d_bias,  nullptr};
+  return static_cast<int>(workspace_size(backward_grid<T>(rule_of(p), count, features, tensors)));
 }
 
 template <class T>
 struct Entries {
   explicit Entries(const std::string& dtype)
       : forward_entry("epilogue_forward_" + dtype, forward<T>),
-        backward_entry("epilogue_backward_" + dtype, backward<T>) {}
+        backward_entry("epilogue_backward_" + dtype, backward<T>),
+        workspace_entry("epilogue_workspace_" + dtype, workspace<T>) {}
 
-  worker::Registration forward_entry, backward_entry;
+  worker::Registration forward_entry, backward_entry, workspace_entry;
 };
 
 const Entries<float> float32_entries("float32");

@@ -32,7 +32,8 @@ class Case(NamedTuple):
     item_rows: int = 0  # that a warp walks down; 0 is the kernels' choice
 
 
-# Edges of groups (128 columns), tiles (128 or 256), joined rows, drawn rows (16 or 32) and slices.
+# Edges of groups (128 columns), tiles (128 or 256), drawn rows (16 or 32), slices and their groups
+# (up to 4), of rows joined with and without a rest, and of rows that are too few to be joined.
 CASES = (
     Case(1, 1, 0.5),
     Case(40, 3, 0.1),
@@ -43,6 +44,10 @@ CASES = (
     Case(90, 64, 0.1, item_rows=100),
     Case(37, 384, 0.1, item_rows=20),
     Case(35, 256, 0.3, item_rows=33),
+    Case(2100, 3, 0.1),
+    Case(300, 24, 0.3, item_rows=2),
+    Case(70, 256, 0.1, item_rows=1),
+    Case(65, 640, 0.2, item_rows=9),
     Case(6, 520, 1.0),
     Case(9, 300, 0.0),
 )
@@ -81,9 +86,10 @@ def run_on_device(
 
     d_input_memory, d_input = poisoned(device, *input.shape, dtype=input.dtype)
     d_bias_memory, d_bias = poisoned(device, case.features, dtype=input.dtype)
-    sums = torch.float64 if input.dtype == torch.float64 else torch.float32
-    workspace, _ = poisoned(device, 2 * input.numel(), dtype=sums)
-    results = (placed(d_input_memory, misaligned == "result"), workspace, d_bias_memory)
+    computed_in = torch.float64 if input.dtype == torch.float64 else torch.float32
+    workspace, _ = poisoned(device, 2 * input.numel(), dtype=computed_in)
+    sums = (workspace, 2 * input.numel())
+    results = (placed(d_input_memory, misaligned == "result"), *sums, d_bias_memory)
     arguments = (*settings, *shape, given_backward, g, x, b, *results)
     assert device.call(f"epilogue_backward_{name}", *arguments) == 0
     check_end(d_input_memory, d_input.numel())
@@ -189,3 +195,32 @@ def test_masks_are_the_contract_s(device: Worker, case: Case, dtype: torch.dtype
     assert torch.equal(output[~kept], zeros[~kept])
     assert torch.equal(d_input.isnan(), kept)
     assert torch.equal(d_bias.isnan(), kept.any(0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_elements_that_do_not_exist_have_no_gradient(device: Worker, dtype: torch.dtype) -> None:
+    """Joined rows, the last of which lacks some: a bias of NaN counts only where an element is.
+
+    A column keeps no element, but one that would follow behind the last row.
+    """
+    case = Case(257, 8, 0.995)
+    kept = fused_dropout.mask(case.rows * case.features, case.p, seed=SEED)
+    kept = kept.view(case.rows, case.features)
+    assert not kept.any(0).all()
+    zeros = torch.zeros(case.rows, case.features, dtype=dtype)
+    bias = torch.full((case.features,), math.nan, dtype=dtype)
+    *_, d_bias = run_on_device(device, case, "gelu", (zeros, bias, zeros, zeros + 1))
+    assert torch.equal(d_bias.isnan(), kept.any(0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_workspace(device: Worker, dtype: torch.dtype) -> None:
+    """Of large tensors a number for 16 elements at most, whatever the shape; of few rows none."""
+    for rows, features in ((256, 1_000_003), (4096, 100_001), (32_768, 4096), (2**20, 127)):
+        count = rows * features
+        size = device.call(f"epilogue_workspace_{name_of(dtype)}", 0.1, count, features)
+        assert 0 <= size <= count // 16
+    for rows, features in ((1, 1000), (7, 3), (32, 768), (20, 1_000_003)):
+        assert (
+            device.call(f"epilogue_workspace_{name_of(dtype)}", 0.1, rows * features, features) == 0
+        )

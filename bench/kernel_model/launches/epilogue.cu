@@ -30,15 +30,17 @@ int epilogue_forward(double p, int64_t rows, int64_t features) {
 int epilogue_backward(double p, int64_t rows, int64_t features, int64_t to_bias) {
   namespace op = bias_act_dropout_add;
   const int64_t count = rows * features;
-  op::BackwardOperands<T, float> tensors = {memory<T>("grad", count), memory<T>("input", count),
-                                            memory<T>("bias", features), memory<T>("result", count),
+  op::BackwardOperands<T, float> tensors = {memory<T>("grad", count),
+                                            memory<T>("input", count),
+                                            memory<T>("bias", features),
+                                            memory<T>("result", count),
+                                            to_bias ? memory<T>("d_bias", features) : nullptr,
                                             nullptr};
-  const op::Grid grid = op::backward_grid<T>(rule_of(p), count, features, to_bias != 0, tensors);
-  if (to_bias) tensors.sums = memory<float>("workspace", grid.slices * grid.columns);
-  const int error = op::launch_backward<T>(rule_of(p), rng(), Activation::kGelu, 1 / (1 - p), grid,
-                                           tensors, nullptr);
-  if (error || !to_bias) return error;
-  return op::launch_bias_sums<T>(grid, tensors.sums, memory<T>("d_bias", features), nullptr);
+  const op::Grid grid = op::backward_grid<T>(rule_of(p), count, features, tensors);
+  const int64_t sums = op::workspace_size(grid);
+  if (to_bias && sums > 0) tensors.sums = memory<float>("workspace", sums);
+  return op::launch_backward<T>(rule_of(p), rng(), Activation::kGelu, 1 / (1 - p), grid, tensors,
+                                nullptr);
 }
 
 }  // extern "C"
