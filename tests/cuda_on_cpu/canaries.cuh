@@ -153,6 +153,55 @@ __global__ void missing_barrier_after_copy(const float* in, float* out, int) {
   out[canary_index()] = tile[kCanaryThreads - 1 - t];
 }
 
+// Each block plus the next one, which come in two stages: the second is on its way when the first
+// is waited for.
+template <bool kPlanted>
+__global__ void stale_stage(const float* in, float* out, int) {
+  FUSED_DROPOUT_SHARED(float, stage, [2][kCanaryThreads]);
+  const int t = threadIdx.x;
+  const int next = (blockIdx.x + 1) % gridDim.x * blockDim.x + t;
+  copy_async<4>(&stage[0][t], &in[canary_index()]);
+  copy_async_commit();
+  copy_async<4>(&stage[1][t], &in[next]);
+  copy_async_commit();
+  copy_async_wait<1>();
+  float sum = stage[0][t];
+  copy_async_wait<kPlanted ? 1 : 0>();
+  sum += stage[1][t];
+  out[canary_index()] = sum;
+}
+
+// The same sum of reversed blocks through one stage, which must not be filled again before all have
+// read it.
+template <bool kPlanted>
+__global__ void stage_filled_too_early(const float* in, float* out, int) {
+  FUSED_DROPOUT_SHARED(float, stage, [kCanaryThreads]);
+  const int t = threadIdx.x;
+  float sum = 0;
+  for (int step = 0; step < 2; ++step) {
+    if (!kPlanted || step == 0) __syncthreads();
+    copy_async<4>(&stage[t], &in[(blockIdx.x + step) % gridDim.x * blockDim.x + t]);
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();
+    sum += stage[kCanaryThreads - 1 - t];
+  }
+  out[canary_index()] = sum;
+}
+
+// A copy, by cp.async of 16 bytes.
+template <bool kPlanted>
+__global__ void misaligned_copy(const float* in, float* out, int n) {
+  FUSED_DROPOUT_SHARED(float4, tile, [kCanaryThreads]);
+  const int first = canary_index() * 4;
+  if (first + 4 > n) return;
+  float4& own = tile[threadIdx.x];
+  copy_async<16>(&own, in + first + (kPlanted && first > 0 ? -1 : 0));
+  copy_async_commit();
+  copy_async_wait<0>();
+  out[first] = own.x, out[first + 1] = own.y, out[first + 2] = own.z, out[first + 3] = own.w;
+}
+
 // A copy.
 template <bool kPlanted>
 __global__ void divergent_barrier(const float* in, float* out, int) {

@@ -230,6 +230,14 @@ def every_second_block_summed(x: np.ndarray) -> np.ndarray:
     return x[::CANARY_THREADS].reshape(-1, 2).sum(axis=0)
 
 
+def plus_next_block(x: np.ndarray) -> np.ndarray:
+    return x + np.roll(x, -CANARY_THREADS)
+
+
+def plus_next_block_reversed(x: np.ndarray) -> np.ndarray:
+    return reversed_blocks(plus_next_block(x))
+
+
 def copied(x: np.ndarray) -> np.ndarray:
     return x
 
@@ -256,6 +264,9 @@ CANARIES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], dict[str, set[str]
     "missing_fence": (first_elements_summed, {RACE: {"tsan"}}),
     "missing_copy_wait": (copied, {WRONG: EVERYWHERE}),
     "missing_barrier_after_copy": (reversed_blocks, {WRONG: SCHEDULES, RACE: {"tsan"}}),
+    "stale_stage": (plus_next_block, {WRONG: EVERYWHERE}),
+    "stage_filled_too_early": (plus_next_block_reversed, {WRONG: SCHEDULES, RACE: {"tsan"}}),
+    "misaligned_copy": (copied, {"addresses that are not aligned": EVERYWHERE}),
     "divergent_barrier": (copied, {"wait at another barrier": EVERYWHERE}),
     "return_before_barrier": (
         copied,
