@@ -22,9 +22,16 @@ struct Product {
   Word low;
 };
 
+// Halves taken from the registers by name: ptxas adds a 0 to each that is shifted down instead.
 FUSED_DROPOUT_INLINE Product<uint32_t> multiply(uint32_t a, uint32_t b) {
   const uint64_t product = static_cast<uint64_t>(a) * b;
+#if defined(__CUDA_ARCH__)
+  Product<uint32_t> halves;
+  asm("mov.b64 {%0, %1}, %2;" : "=r"(halves.low), "=r"(halves.high) : "l"(product));
+  return halves;
+#else
   return {static_cast<uint32_t>(product >> 32), static_cast<uint32_t>(product)};
+#endif
 }
 
 FUSED_DROPOUT_INLINE uint32_t xor3(uint32_t a, uint32_t b, uint32_t c) { return a ^ b ^ c; }

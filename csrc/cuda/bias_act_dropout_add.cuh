@@ -149,12 +149,13 @@ FUSED_DROPOUT_DEVICE void draw_rows(const MaskRule& rule, bool by_digits, int64_
   };
   const int wanted = rows * kGroups;
   if (!by_digits) {
-    if (lane < wanted) bits[lane] = keep_group(rule, group(lane));
+    if (lane < wanted) bits[lane] = keep_group(rule, keys_of(rule), group(lane));
     return;
   }
   for (int k = 0; k < wanted; k += kWarpLanes / kDigitLanes) {
     const int mine = k + lane / kDigitLanes;
-    const GroupBits kept = keep_group_by_lanes(rule, group(mine), lane % kDigitLanes);
+    const GroupBits kept =
+        keep_group_by_lanes(rule, keys_of(rule), group(mine), lane % kDigitLanes);
     if (lane % kDigitLanes == 0 && mine < wanted) bits[mine] = kept;
   }
 }

@@ -3,8 +3,8 @@
 // include path), which runs the same kernel file on a CPU.
 //
 // Rules for a kernel file, so that every line of it runs in the emulator:
-//   * Inline PTX only in wrappers that have a model in the emulator, as tests/cuda_on_cpu/
-//     copy_async.cuh has: here, once a kernel uses one.
+//   * Inline PTX only in wrappers here, each with a model in the emulator (tests/cuda_on_cpu/
+//     ptx_models.h).
 //   * Shared memory by the macros below; no `__shared__`, no `<<<>>>`, no logic on __CUDA_ARCH__.
 //   * Multiply-add as fmaf(a, b, c): the emulator's compiler does not contract a * b + c.
 //   * Every thread of a block reaches every __syncthreads(), so a thread that has nothing to do
@@ -36,6 +36,44 @@
   T* const name = reinterpret_cast<T*>(dynamic_shared_memory)
 
 namespace fused_dropout {
+
+// Has the compiler work `x` out here, once, and keep it in a register.
+FUSED_DROPOUT_DEVICE void hold(uint32_t& x) { asm volatile("" : "+r"(x)); }
+
+// In both arms of an `if` whose condition is the same for all threads: a branch, which executes one
+// of them, in place of both with a selection for every result.
+FUSED_DROPOUT_DEVICE void keep_branch() { asm volatile(""); }
+
+// Asynchronous copies to shared memory (cp.async).
+//
+// Starts copying `Bytes` (4, 8 or 16) from global to shared memory, both aligned to that many. Only
+// the first `valid` bytes are read, the rest becomes zero. The thread may use the data after a
+// commit and a wait, other threads after a barrier on top.
+template <int Bytes>
+FUSED_DROPOUT_DEVICE void copy_async(void* shared, const void* global, int valid = Bytes) {
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async copies 4, 8 or 16 bytes");
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const size_t from = __cvta_generic_to_global(global);
+  if constexpr (Bytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(Bytes),
+                 "r"(valid)
+                 : "memory");
+  }
+}
+
+// Closes a group: the copies that this thread started since the last commit.
+FUSED_DROPOUT_DEVICE void copy_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits for all groups of this thread but the newest `Pending`.
+template <int Pending>
+FUSED_DROPOUT_DEVICE void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
 
 // kKernel<<<grid, block, shared_bytes, stream>>>(arguments...) with the opt-in that more than 48
 // KiB of dynamic shared memory needs, and the launch check.

@@ -32,7 +32,7 @@ constexpr int kTileWords = kTileElements / 32;
 FUSED_DROPOUT_DEVICE void draw_by_groups(const MaskRule& rule, int64_t first_group, int groups,
                                          int lane, GroupBits* bits) {
   if (lane < groups) {
-    bits[lane] = keep_group(rule, static_cast<uint64_t>(first_group + lane));
+    bits[lane] = keep_group(rule, keys_of(rule), static_cast<uint64_t>(first_group + lane));
   }
 }
 
@@ -41,8 +41,8 @@ FUSED_DROPOUT_DEVICE void draw_by_digits(const MaskRule& rule, int64_t first_gro
                                          int lane, GroupBits* bits) {
   for (int g = 0; g < groups; g += kWarpLanes / kDigitLanes) {
     const int mine = g + lane / kDigitLanes;
-    const GroupBits kept =
-        keep_group_by_lanes(rule, static_cast<uint64_t>(first_group + mine), lane % kDigitLanes);
+    const GroupBits kept = keep_group_by_lanes(
+        rule, keys_of(rule), static_cast<uint64_t>(first_group + mine), lane % kDigitLanes);
     if (lane % kDigitLanes == 0 && mine < groups) bits[mine] = kept;
   }
 }

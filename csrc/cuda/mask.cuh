@@ -13,25 +13,14 @@
 // length is not a multiple of 16 are stored byte by byte, at about half the speed.
 #pragma once
 
-#include "../common/mask.h"
-#include "compat.h"
+#include <type_traits>
+
+#include "divisor.cuh"
+#include "draw_groups.cuh"
 
 namespace fused_dropout {
-
-// Where a kernel finds its seed and offset: by value, which no launch and no copy has to bring, or
-// in an rng_state on the device, where a CUDA graph finds fresh ones at every replay.
-struct RngSource {
-  const int64_t* device_state;  // seed and offset; null: the two below
-  uint64_t seed;
-  uint64_t offset;
-};
-
-// `device_state` is the memory of an int64[2] tensor on the device.
-inline RngSource rng_from_state(const int64_t* device_state) { return {device_state, 0, 0}; }
-
 namespace {
 
-constexpr int kWarpLanes = 32;
 constexpr int kMaskThreads = 256;
 constexpr int64_t kMaxBlocks = 1 << 14;
 
@@ -41,66 +30,10 @@ FUSED_DROPOUT_DEVICE int64_t thread_in_grid() {
 
 FUSED_DROPOUT_DEVICE int64_t threads_in_grid() { return int64_t{gridDim.x} * blockDim.x; }
 
-// `rule` with the seed and offset of `rng` in place of those that the host gave it.
-FUSED_DROPOUT_DEVICE MaskRule seeded(MaskRule rule, const RngSource& rng) {
-  uint64_t seed = rng.seed;
-  uint64_t offset = rng.offset;
-  if (rng.device_state) {
-    seed = static_cast<uint64_t>(rng.device_state[0]);
-    offset = static_cast<uint64_t>(rng.device_state[1]);
-  }
-  rule.key[0] = static_cast<uint32_t>(seed);
-  rule.key[1] = static_cast<uint32_t>(seed >> 32);
-  rule.offset[0] = static_cast<uint32_t>(offset);
-  rule.offset[1] = static_cast<uint32_t>(offset >> 32);
-  return rule;
-}
-
 // a / b for a >= 0 and b >= 1. A 64-bit division takes longer than drawing a group.
 FUSED_DROPOUT_DEVICE int64_t quotient(int64_t a, int64_t b) {
   const bool is_short = (a | b) >> 32 == 0;
   return is_short ? static_cast<uint32_t>(a) / static_cast<uint32_t>(b) : a / b;
-}
-
-constexpr int kDigitLanes = 16;
-
-FUSED_DROPOUT_DEVICE GroupBits shuffled(const GroupBits& bits, int lane_mask) {
-  GroupBits other;
-#pragma unroll
-  for (int w = 0; w < kGroupWords; ++w) {
-    other.word[w] = __shfl_xor_sync(~0u, bits.word[w], lane_mask);
-  }
-  return other;
-}
-
-// keep_group by kDigitLanes neighbouring lanes, of which `digit` draws one digit; all get the
-// result. For a few groups, where one lane after the other would wait for 16 Philox calls in a row.
-// The rule has 1 to kDigitLanes digits, and the whole warp takes part.
-FUSED_DROPOUT_DEVICE GroupBits keep_group_by_lanes(const MaskRule& rule, uint64_t group,
-                                                   int digit) {
-  // What a run of digits says: already below T's, and still equal to them.
-  GroupBits below = group_of(0u);
-  GroupBits equal = group_of(~0u);
-  if (static_cast<uint32_t>(digit) < rule.digits) {
-    const uint32_t s = static_cast<uint32_t>(digit);
-    const GroupBits drawn = group_digit(rule, keys_of(rule), group, s);
-    if (threshold_digit(rule, s)) {
-      below = and_not(equal, drawn);
-      equal = drawn;
-    } else {
-      equal = and_not(equal, drawn);
-    }
-  }
-  // Two neighbouring runs make one: the second counts where the first left it open.
-#pragma unroll
-  for (int run = 1; run < kDigitLanes; run *= 2) {
-    const GroupBits other_below = shuffled(below, run);
-    const GroupBits other_equal = shuffled(equal, run);
-    const bool is_first = (digit & run) == 0;
-    below = is_first ? below | (equal & other_below) : other_below | (other_equal & below);
-    equal = equal & other_equal;
-  }
-  return below;
 }
 
 // Where a group of a matrix with `cols` columns stands.
@@ -110,11 +43,12 @@ struct GroupPlace {
   int columns;  // 128, or fewer at the end of a row
 };
 
-FUSED_DROPOUT_DEVICE GroupPlace place_of_group(int64_t group, int64_t cols) {
-  const int64_t per_row = group_count(cols);
+// `row_groups` is those of a row.
+FUSED_DROPOUT_DEVICE GroupPlace place_of_group(int64_t group, int64_t cols,
+                                               const Divisor& row_groups) {
   GroupPlace place;
-  place.row = quotient(group, per_row);
-  place.first_col = (group - place.row * per_row) * kGroupColumns;
+  place.row = quotient(group, row_groups);
+  place.first_col = (group - place.row * row_groups.value) * kGroupColumns;
   const int64_t left = cols - place.first_col;
   place.columns = static_cast<int>(left < kGroupColumns ? left : kGroupColumns);
   return place;
@@ -125,33 +59,52 @@ FUSED_DROPOUT_DEVICE void store_group(uint32_t* out, const GroupBits& bits) {
       make_uint4(bits.word[0], bits.word[1], bits.word[2], bits.word[3]);
 }
 
-// Groups first, first + stride, ...: `count` of them, 16 bytes each.
-__global__ void __launch_bounds__(kMaskThreads)
-    draw_groups_kernel(MaskRule rule, RngSource rng, uint64_t first, uint64_t stride, int64_t count,
-                       uint32_t* out) {
-  rule = seeded(rule, rng);
-  for (int64_t i = thread_in_grid(); i < count; i += threads_in_grid()) {
-    store_group(out + i * kGroupWords, keep_group(rule, first + static_cast<uint64_t>(i) * stride));
+// Calls put(k, bits) for k = 0 .. count - 1, with the bits of group group_at(k). A lane draws
+// kPerLane groups at a time.
+template <int kPerLane, class GroupAt, class Put>
+FUSED_DROPOUT_DEVICE void draw_all(const MaskRule& rule, int64_t count, GroupAt group_at, Put put) {
+  constexpr int kTile = kWarpLanes * kPerLane;
+  FUSED_DROPOUT_SHARED(WaitingGroups<kPerLane>, waiting, [kMaskThreads / kWarpLanes]);
+  const int lane = threadIdx.x % kWarpLanes;
+  const PhiloxKeys<uint32_t> keys = held_keys(rule);
+  const int64_t warps = threads_in_grid() / kWarpLanes;
+  for (int64_t tile = thread_in_grid() / kWarpLanes * kTile; tile < count; tile += warps * kTile) {
+    const int mine = static_cast<int>(count - tile < kTile ? count - tile : kTile);
+    draw_groups_of_warp<kPerLane>(
+        rule, keys, mine, lane, waiting[threadIdx.x / kWarpLanes],
+        [&](int k) { return group_at(tile + k); },
+        [&](int k, const GroupBits& bits) { put(tile + k, bits); });
   }
 }
 
-// Rows of ceil(cols / 32) words; the bits past the last column are 0.
+// Groups first, first + stride, ...: `count` of them, 16 bytes each.
+template <int kPerLane>
 __global__ void __launch_bounds__(kMaskThreads)
-    draw_packed_kernel(MaskRule rule, RngSource rng, uint64_t first, int64_t rows, int64_t cols,
+    draw_groups_kernel(MaskRule rule, RngSource rng, uint64_t first, uint64_t stride, int64_t count,
                        uint32_t* out) {
-  rule = seeded(rule, rng);
-  const int64_t row_words = (cols + 31) / 32;
-  const int64_t count = rows * group_count(cols);
-  for (int64_t i = thread_in_grid(); i < count; i += threads_in_grid()) {
-    const GroupPlace place = place_of_group(i, cols);
-    const GroupBits bits = keep_group(rule, first + static_cast<uint64_t>(i));
-    uint32_t* const words = out + place.row * row_words + place.first_col / 32;
+  draw_all<kPerLane>(
+      seeded(rule, rng), count,
+      [&](int64_t k) { return first + static_cast<uint64_t>(k) * stride; },
+      [&](int64_t k, const GroupBits& bits) { store_group(out + k * kGroupWords, bits); });
+}
+
+// Rows of ceil(cols / 32) words; the bits past the last column are 0.
+template <int kPerLane>
+__global__ void __launch_bounds__(kMaskThreads)
+    draw_packed_kernel(MaskRule rule, RngSource rng, uint64_t first, int64_t count, int64_t cols,
+                       Divisor row_groups, uint32_t* out) {
+  const int64_t row_words = ceil_div(cols, 32);
+  draw_all<kPerLane>(
+      seeded(rule, rng), count, [&](int64_t k) { return first + static_cast<uint64_t>(k); },
+      [&](int64_t k, const GroupBits& bits) {
+        const GroupPlace place = place_of_group(k, cols, row_groups);
+        uint32_t* const words = out + place.row * row_words + place.first_col / 32;
 #pragma unroll
-    for (int w = 0; w < kGroupWords; ++w) {
-      const int left = place.columns - 32 * w;
-      if (left > 0) words[w] = left < 32 ? bits.word[w] & ((1u << left) - 1) : bits.word[w];
-    }
-  }
+        for (int w = 0; w < kGroupWords; ++w) {
+          const int left = place.columns - 32 * w;
+          if (left > 0) words[w] = left < 32 ? bits.word[w] & ((1u << left) - 1) : bits.word[w];
+        }
+      });
 }
 
 // What a thread hands to its warp: a group and where its bytes go.
@@ -181,20 +134,20 @@ FUSED_DROPOUT_DEVICE void store_bytes(uint8_t* out, uint32_t bits) {
 // A [rows, cols] matrix of bytes, 1 where an element is kept.
 template <int Bytes>
 __global__ void __launch_bounds__(kMaskThreads)
-    draw_bytes_kernel(MaskRule rule, RngSource rng, uint64_t first, int64_t rows, int64_t cols,
-                      uint8_t* out) {
+    draw_bytes_kernel(MaskRule rule, RngSource rng, uint64_t first, int64_t count, int64_t cols,
+                      Divisor row_groups, uint8_t* out) {
   constexpr int kStoresPerGroup = kGroupColumns / Bytes;
   FUSED_DROPOUT_SHARED(DrawnGroup, drawn, [kMaskThreads]);
   const int lane = threadIdx.x % kWarpLanes;
   DrawnGroup* const warp = &drawn[threadIdx.x - lane];
   rule = seeded(rule, rng);
-  const int64_t count = rows * group_count(cols);
+  const PhiloxKeys<uint32_t> keys = held_keys(rule);
   // `tile` is the warp's first group, so that all lanes leave the loop together.
   for (int64_t tile = thread_in_grid() - lane; tile < count; tile += threads_in_grid()) {
     const int64_t i = tile + lane;
     if (i < count) {
-      const GroupPlace place = place_of_group(i, cols);
-      warp[lane].bits = keep_group(rule, first + static_cast<uint64_t>(i));
+      const GroupPlace place = place_of_group(i, cols, row_groups);
+      warp[lane].bits = keep_group(rule, keys, first + static_cast<uint64_t>(i));
       warp[lane].out = out + place.row * cols + place.first_col;
       warp[lane].columns = place.columns;
     } else {
@@ -212,20 +165,38 @@ __global__ void __launch_bounds__(kMaskThreads)
   }
 }
 
-inline dim3 mask_blocks(int64_t groups, int64_t max_blocks) {
-  const int64_t blocks = (groups + kMaskThreads - 1) / kMaskThreads;
+// ---- launches ---------------------------------------------------------------------------------
+
+inline dim3 mask_blocks(int64_t threads, int64_t max_blocks) {
+  const int64_t blocks = ceil_div(threads, kMaskThreads);
   return dim3(static_cast<unsigned>(blocks < max_blocks ? blocks : max_blocks));
 }
 
-// The launches. Pointers are to device memory, `out` of groups is aligned to 16 bytes; the key and
-// offset of `rule` are not used. An empty mask launches nothing.
+constexpr int kManyPerLane = 4;
+constexpr int64_t kManyGroups = 132 * 16 * kWarpLanes * kManyPerLane;  // fill an H200 with warps
+
+// launch(constant, blocks), the constant being the groups that a lane draws at a time: one, or
+// kManyPerLane where there are enough for that.
+template <class Launch>
+cudaError_t launch_by_groups(int64_t count, int64_t max_blocks, Launch launch) {
+  if (count == 0) return cudaSuccess;
+  if (count < kManyGroups) {
+    return launch(std::integral_constant<int, 1>(), mask_blocks(count, max_blocks));
+  }
+  return launch(std::integral_constant<int, kManyPerLane>(),
+                mask_blocks(ceil_div(count, kManyPerLane), max_blocks));
+}
+
+// Pointers are to device memory, `out` of groups is aligned to 16 bytes; the key and offset of
+// `rule` are not used. An empty mask launches nothing.
 
 inline cudaError_t launch_draw_groups(const MaskRule& rule, const RngSource& rng, uint64_t first,
                                       uint64_t stride, int64_t count, uint32_t* out,
                                       cudaStream_t stream, int64_t max_blocks = kMaxBlocks) {
-  if (count == 0) return cudaSuccess;
-  return launch_kernel<draw_groups_kernel>(mask_blocks(count, max_blocks), dim3(kMaskThreads), 0,
-                                           stream, rule, rng, first, stride, count, out);
+  return launch_by_groups(count, max_blocks, [&](auto per_lane, dim3 blocks) {
+    return launch_kernel<draw_groups_kernel<decltype(per_lane)::value>>(
+        blocks, dim3(kMaskThreads), 0, stream, rule, rng, first, stride, count, out);
+  });
 }
 
 inline cudaError_t launch_draw_packed(const MaskRule& rule, const RngSource& rng, uint64_t first,
@@ -235,9 +206,11 @@ inline cudaError_t launch_draw_packed(const MaskRule& rule, const RngSource& rng
   if (cols % kGroupColumns == 0) {  // every word of every group is part of the mask
     return launch_draw_groups(rule, rng, first, 1, groups, out, stream, max_blocks);
   }
-  if (groups == 0) return cudaSuccess;
-  return launch_kernel<draw_packed_kernel>(mask_blocks(groups, max_blocks), dim3(kMaskThreads), 0,
-                                           stream, rule, rng, first, rows, cols, out);
+  return launch_by_groups(groups, max_blocks, [&](auto per_lane, dim3 blocks) {
+    return launch_kernel<draw_packed_kernel<decltype(per_lane)::value>>(
+        blocks, dim3(kMaskThreads), 0, stream, rule, rng, first, groups, cols,
+        make_divisor(group_count(cols)), out);
+  });
 }
 
 inline cudaError_t launch_draw_bytes(const MaskRule& rule, const RngSource& rng, uint64_t first,
@@ -246,12 +219,13 @@ inline cudaError_t launch_draw_bytes(const MaskRule& rule, const RngSource& rng,
   const int64_t groups = rows * group_count(cols);
   if (groups == 0) return cudaSuccess;
   const dim3 blocks = mask_blocks(groups, max_blocks);
+  const Divisor row_groups = make_divisor(group_count(cols));
   if (cols % 16 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0) {
     return launch_kernel<draw_bytes_kernel<16>>(blocks, dim3(kMaskThreads), 0, stream, rule, rng,
-                                                first, rows, cols, out);
+                                                first, groups, cols, row_groups, out);
   }
   return launch_kernel<draw_bytes_kernel<1>>(blocks, dim3(kMaskThreads), 0, stream, rule, rng,
-                                             first, rows, cols, out);
+                                             first, groups, cols, row_groups, out);
 }
 
 }  // namespace

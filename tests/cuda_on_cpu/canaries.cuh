@@ -4,7 +4,7 @@
 // All take `in` and `out` of n floats, in blocks of kCanaryThreads (two warps).
 #pragma once
 
-#include "copy_async.cuh"
+#include "../../csrc/cuda/compat.h"
 
 namespace fused_dropout {
 namespace {

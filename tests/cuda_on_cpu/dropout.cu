@@ -161,7 +161,7 @@ __global__ void draw_by_lanes_kernel(MaskRule rule, RngSource rng, uint64_t firs
   rule = seeded(rule, rng);
   const int lane = static_cast<int>(threadIdx.x);
   const GroupBits bits = keep_group_by_lanes(
-      rule, first + static_cast<uint64_t>(lane / kDigitLanes), lane % kDigitLanes);
+      rule, keys_of(rule), first + static_cast<uint64_t>(lane / kDigitLanes), lane % kDigitLanes);
   store_group(out + lane * kGroupWords, bits);
 }
 

@@ -18,7 +18,7 @@
 //               __syncwarp, and fences around atomics order what two of them do. Shuffles, votes
 //               and the schedule itself do not.
 //
-// What it cannot show: performance, inline PTX (ptx_models.h stands in for that of copy_async.cuh),
+// What it cannot show: performance, inline PTX (ptx_models.h stands in for it),
 // what nvcc makes of the code, and kernels whose blocks wait for each other.
 //
 // Reading order: types.h, runtime.h (what the scheduler offers), sync.h, intrinsics.h, atomics.h,
@@ -33,6 +33,7 @@
 #include "atomics.h"
 #include "intrinsics.h"
 #include "launch.h"
+#include "ptx_models.h"
 #include "runtime.h"
 #include "sync.h"
 #include "types.h"

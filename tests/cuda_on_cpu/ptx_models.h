@@ -1,4 +1,4 @@
-// What the inline PTX of copy_async.cuh does, in C++. All reads and writes of the kernel's
+// What the inline PTX of csrc/cuda/compat.h does, in C++. All reads and writes of the kernel's
 // memory are made here, in instrumented code, where the sanitizers see them.
 #pragma once
 
@@ -33,6 +33,9 @@ inline void land_copy(const AsyncCopy& copy) {
 }  // namespace emulator
 
 namespace fused_dropout {
+
+inline void hold(uint32_t&) {}
+inline void keep_branch() {}
 
 template <int Bytes>
 void copy_async(void* shared, const void* global, int valid = Bytes,

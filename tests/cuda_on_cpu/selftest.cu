@@ -1,5 +1,5 @@
 // Kernels that show what CUDA's operations give, to be compared with what they should.
-#include "copy_async.cuh"
+#include "../../csrc/cuda/compat.h"
 #include "entries.h"
 
 namespace fused_dropout {

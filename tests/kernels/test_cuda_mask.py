@@ -210,3 +210,24 @@ def test_seed_and_offset_by_value(device: Worker, p: float) -> None:
     by_value = np.zeros(4, np.uint32)
     assert device.call("draw_by_value", SEED, OFFSET, p, by_value) == 0
     assert np.array_equal(by_value, on_cpu((1, 128), p, SEED, OFFSET, 0, 16)[0])
+
+
+@pytest.mark.parametrize("count", [1, 33, 128, 129, 1024, 1500])
+@pytest.mark.parametrize(
+    ("p", "digits"), [(0.5, 16), (0.3, 9), (0.3, 10), (0.3, 11), (0.1, 16), (1e-4, 32), (0.9, 17)]
+)
+@pytest.mark.parametrize("first", [0, 2**32 - 100])
+def test_many_groups_by_a_warp(
+    device: Worker, first: int, p: float, digits: int, count: int
+) -> None:
+    """Groups that are open after 8 digits go from lane to lane."""
+    out = poisoned_array(device, 4 * count, np.uint32)
+    assert device.call("draw_many_groups", state(), p, digits, first, count, out) == 0
+    expected = on_cpu((first + count, 1), p, SEED, OFFSET, 0, digits) if first == 0 else None
+    drawn = result_in(out, (count, 4))
+    alone = poisoned_array(device, 4 * count, np.uint32)
+    rule = (state(), 0, p, digits, first, 1, count, alone, MANY_BLOCKS)
+    assert device.call("draw_groups", *rule) == 0
+    assert np.array_equal(drawn, result_in(alone, (count, 4)))
+    if expected is not None:
+        assert np.array_equal(drawn[:, 0] & 1, expected[:, 0] & 1)

@@ -4,7 +4,6 @@
 // tensor, outermost in memory first.
 #include "../../csrc/cuda/dropconnect.cuh"
 #include "../../csrc/cuda/dropout.cuh"
-#include "../cuda_on_cpu/copy_async.cuh"
 
 // Not in a second unnamed namespace beside fused_dropout's: nvcc would confuse the two.
 namespace fused_dropout {

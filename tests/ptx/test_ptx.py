@@ -159,7 +159,7 @@ def test_layers_use_the_contract_s_masks(ptx_device: Device, column: int) -> Non
     torch.testing.assert_close(layer.product("d_input")[:, column], expected.sum(1) / q)
 
 
-# ---- the inline PTX of copy_async.cuh
+# ---- the inline PTX of csrc/cuda/compat.h
 
 
 @pytest.mark.parametrize("bytes_each", [4, 8, 16])
