@@ -22,39 +22,30 @@
 namespace fused_dropout::dropout {
 namespace {
 
-// Of a multiprocessor, at least: without a number ptxas aims at 6, and spills.
-constexpr int kBlocks = 4;
+// Of a multiprocessor, at least: drawing takes 80 registers beside the elements that have been read.
+constexpr int kBlocks = 3;
 
 constexpr int kTileElements = kWarpLanes * kGroupColumns;
 constexpr int kTileWords = kTileElements / 32;
 
-// A warp's `groups` groups of bits, drawn by as many lanes.
-FUSED_DROPOUT_DEVICE void draw_by_groups(const MaskRule& rule, int64_t first_group, int groups,
-                                         int lane, GroupBits* bits) {
-  if (lane < groups) {
-    bits[lane] = keep_group(rule, keys_of(rule), static_cast<uint64_t>(first_group + lane));
-  }
-}
-
-// The same by 16 lanes for each group, for rules of at most 16 digits.
-FUSED_DROPOUT_DEVICE void draw_by_digits(const MaskRule& rule, int64_t first_group, int groups,
-                                         int lane, GroupBits* bits) {
-  for (int g = 0; g < groups; g += kWarpLanes / kDigitLanes) {
-    const int mine = g + lane / kDigitLanes;
-    const GroupBits kept = keep_group_by_lanes(
-        rule, keys_of(rule), static_cast<uint64_t>(first_group + mine), lane % kDigitLanes);
-    if (lane % kDigitLanes == 0 && mine < groups) bits[mine] = kept;
-  }
-}
-
-// kByDigits is no argument: registers would have to be saved around the shuffles of a branch.
+// A warp's groups first_group .. first_group + groups - 1 of the mask, groups <= 32, by 16 lanes
+// each (kByDigits, for rules of 1 to 16 digits) or by one. The keys are made for each tile: they
+// would take 20 registers from its elements.
 template <bool kByDigits>
 FUSED_DROPOUT_DEVICE void draw(const MaskRule& rule, int64_t first_group, int groups, int lane,
                                GroupBits* bits) {
+  const auto group = [&](int k) { return static_cast<uint64_t>(first_group + k); };
   if constexpr (kByDigits) {
-    draw_by_digits(rule, first_group, groups, lane, bits);
+    for (int g = 0; g < groups; g += kWarpLanes / kDigitLanes) {
+      const int mine = g + lane / kDigitLanes;
+      const GroupBits kept =
+          keep_group_by_lanes(rule, keys_of(rule), group(mine), lane % kDigitLanes);
+      if (lane % kDigitLanes == 0 && mine < groups) bits[mine] = kept;
+    }
   } else {
-    draw_by_groups(rule, first_group, groups, lane, bits);
+    FUSED_DROPOUT_SHARED(WaitingGroups<1>, waiting, [kElementThreads / kWarpLanes]);
+    draw_groups_of_warp<1>(rule, held_keys(rule), groups, lane, waiting[threadIdx.x / kWarpLanes],
+                           group, [&](int k, const GroupBits& kept) { bits[k] = kept; });
   }
 }
 

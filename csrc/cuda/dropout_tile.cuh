@@ -96,8 +96,8 @@ struct Rows {
 };
 
 // Accesses of a lane that are read before the first result is written.
-template <int kCount>
-constexpr int kAtOnce = kCount == 1 ? 8 : 2;
+template <class T, int kCount>
+constexpr int kAtOnce = kCount == 1 && sizeof(T) < 8 ? 4 : 2;
 
 // Access j of a lane has the elements of bits first + 32 kCount j and on; it is there as a whole or
 // not at all.
@@ -105,7 +105,7 @@ template <class T, int kCount, class Places>
 FUSED_DROPOUT_DEVICE void load_accesses(const T* from, const Places& places, int first,
                                         Packed<T, kCount>* to) {
 #pragma unroll
-  for (int j = 0; j < kAtOnce<kCount>; ++j) {
+  for (int j = 0; j < kAtOnce<T, kCount>; ++j) {
     const int bit = first + j * kWarpLanes * kCount;
     if (places.has(bit)) to[j] = load_packed<T, kCount>(from + places.offset(bit));
   }
@@ -134,10 +134,10 @@ template <class T, int kCount, bool kResidual, class Map, class Places>
 FUSED_DROPOUT_DEVICE void finish_accesses(const Operands<T>& tile, const Map& map,
                                           const Places& places, const uint32_t* words, int first,
                                           const Packed<T, kCount>* in) {
-  Packed<T, kCount> residual[kAtOnce<kCount>];
+  Packed<T, kCount> residual[kAtOnce<T, kCount>];
   if constexpr (kResidual) load_accesses<T, kCount>(tile.residual, places, first, residual);
 #pragma unroll
-  for (int j = 0; j < kAtOnce<kCount>; ++j) {
+  for (int j = 0; j < kAtOnce<T, kCount>; ++j) {
     const int bit = first + j * kWarpLanes * kCount;
     if (places.has(bit)) {
       const auto offset = places.offset(bit);
@@ -153,8 +153,8 @@ FUSED_DROPOUT_DEVICE void finish_accesses(const Operands<T>& tile, const Map& ma
 template <class T, int kCount, class Map, class Places, class Fill>
 FUSED_DROPOUT_DEVICE void apply_tile(const Operands<T>& tile, const Map& map, const Places& places,
                                      const uint32_t* words, int lane, Fill fill) {
-  constexpr int kStep = kAtOnce<kCount> * kWarpLanes * kCount;
-  Packed<T, kCount> in[kAtOnce<kCount>];
+  constexpr int kStep = kAtOnce<T, kCount> * kWarpLanes * kCount;
+  Packed<T, kCount> in[kAtOnce<T, kCount>];
   load_accesses<T, kCount>(tile.in, places, lane * kCount, in);
   fill();
   __syncwarp();
