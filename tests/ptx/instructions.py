@@ -154,6 +154,13 @@ def invert(machine: Machine, instruction: Instruction) -> None:
     machine.write(to, ~(machine.predicate(a) if pred else machine.read(a, instruction.type)))
 
 
+@implements("popc")
+def count_ones(machine: Machine, instruction: Instruction) -> None:
+    to, a = instruction.operands
+    bits = np.unpackbits(machine.read(a, instruction.type).view(np.uint8).reshape(-1, 4), axis=1)
+    machine.write(to, bits.sum(axis=1, dtype=np.uint32))
+
+
 @implements("neg")
 def negate(machine: Machine, instruction: Instruction) -> None:
     to, a = instruction.operands
@@ -300,16 +307,33 @@ def convert_address(machine: Machine, instruction: Instruction) -> None:
     machine.write(to, addresses - window if "to" in instruction.flags else addresses + window)
 
 
+def check_whole_warps(
+    machine: Machine, name: str, limits: list[str], expected: tuple[int, ...]
+) -> None:
+    """Lanes and segments that an instruction names, and the threads that reach it."""
+    for limit, of_whole_warps in zip(limits, expected, strict=True):
+        found = np.broadcast_to(machine.read(limit, "s32"), machine.threads)[machine.active]
+        if (found != of_whole_warps).any():
+            raise PtxError(f"unsupported {name} of less than a warp")
+    if not all(machine.active[machine.warp == number].all() for number in machine.active_warps()):
+        raise PtxError(f"not all threads of a warp reach the same {name}")
+
+
+@implements("vote", "sync", "ballot")
+def ballot(machine: Machine, instruction: Instruction) -> None:
+    """A bit for each lane of the warp whose predicate holds."""
+    to, predicate, lanes = instruction.operands
+    check_whole_warps(machine, "vote", [lanes], (-1,))
+    holds = np.broadcast_to(machine.predicate(predicate), machine.threads)
+    ballots = np.packbits(holds.reshape(-1, 32), axis=1, bitorder="little").view("<u4")
+    machine.write(to, np.repeat(ballots[:, 0], 32))
+
+
 @implements("shfl", "sync", "bfly")
 def exchange(machine: Machine, instruction: Instruction) -> None:
     """The values of the lanes whose numbers differ in the bits of the third operand."""
     to, source, lane_mask, *limits = instruction.operands
-    for limit, of_whole_warps in zip(limits, (31, -1), strict=True):
-        found = np.broadcast_to(machine.read(limit, "s32"), machine.threads)[machine.active]
-        if (found != of_whole_warps).any():
-            raise PtxError("unsupported shuffle of less than a warp")
-    if not all(machine.active[machine.warp == number].all() for number in machine.active_warps()):
-        raise PtxError("not all threads of a warp reach the same shuffle")
+    check_whole_warps(machine, "shuffle", limits, (31, -1))
     values = np.broadcast_to(machine.read(source, "b32"), machine.threads)
     others = np.arange(machine.threads) ^ machine.read(lane_mask, "s32")
     register, _, is_there = to.partition("|")

@@ -184,10 +184,14 @@ def test_copy_async(ptx_device: Device, bytes_each: int, left_out: int) -> None:
 
 MASK_CORRUPTIONS = {
     "multiplier of Philox": (r"3528531795", "3528531797"),
-    "key schedule": (r"add\.s64 (.*), (\d{9,});", r"add.s64 \1, 1\2;"),
-    "operands of selp": (r"selp\.b32 (\s*%r\d+), (\S+), -1,", r"selp.b32 \1, -1, \2,"),
-    "xor as or": (r"xor\.b64", "or.b64"),
-    "high half": (r"shr\.u64 (\s*%rd\d+, %rd\d+), 32", r"shr.u64 \1, 31"),
+    "key schedule": (r"add\.s32 (\s*%r\d+, %r\d+), 10", r"add.s32 \1, 11"),
+    "digit of T": (r"shl\.b32 (\s*%r\d+, %r\d+), %r\d+;", r"shl.b32 \1, 0;"),
+    "xor as and": (r"xor\.b32", "and.b32"),
+    "halves of a product": (
+        r"mov\.b64 \{(%r\d+), (%r\d+)\}, (%rd\d+);",
+        r"mov.b64 {\2, \1}, \3;",
+    ),
+    "open elements": (r"and\.b32 (\s*%r\d+, %r\d+), %r\d+;", r"and.b32 \1, -1;"),
     "address": (r"\[(%rd\d+)\+4\], ", r"[\1+8], "),
 }
 PRODUCT_CORRUPTIONS = {
@@ -207,8 +211,13 @@ NO_CHANGE = ("add", "add")
 
 
 def mask_is_right(device: Device) -> bool:
-    words = packed(device, (5, 148), 0.3, state(device), STREAM, 16)
-    return np.array_equal(words, on_cpu((5, 148), 0.3, 16))
+    """Of rates with one digit and with many, after which some groups go from lane to lane."""
+    return all(
+        np.array_equal(
+            packed(device, (5, 148), p, state(device), STREAM, 16), on_cpu((5, 148), p, 16)
+        )
+        for p in (0.5, 0.3)
+    )
 
 
 def product_is_right(device: Device, product: str) -> bool:
@@ -217,9 +226,9 @@ def product_is_right(device: Device, product: str) -> bool:
 
 @pytest.mark.parametrize("corruption", MASK_CORRUPTIONS)
 def test_a_corrupted_mask_kernel_is_noticed(build: Build, corruption: str) -> None:
-    assert mask_is_right(corrupted(build, "draw_packed_kernel", *NO_CHANGE))
+    assert mask_is_right(corrupted(build, "draw_packed_kernelILi1", *NO_CHANGE))
     change = MASK_CORRUPTIONS[corruption]
-    assert not mask_is_right(corrupted(build, "draw_packed_kernel", *change))
+    assert not mask_is_right(corrupted(build, "draw_packed_kernelILi1", *change))
 
 
 @pytest.mark.parametrize("product", KERNELS)
@@ -296,6 +305,7 @@ def interpreted(
         ("mad.lo.s32 %r1, 65536, 65536, -9;", -9),
         ("neg.s32 %r1, 5;", -5),
         ("not.b32 %r1, 5;", -6),
+        ("popc.b32 %r1, 0x80000007;", 4),
         ("setp.lt.s32 %p1, -1, 0; selp.b32 %r1, 3, 4, %p1;", 3),
         ("setp.lt.u32 %p1, -1, 0; selp.b32 %r1, 3, 4, %p1;", 4),
         ("setp.neu.f32 %p1, 0f7FC00000, 0f7FC00000; selp.b32 %r1, 3, 4, %p1;", 3),
@@ -320,6 +330,16 @@ def test_shuffle() -> None:
         threads=64,
     )
     assert machine.read("%r1", "u32").tolist() == [lane ^ 5 for lane in range(64)]
+
+
+def test_ballot() -> None:
+    """Odd lanes of the first warp, all but lane 2 of the second."""
+    machine = interpreted(
+        """mov.u32 %r0, %tid.x; and.b32 %r2, %r0, 33; setp.ne.u32 %p1, %r2, 0;
+        setp.ne.u32 %p2, %r0, 34; and.pred %p1, %p1, %p2; vote.sync.ballot.b32 %r1, %p1, -1;""",
+        threads=64,
+    )
+    assert machine.read("%r1", "u32").tolist() == [0xAAAAAAAA] * 32 + [0xFFFFFFFB] * 32
 
 
 def test_threads_part_and_meet_again() -> None:
@@ -356,6 +376,7 @@ def test_generic_addresses_of_shared_memory() -> None:
         ("add.sat.s32 %r1, %r1, 1;", "unsupported instruction"),
         ("bar.sync 1;", "unsupported barrier"),
         ("shfl.sync.bfly.b32 %r1|%p1, %r0, 1, 31, 3;", "less than a warp"),
+        ("vote.sync.ballot.b32 %r1, %p1, 3;", "less than a warp"),
         ("LOOP: bra LOOP;", "endless loop"),
     ],
 )
