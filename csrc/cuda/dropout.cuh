@@ -16,6 +16,7 @@
 
 #include <algorithm>
 
+#include "draw_tile.cuh"
 #include "dropout_tile.cuh"
 #include "masked_dims.cuh"
 
@@ -29,23 +30,21 @@ constexpr int kTileElements = kWarpLanes * kGroupColumns;
 constexpr int kTileWords = kTileElements / 32;
 
 // A warp's groups first_group .. first_group + groups - 1 of the mask, groups <= 32, by 16 lanes
-// each (kByDigits, for rules of 1 to 16 digits) or by one. The keys are made for each tile: they
-// would take 20 registers from its elements.
+// each (kByDigits, for rules of 1 to 16 digits) or by one.
 template <bool kByDigits>
 FUSED_DROPOUT_DEVICE void draw(const MaskRule& rule, int64_t first_group, int groups, int lane,
                                GroupBits* bits) {
-  const auto group = [&](int k) { return static_cast<uint64_t>(first_group + k); };
+  const auto first = static_cast<uint64_t>(first_group);
   if constexpr (kByDigits) {
     for (int g = 0; g < groups; g += kWarpLanes / kDigitLanes) {
       const int mine = g + lane / kDigitLanes;
-      const GroupBits kept =
-          keep_group_by_lanes(rule, keys_of(rule), group(mine), lane % kDigitLanes);
+      const GroupBits kept = keep_group_by_lanes(
+          rule, keys_of(rule), first + static_cast<uint64_t>(mine), lane % kDigitLanes);
       if (lane % kDigitLanes == 0 && mine < groups) bits[mine] = kept;
     }
   } else {
-    FUSED_DROPOUT_SHARED(WaitingGroups<1>, waiting, [kElementThreads / kWarpLanes]);
-    draw_groups_of_warp<1>(rule, held_keys(rule), groups, lane, waiting[threadIdx.x / kWarpLanes],
-                           group, [&](int k, const GroupBits& kept) { bits[k] = kept; });
+    FUSED_DROPOUT_SHARED(SharedGroups, waiting, [kElementThreads / kWarpLanes]);
+    draw_groups_of_tile(rule, first, groups, lane, waiting[threadIdx.x / kWarpLanes], bits);
   }
 }
 

@@ -27,6 +27,14 @@ struct AffineReals {
   S scale, shift, fill;
 };
 
+// Adding -0 changes nothing, whereas adding a shift of 0 would turn -0 into 0.
+template <class T>
+AffineReals<Real<T>> reals_of(const AffineMap& map) {
+  const auto shift = static_cast<Real<T>>(map.shift);
+  return {static_cast<Real<T>>(map.scale), shift == 0 ? -Real<T>(0) : shift,
+          static_cast<Real<T>>(map.fill)};
+}
+
 // One map for all elements.
 template <class S>
 struct OneMap {
@@ -36,12 +44,9 @@ struct OneMap {
   bool allows_vectors_of(int) const { return true; }
 };
 
-// Adding -0 changes nothing, whereas adding a shift of 0 would turn -0 into 0.
 template <class T>
 OneMap<Real<T>> one_map(const AffineMap& map) {
-  const auto shift = static_cast<Real<T>>(map.shift);
-  return {{static_cast<Real<T>>(map.scale), shift == 0 ? -Real<T>(0) : shift,
-           static_cast<Real<T>>(map.fill)}};
+  return {reals_of<T>(map)};
 }
 
 // Element k is multiplied by scale[k / run], in device memory, if it is kept.
@@ -148,24 +153,80 @@ FUSED_DROPOUT_DEVICE void finish_accesses(const Operands<T>& tile, const Map& ma
   }
 }
 
+// Both ways to finish.
+template <class T, int kCount, class Map, class Places>
+FUSED_DROPOUT_DEVICE void finish_accesses(const Operands<T>& tile, const Map& map,
+                                          const Places& places, const uint32_t* words, int first,
+                                          const Packed<T, kCount>* in) {
+  if (tile.residual == nullptr) {
+    finish_accesses<T, kCount, false>(tile, map, places, words, first, in);
+  } else {
+    finish_accesses<T, kCount, true>(tile, map, places, words, first, in);
+  }
+}
+
+// Accesses of 16 bytes wait in shared memory, kRing of each lane, which takes no registers from
+// drawing.
+constexpr int kRing = 8;
+struct alignas(16) Staged {
+  uint32_t word[4];
+};
+
+// Starts to read kAtOnce accesses into places slot, slot + 1, ... of this thread's ring.
+template <class T, int kCount, class Places>
+FUSED_DROPOUT_DEVICE void stage_accesses(const T* from, const Places& places, int first,
+                                         Staged* ring, int slot) {
+#pragma unroll
+  for (int j = 0; j < kAtOnce<T, kCount>; ++j) {
+    const int bit = first + j * kWarpLanes * kCount;
+    if (places.has(bit)) {
+      copy_async<16>(&ring[(slot + j) * kElementThreads], from + places.offset(bit));
+    }
+  }
+}
+
 // Of a warp. The operands point to the tile's first element. fill() writes the tile's bits to
-// `words`, in shared memory.
+// `words`, in shared memory, while the first elements are on their way.
 template <class T, int kCount, class Map, class Places, class Fill>
 FUSED_DROPOUT_DEVICE void apply_tile(const Operands<T>& tile, const Map& map, const Places& places,
                                      const uint32_t* words, int lane, Fill fill) {
   constexpr int kStep = kAtOnce<T, kCount> * kWarpLanes * kCount;
-  Packed<T, kCount> in[kAtOnce<T, kCount>];
-  load_accesses<T, kCount>(tile.in, places, lane * kCount, in);
-  fill();
-  __syncwarp();
   const int end = places.bits();
+  Packed<T, kCount> in[kAtOnce<T, kCount>];
+  if constexpr (sizeof in[0] == sizeof(Staged)) {
+    constexpr int kAhead = kRing / kAtOnce<T, kCount>;
+    FUSED_DROPOUT_SHARED(Staged, rings, [kRing * kElementThreads]);
+    Staged* const ring = &rings[threadIdx.x];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      stage_accesses<T, kCount>(tile.in, places, k * kStep + lane * kCount, ring,
+                                k * kAtOnce<T, kCount>);
+      copy_async_commit();
+    }
+    fill();
+    __syncwarp();
+    int slot = 0;
 #pragma unroll 1
-  for (int first = 0; first < end; first += kStep) {
-    if (first > 0) load_accesses<T, kCount>(tile.in, places, first + lane * kCount, in);
-    if (tile.residual == nullptr) {
-      finish_accesses<T, kCount, false>(tile, map, places, words, first + lane * kCount, in);
-    } else {
-      finish_accesses<T, kCount, true>(tile, map, places, words, first + lane * kCount, in);
+    for (int first = 0; first < end; first += kStep) {
+      copy_async_wait<kAhead - 1>();
+#pragma unroll
+      for (int j = 0; j < kAtOnce<T, kCount>; ++j) {
+        __builtin_memcpy(&in[j], &ring[(slot + j) * kElementThreads], sizeof in[j]);
+      }
+      finish_accesses<T, kCount>(tile, map, places, words, first + lane * kCount, in);
+      const int next = first + kAhead * kStep;
+      if (next < end) stage_accesses<T, kCount>(tile.in, places, next + lane * kCount, ring, slot);
+      copy_async_commit();
+      slot = (slot + kAtOnce<T, kCount>) % kRing;
+    }
+  } else {
+    load_accesses<T, kCount>(tile.in, places, lane * kCount, in);
+    fill();
+    __syncwarp();
+#pragma unroll 1
+    for (int first = 0; first < end; first += kStep) {
+      if (first > 0) load_accesses<T, kCount>(tile.in, places, first + lane * kCount, in);
+      finish_accesses<T, kCount>(tile, map, places, words, first + lane * kCount, in);
     }
   }
 }
