@@ -168,14 +168,11 @@ FUSED_DROPOUT_DEVICE void finish_accesses(const Operands<T>& tile, const Map& ma
 // Accesses of 16 bytes wait in shared memory, kRing of each lane, which takes no registers from
 // drawing.
 constexpr int kRing = 8;
-struct alignas(16) Staged {
-  uint32_t word[4];
-};
 
 // Starts to read kAtOnce accesses into places slot, slot + 1, ... of this thread's ring.
 template <class T, int kCount, class Places>
 FUSED_DROPOUT_DEVICE void stage_accesses(const T* from, const Places& places, int first,
-                                         Staged* ring, int slot) {
+                                         uint4* ring, int slot) {
 #pragma unroll
   for (int j = 0; j < kAtOnce<T, kCount>; ++j) {
     const int bit = first + j * kWarpLanes * kCount;
@@ -193,10 +190,10 @@ FUSED_DROPOUT_DEVICE void apply_tile(const Operands<T>& tile, const Map& map, co
   constexpr int kStep = kAtOnce<T, kCount> * kWarpLanes * kCount;
   const int end = places.bits();
   Packed<T, kCount> in[kAtOnce<T, kCount>];
-  if constexpr (sizeof in[0] == sizeof(Staged)) {
+  if constexpr (sizeof in[0] == sizeof(uint4)) {
     constexpr int kAhead = kRing / kAtOnce<T, kCount>;
-    FUSED_DROPOUT_SHARED(Staged, rings, [kRing * kElementThreads]);
-    Staged* const ring = &rings[threadIdx.x];
+    FUSED_DROPOUT_SHARED(uint4, rings, [kRing * kElementThreads]);
+    uint4* const ring = &rings[threadIdx.x];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       stage_accesses<T, kCount>(tile.in, places, k * kStep + lane * kCount, ring,
@@ -211,7 +208,7 @@ FUSED_DROPOUT_DEVICE void apply_tile(const Operands<T>& tile, const Map& map, co
       copy_async_wait<kAhead - 1>();
 #pragma unroll
       for (int j = 0; j < kAtOnce<T, kCount>; ++j) {
-        __builtin_memcpy(&in[j], &ring[(slot + j) * kElementThreads], sizeof in[j]);
+        in[j] = load_packed<T, kCount>(&ring[(slot + j) * kElementThreads]);
       }
       finish_accesses<T, kCount>(tile, map, places, words, first + lane * kCount, in);
       const int next = first + kAhead * kStep;

@@ -72,13 +72,17 @@ struct alignas(sizeof(T) * kCount) Packed {
 };
 
 template <class T, int kCount>
-FUSED_DROPOUT_DEVICE Packed<T, kCount> load_packed(const T* from) {
-  return *reinterpret_cast<const Packed<T, kCount>*>(from);
+FUSED_DROPOUT_DEVICE Packed<T, kCount> load_packed(const void* from) {
+  return *static_cast<const Packed<T, kCount>*>(from);
 }
 
 template <class T, int kCount>
 FUSED_DROPOUT_DEVICE void store_packed(const Packed<T, kCount>& from, T* to) {
-  *reinterpret_cast<Packed<T, kCount>*>(to) = from;
+  if constexpr (sizeof from == sizeof(uint4)) {
+    store_16_bytes(to, make_uint4(from.word[0], from.word[1], from.word[2], from.word[3]));
+  } else {
+    *reinterpret_cast<Packed<T, kCount>*>(to) = from;
+  }
 }
 
 template <class T, int kCount>
