@@ -42,16 +42,18 @@ FUSED_DROPOUT_DEVICE GroupBits below_by_digits(const MaskRule& rule,
   return below;
 }
 
-// The keep bits of groups first .. first + count - 1, count <= 32, in `bits`, which all lanes may
-// read after the next __syncwarp().
-FUSED_DROPOUT_DEVICE void draw_groups_of_tile(const MaskRule& rule, uint64_t first, int count,
-                                              int lane, SharedGroups& waiting, GroupBits* bits) {
+// The keep bits of groups group_at(0) .. group_at(count - 1), count <= 32, in *bits_at(0) and on,
+// which all lanes may read after the next __syncwarp().
+template <class GroupAt, class BitsAt>
+FUSED_DROPOUT_DEVICE void draw_groups_of_tile(const MaskRule& rule, int count, int lane,
+                                              SharedGroups& waiting, GroupAt group_at,
+                                              BitsAt bits_at) {
   const PhiloxKeys<uint32_t> keys = held_keys(rule);
-  const uint64_t mine[1] = {first + static_cast<uint64_t>(lane < count ? lane : 0)};
+  const uint64_t mine[1] = {group_at(lane < count ? lane : 0)};
   if (rule.digits <= kFirstDigits) {
     GroupBits kept[1];
     keep_groups(rule, keys, mine, kept);
-    if (lane < count) bits[lane] = kept[0];
+    if (lane < count) *bits_at(lane) = kept[0];
     return;
   }
   OpenGroups<1> all;
@@ -62,7 +64,7 @@ FUSED_DROPOUT_DEVICE void draw_groups_of_tile(const MaskRule& rule, uint64_t fir
   for (uint32_t s = 0; s < kFirstDigits; ++s) compare_digit(rule, keys, s, all);
   const bool waits = lane < count && !all_zero(all.open[0]);
   const unsigned lanes = __ballot_sync(~0u, waits);
-  if (lane < count) bits[lane] = all.kept[0];
+  if (lane < count) *bits_at(lane) = all.kept[0];
   if (waits) {
     const int place = lanes_below(lanes, lane);
     waiting.open[place] = all.open[0];
@@ -76,13 +78,14 @@ FUSED_DROPOUT_DEVICE void draw_groups_of_tile(const MaskRule& rule, uint64_t fir
   for (int base = 0; base < groups; base += kWarpLanes / 2) {
     const int place = base + lane / 2;
     const int number = waiting.number[place < groups ? place : base];
-    const uint64_t group[1] = {first + static_cast<uint64_t>(number)};
+    const uint64_t group[1] = {group_at(number)};
     GroupBits equal = group_of(~0u);
     const GroupBits below =
         below_by_digits(rule, keys, group, kFirstDigits + (is_second ? half : 0), half, equal);
     const GroupBits below_in_second = shuffled(below, 1);
     if (place < groups && !is_second) {
-      bits[number] = bits[number] | (waiting.open[place] & (below | (equal & below_in_second)));
+      GroupBits* const bits = bits_at(number);
+      *bits = *bits | (waiting.open[place] & (below | (equal & below_in_second)));
     }
   }
 }

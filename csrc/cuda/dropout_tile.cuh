@@ -22,6 +22,12 @@ struct Operands {
 
 namespace {
 
+// Of a multiprocessor, at least: drawing takes 80 registers beside the elements that have been read.
+constexpr int kBlocks = 3;
+
+constexpr int kTileElements = kWarpLanes * kGroupColumns;
+constexpr int kTileWords = kTileElements / 32;
+
 template <class S>
 struct AffineReals {
   S scale, shift, fill;
@@ -246,12 +252,27 @@ FUSED_DROPOUT_DEVICE void apply_neighbours(const Operands<T>& tile, const Map& m
   }
 }
 
+// The words of a warp's tile.
+FUSED_DROPOUT_DEVICE uint32_t* words_of_warp(uint32_t* words) {
+  return words + threadIdx.x / kWarpLanes * kTileWords;
+}
+
 // The operands of the elements from `first` on.
 template <class T>
 FUSED_DROPOUT_DEVICE Operands<T> operands_from(const Operands<T>& all, int64_t first) {
   return {all.in + first, all.residual != nullptr ? all.residual + first : nullptr, all.out + first,
           all.count - first};
 }
+
+// ---- launches ---------------------------------------------------------------------------------
+
+template <class T>
+bool vectors_fit(const Operands<T>& tensors) {
+  return is_aligned(tensors.in, 16) && is_aligned(tensors.residual, 16) &&
+         is_aligned(tensors.out, 16);
+}
+
+inline dim3 tile_blocks(int64_t tiles) { return element_blocks(tiles * kWarpLanes); }
 
 }  // namespace
 }  // namespace fused_dropout::dropout
