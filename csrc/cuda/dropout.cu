@@ -32,6 +32,10 @@ void apply_into(const Tensor& out, const Tensor& input, const std::optional<Tens
       check_launch(launch_shared<T>(rule, rng, dims, map, tensors, current_stream()));
       return;
     }
+    if (draws_by_columns(dims, tensors.count)) {
+      check_launch(launch_columns<T>(rule, rng, dims, map, tensors, current_stream()));
+      return;
+    }
     const Tensor bits = draw_bits(rule, rng, group_count(layout.mask_numel), input);
     check_launch(launch_masked<T>(data_of<uint32_t>(bits), dims, one_map<T>(map), tensors,
                                   current_stream()));

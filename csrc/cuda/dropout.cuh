@@ -67,11 +67,11 @@ __global__ void __launch_bounds__(kElementThreads, kBlocks)
   FUSED_DROPOUT_SHARED(GroupBits, drawn, [kElementThreads]);
   GroupBits* const bits = &drawn[threadIdx.x / kWarpLanes * kWarpLanes];
   rule = seeded(rule, rng);
-  for_each_tile<T, kCount>(
-      tensors, map, warp_groups, bits->word, [&](int64_t first, int count, int lane) {
-        draw<kByDigits>(rule, first / kGroupColumns, static_cast<int>(group_count(count)), lane,
-                        bits);
-      });
+  for_each_tile<T, kCount>(tensors, map, warp_groups, bits->word,
+                           [&](int64_t first, int count, int lane) {
+                             draw<kByDigits>(rule, first / kGroupColumns,
+                                             static_cast<int>(group_count(count)), lane, bits);
+                           });
 }
 
 // Writes the bits of a tile's elements, which `bits` has from bit `origin` of the mask on.
@@ -79,8 +79,8 @@ FUSED_DROPOUT_DEVICE void gather_words(const uint32_t* bits, int64_t origin, con
                                        int64_t first, int count, int lane, uint32_t* words) {
 #pragma unroll 1
   for (int k = lane * 32; k < count; k += kWarpLanes * 32) {
-    words[k / 32] = bits_of_neighbours(bits, origin, dims, first + k,
-                                       count - k < 32 ? count - k : 32);
+    words[k / 32] =
+        bits_of_neighbours(bits, origin, dims, first + k, count - k < 32 ? count - k : 32);
   }
 }
 
@@ -156,8 +156,8 @@ cudaError_t launch_linear(const MaskRule& rule, const RngSource& rng, const Affi
                           const Operands<T>& tensors, cudaStream_t stream) {
   if (tensors.count == 0) return cudaSuccess;
   const int warp_groups = groups_per_warp(group_count(tensors.count));
-  const auto launch =
-      warp_groups <= 2 && shares_digits(rule) ? launch_linear_as<T, true> : launch_linear_as<T, false>;
+  const auto launch = warp_groups <= 2 && shares_digits(rule) ? launch_linear_as<T, true>
+                                                              : launch_linear_as<T, false>;
   return launch(rule, rng, map, tensors, warp_groups, vectors_fit(tensors),
                 tile_blocks(tensors.count, warp_groups), stream);
 }

@@ -22,7 +22,8 @@ struct Operands {
 
 namespace {
 
-// Of a multiprocessor, at least: drawing takes 80 registers beside the elements that have been read.
+// Of a multiprocessor, at least: drawing takes 80 registers beside the elements that have been
+// read.
 constexpr int kBlocks = 3;
 
 constexpr int kTileElements = kWarpLanes * kGroupColumns;
@@ -89,7 +90,7 @@ struct Neighbourhood {
   FUSED_DROPOUT_DEVICE int offset(int bit) const { return bit; }
 };
 
-// Rows of `cols` elements, `stride` apart in memory; their bits are `pitch.divisor` apart.
+// Rows of `cols` elements, `stride` apart in memory; their bits are `pitch.value` apart.
 struct Rows {
   int rows;
   int cols;
@@ -104,6 +105,16 @@ struct Rows {
     const int row = small_quotient(bit, pitch);
     return row * stride + (bit - row * pitch.value);
   }
+};
+
+// Rows of at most 32 elements, whose bits are 32 apart.
+struct RowsOf32 {
+  int rows;
+  int cols;
+  int64_t stride;
+  FUSED_DROPOUT_DEVICE int bits() const { return rows * 32; }
+  FUSED_DROPOUT_DEVICE bool has(int bit) const { return bit >> 5 < rows && (bit & 31) < cols; }
+  FUSED_DROPOUT_DEVICE int64_t offset(int bit) const { return (bit >> 5) * stride + (bit & 31); }
 };
 
 // Accesses of a lane that are read before the first result is written.

@@ -29,8 +29,8 @@ inline MaskedDims make_masked_dims(const MaskedDim* dims, int count) {
 
 namespace {
 
-// The place of an element in the mask, how far the last dimension goes on from there, and how far the
-// one before it does.
+// The place of an element in the mask, how far the last dimension goes on from there, and how far
+// the one before it does.
 struct ElementPlace {
   int64_t bit;
   int64_t left;

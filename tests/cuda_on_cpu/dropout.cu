@@ -80,9 +80,8 @@ int shared_as(const int64_t* rng_state, double p, const MaskedDim* dims, int dim
   const auto launch =
       by_digits ? dropout::launch_shared_as<T, true> : dropout::launch_shared_as<T, false>;
   return launch(make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits), rng_from_state(rng_state),
-                dims_of(dims, dim_count), {2, 0, 0},
-                operands_of<T>(in, nullptr, out, count, flags), warp_groups, vectors != 0,
-                dim3(static_cast<unsigned>(blocks)), nullptr);
+                dims_of(dims, dim_count), {2, 0, 0}, operands_of<T>(in, nullptr, out, count, flags),
+                warp_groups, vectors != 0, dim3(static_cast<unsigned>(blocks)), nullptr);
 }
 
 template <class T>
@@ -96,6 +95,30 @@ int transposed_as(const uint32_t* bits, const MaskedDim* dims, int dim_count, co
 }
 
 template <class T>
+int columns_as(const int64_t* rng_state, double p, const MaskedDim* dims, int dim_count,
+               const T* in, T* out, int64_t count, int flags, int most_groups, int vectors,
+               int blocks) {
+  const MaskedDims all = dims_of(dims, dim_count);
+  return dropout::launch_columns_as<T>(make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits),
+                                       rng_from_state(rng_state), all,
+                                       dropout::column_tiles(all, count, most_groups), {2, 0, 0},
+                                       operands_of<T>(in, nullptr, out, count, flags), vectors != 0,
+                                       dim3(static_cast<unsigned>(blocks)), nullptr);
+}
+
+// As the operator launches it; -1 where it would not.
+template <class T>
+int columns(const int64_t* rng_state, double p, const MaskedDim* dims, int dim_count, double scale,
+            double shift, double fill, const T* in, const T* residual, T* out, int64_t count,
+            int flags) {
+  const MaskedDims all = dims_of(dims, dim_count);
+  if (!dropout::draws_by_columns(all, count)) return -1;
+  return dropout::launch_columns<T>(make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits),
+                                    rng_from_state(rng_state), all, {scale, shift, fill},
+                                    operands_of(in, residual, out, count, flags), nullptr);
+}
+
+template <class T>
 struct Entries {
   explicit Entries(const std::string& dtype)
       : linear_entry("dropout_linear_" + dtype, linear<T>),
@@ -104,10 +127,12 @@ struct Entries {
         masked_as_entry("dropout_masked_as_" + dtype, masked_as<T>),
         shared_entry("dropout_shared_" + dtype, shared<T>),
         shared_as_entry("dropout_shared_as_" + dtype, shared_as<T>),
-        transposed_as_entry("dropout_transposed_as_" + dtype, transposed_as<T>) {}
+        transposed_as_entry("dropout_transposed_as_" + dtype, transposed_as<T>),
+        columns_entry("dropout_columns_" + dtype, columns<T>),
+        columns_as_entry("dropout_columns_as_" + dtype, columns_as<T>) {}
 
   worker::Registration linear_entry, linear_as_entry, masked_entry, masked_as_entry, shared_entry,
-      shared_as_entry, transposed_as_entry;
+      shared_as_entry, transposed_as_entry, columns_entry, columns_as_entry;
 };
 
 const Entries<float> float32_entries("float32");

@@ -177,9 +177,7 @@ def test_orders(device: Worker, order: str, dtype: torch.dtype) -> None:
         for entry, mask in (("masked", (packed(case.bits),)), ("shared", (state(), case.p))):
             result = Result(device, case.input, offsets[2], copied=bool(flags & IN_PLACE))
             arguments = (*mask, *case.layout, 1.75, 0.0, -0.5, *operands, result.argument)
-            status = device.call(
-                f"dropout_{entry}_{name_of(dtype)}", *arguments, case.count, flags
-            )
+            status = device.call(f"dropout_{entry}_{name_of(dtype)}", *arguments, case.count, flags)
             if entry == "shared" and not case.is_drawn_by_tile(device):
                 assert status == -1
                 continue
@@ -188,7 +186,9 @@ def test_orders(device: Worker, order: str, dtype: torch.dtype) -> None:
 
 
 def test_which_masks_a_tile_draws(device: Worker) -> None:
-    drawn = {name for name, dims in ORDERS.items() if Case(dims, torch.float32).is_drawn_by_tile(device)}
+    drawn = {
+        name for name, dims in ORDERS.items() if Case(dims, torch.float32).is_drawn_by_tile(device)
+    }
     assert set(SHARED) <= drawn
     assert {"channels", "steps in a sequence", "batch first", "one for all"} <= drawn
     assert "channels_last" not in drawn
@@ -228,17 +228,56 @@ def test_tiles_of_large_tensors(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("columns", [32, 128])
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_channels_last(
-    device: Worker, channels: int, columns: int, dtype: torch.dtype
-) -> None:
+def test_channels_last(device: Worker, channels: int, columns: int, dtype: torch.dtype) -> None:
     """Tiles of several strips of 32 rows, or of a part of the columns; of planes of any size."""
     strips = max(columns // channels, 1)
     for rows in (32 * strips + 1, 64 * strips, 5):
         case = Case(((3, channels * rows), (rows, 1), (channels, rows)), dtype)
         for vectors, blocks in ((1, 1), (0, 1)):
-            check_large(
-                device, "transposed", case, (packed(case.bits),), columns, vectors, blocks
-            )
+            check_large(device, "transposed", case, (packed(case.bits),), columns, vectors, blocks)
+
+
+COLUMNS: dict[str, Dims] = {
+    "whole groups": ((2, 63 * 256), (256, 1), (63, 256)),
+    "planes between groups": ((2, 32 * 700), (700, 1), (32, 700)),
+    "one plane": ((600, 1), (64, 600)),
+    "short columns": ((2, 32 * 200), (200, 1), (32, 200)),
+    "a video": ((2, 32 * 3 * 128), (3, 128), (128, 1), (32, 3 * 128)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("order", COLUMNS)
+def test_columns(device: Worker, order: str, dtype: torch.dtype) -> None:
+    """Drawn by the kernel as launched, with a residual, in place, and for misaligned tensors."""
+    case = Case(COLUMNS[order], dtype, 0.3)
+    residual = random_tensor((case.count,), dtype, seed=1)
+    for flags, offset in ((0, 0), (WITH_RESIDUAL, 0), (IN_PLACE, 0), (0, 1)):
+        off = offset * dtype.itemsize
+        result = Result(device, case.input, off, copied=bool(flags & IN_PLACE))
+        arguments = (state(), case.p, *case.layout, 1.75, 0.0, -0.5, read_only(case.input))
+        operands = (read_only(residual), result.argument, case.count, flags)
+        status = device.call(f"dropout_columns_{name_of(dtype)}", *arguments, *operands)
+        if order == "short columns":
+            assert status == -1  # too many groups would be drawn twice
+            continue
+        assert status == 0
+        added = residual if flags & WITH_RESIDUAL else None
+        result.check(mapped(case.input, case.kept, 1.75, -0.5, added), (flags, offset))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(("most_groups", "blocks"), [(2, 1), (4, 2), (8, 1), (8, 3)])
+@pytest.mark.parametrize("rows", [5, 128, 784, 1300, 2048])
+def test_tiles_of_columns(
+    device: Worker, rows: int, most_groups: int, blocks: int, dtype: torch.dtype
+) -> None:
+    """Tiles of all heights, whose columns begin inside a group or with one; of cut widths."""
+    for cols, gap in ((33, 0), (40, 128), (7, 3)):
+        case = Case(((rows, 1), (cols, rows + gap)), dtype, 0.1)
+        for vectors in (0, 1):
+            drawn = (most_groups, vectors, blocks)
+            check_large(device, "columns", case, (state(), case.p), *drawn)
 
 
 @pytest.mark.parametrize("columns", [32, 64, 128])
