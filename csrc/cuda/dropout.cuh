@@ -61,7 +61,7 @@ FUSED_DROPOUT_DEVICE void for_each_tile(const Operands<T>& tensors, const Maps& 
 }
 
 template <class T, int kCount, bool kByDigits>
-__global__ void __launch_bounds__(kElementThreads, kBlocks)
+__global__ void __launch_bounds__(kElementThreads, kBlocks<kCount>)
     linear_kernel(MaskRule rule, RngSource rng, OneMap<Real<T>> map, Operands<T> tensors,
                   int warp_groups) {
   FUSED_DROPOUT_SHARED(GroupBits, drawn, [kElementThreads]);
@@ -85,7 +85,7 @@ FUSED_DROPOUT_DEVICE void gather_words(const uint32_t* bits, int64_t origin, con
 }
 
 template <class T, int kCount, class Maps>
-__global__ void __launch_bounds__(kElementThreads, kBlocks)
+__global__ void __launch_bounds__(kElementThreads, kBlocks<kCount>)
     masked_kernel(const uint32_t* bits, MaskedDims dims, Maps maps, Operands<T> tensors,
                   int warp_groups) {
   FUSED_DROPOUT_SHARED(uint32_t, gathered, [kElementThreads * kGroupWords]);
@@ -106,7 +106,7 @@ struct BitBlocks {
 
 // A tile's elements have bits of at most 32 groups.
 template <class T, int kCount, bool kByDigits>
-__global__ void __launch_bounds__(kElementThreads, kBlocks)
+__global__ void __launch_bounds__(kElementThreads, kBlocks<kCount>)
     shared_kernel(MaskRule rule, RngSource rng, BitBlocks blocks, MaskedDims dims,
                   OneMap<Real<T>> map, Operands<T> tensors, int warp_groups) {
   FUSED_DROPOUT_SHARED(GroupBits, drawn, [kElementThreads]);

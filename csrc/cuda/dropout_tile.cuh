@@ -24,7 +24,9 @@ namespace {
 
 // Of a multiprocessor, at least: drawing takes 80 registers beside the elements that have been
 // read.
-constexpr int kBlocks = 3;
+// Single elements take more, eight of them being read at once.
+template <int kCount>
+constexpr int kBlocks = kCount == 1 ? 2 : 3;
 
 constexpr int kTileElements = kWarpLanes * kGroupColumns;
 constexpr int kTileWords = kTileElements / 32;
@@ -84,6 +86,7 @@ struct ScaleOfRun {
 
 // Elements that are neighbours in memory, in the order of their bits.
 struct Neighbourhood {
+  static constexpr int kSingles = 8;  // read at once, where accesses are of one element
   int count;
   FUSED_DROPOUT_DEVICE int bits() const { return count; }
   FUSED_DROPOUT_DEVICE bool has(int bit) const { return bit < count; }
@@ -92,6 +95,7 @@ struct Neighbourhood {
 
 // Rows of `cols` elements, `stride` apart in memory; their bits are `pitch.value` apart.
 struct Rows {
+  static constexpr int kSingles = 4;
   int rows;
   int cols;
   SmallDivisor pitch;
@@ -109,6 +113,7 @@ struct Rows {
 
 // Rows of at most 32 elements, whose bits are 32 apart.
 struct RowsOf32 {
+  static constexpr int kSingles = 8;
   int rows;
   int cols;
   int64_t stride;
@@ -118,8 +123,8 @@ struct RowsOf32 {
 };
 
 // Accesses of a lane that are read before the first result is written.
-template <class T, int kCount>
-constexpr int kAtOnce = kCount == 1 && sizeof(T) < 8 ? 4 : 2;
+template <class T, int kCount, class Places>
+constexpr int kAtOnce = kCount > 1 || sizeof(T) > 4 ? 2 : Places::kSingles;
 
 // Access j of a lane has the elements of bits first + 32 kCount j and on; it is there as a whole or
 // not at all.
@@ -127,7 +132,7 @@ template <class T, int kCount, class Places>
 FUSED_DROPOUT_DEVICE void load_accesses(const T* from, const Places& places, int first,
                                         Packed<T, kCount>* to) {
 #pragma unroll
-  for (int j = 0; j < kAtOnce<T, kCount>; ++j) {
+  for (int j = 0; j < kAtOnce<T, kCount, Places>; ++j) {
     const int bit = first + j * kWarpLanes * kCount;
     if (places.has(bit)) to[j] = load_packed<T, kCount>(from + places.offset(bit));
   }
@@ -156,16 +161,21 @@ template <class T, int kCount, bool kResidual, class Map, class Places>
 FUSED_DROPOUT_DEVICE void finish_accesses(const Operands<T>& tile, const Map& map,
                                           const Places& places, const uint32_t* words, int first,
                                           const Packed<T, kCount>* in) {
-  Packed<T, kCount> residual[kAtOnce<T, kCount>];
+  Packed<T, kCount> residual[kAtOnce<T, kCount, Places>];
   if constexpr (kResidual) load_accesses<T, kCount>(tile.residual, places, first, residual);
+  uint32_t bits[kAtOnce<T, kCount, Places>];  // of all accesses, there or not: one address for all
 #pragma unroll
-  for (int j = 0; j < kAtOnce<T, kCount>; ++j) {
+  for (int j = 0; j < kAtOnce<T, kCount, Places>; ++j) {
+    bits[j] = words[(first >> 5) + j * kCount] >> (first & 31);
+  }
+#pragma unroll
+  for (int j = 0; j < kAtOnce<T, kCount, Places>; ++j) {
     const int bit = first + j * kWarpLanes * kCount;
     if (places.has(bit)) {
       const auto offset = places.offset(bit);
-      store_packed<T, kCount>(mapped<kResidual, T, kCount>(map.at(offset), in[j], residual[j],
-                                                           words[bit >> 5] >> (bit & 31)),
-                              tile.out + offset);
+      store_packed<T, kCount>(
+          mapped<kResidual, T, kCount>(map.at(offset), in[j], residual[j], bits[j]),
+          tile.out + offset);
     }
   }
 }
@@ -191,7 +201,7 @@ template <class T, int kCount, class Places>
 FUSED_DROPOUT_DEVICE void stage_accesses(const T* from, const Places& places, int first,
                                          uint4* ring, int slot) {
 #pragma unroll
-  for (int j = 0; j < kAtOnce<T, kCount>; ++j) {
+  for (int j = 0; j < kAtOnce<T, kCount, Places>; ++j) {
     const int bit = first + j * kWarpLanes * kCount;
     if (places.has(bit)) {
       copy_async<16>(&ring[(slot + j) * kElementThreads], from + places.offset(bit));
@@ -204,17 +214,17 @@ FUSED_DROPOUT_DEVICE void stage_accesses(const T* from, const Places& places, in
 template <class T, int kCount, class Map, class Places, class Fill>
 FUSED_DROPOUT_DEVICE void apply_tile(const Operands<T>& tile, const Map& map, const Places& places,
                                      const uint32_t* words, int lane, Fill fill) {
-  constexpr int kStep = kAtOnce<T, kCount> * kWarpLanes * kCount;
+  constexpr int kStep = kAtOnce<T, kCount, Places> * kWarpLanes * kCount;
   const int end = places.bits();
-  Packed<T, kCount> in[kAtOnce<T, kCount>];
+  Packed<T, kCount> in[kAtOnce<T, kCount, Places>];
   if constexpr (sizeof in[0] == sizeof(uint4)) {
-    constexpr int kAhead = kRing / kAtOnce<T, kCount>;
+    constexpr int kAhead = kRing / kAtOnce<T, kCount, Places>;
     FUSED_DROPOUT_SHARED(uint4, rings, [kRing * kElementThreads]);
     uint4* const ring = &rings[threadIdx.x];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       stage_accesses<T, kCount>(tile.in, places, k * kStep + lane * kCount, ring,
-                                k * kAtOnce<T, kCount>);
+                                k * kAtOnce<T, kCount, Places>);
       copy_async_commit();
     }
     fill();
@@ -224,14 +234,14 @@ FUSED_DROPOUT_DEVICE void apply_tile(const Operands<T>& tile, const Map& map, co
     for (int first = 0; first < end; first += kStep) {
       copy_async_wait<kAhead - 1>();
 #pragma unroll
-      for (int j = 0; j < kAtOnce<T, kCount>; ++j) {
+      for (int j = 0; j < kAtOnce<T, kCount, Places>; ++j) {
         in[j] = load_packed<T, kCount>(&ring[(slot + j) * kElementThreads]);
       }
       finish_accesses<T, kCount>(tile, map, places, words, first + lane * kCount, in);
       const int next = first + kAhead * kStep;
       if (next < end) stage_accesses<T, kCount>(tile.in, places, next + lane * kCount, ring, slot);
       copy_async_commit();
-      slot = (slot + kAtOnce<T, kCount>) % kRing;
+      slot = (slot + kAtOnce<T, kCount, Places>) % kRing;
     }
   } else {
     load_accesses<T, kCount>(tile.in, places, lane * kCount, in);

@@ -30,7 +30,7 @@ struct TransposedTiles {
 // The last dimension's bits are far apart and those of the one before it consecutive, as in
 // channels_last. `kWide`: rows have more columns than a tile, so that its rows are apart in memory.
 template <class T, int kCount, bool kWide, class Maps>
-__global__ void __launch_bounds__(kElementThreads, kBlocks)
+__global__ void __launch_bounds__(kElementThreads, kBlocks<kCount>)
     transposed_kernel(const uint32_t* bits, MaskedDims dims, TransposedTiles tiles, Maps maps,
                       Operands<T> tensors) {
   FUSED_DROPOUT_SHARED(GroupBits, turned, [kElementThreads]);  // row r of all strips together
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kElementThreads, kBlocks)
         words[k / 32] = word;
       }
     };
-    const auto map = maps.from(first);
+    const OneMap<Real<T>> map = {maps.from(first).at(0)};  // a plane is of one run
     if constexpr (kWide) {
       apply_tile<T, kCount>(operands, map, Rows{my_rows, my_cols, tiles.width, cols}, words, lane,
                             fill);
@@ -119,7 +119,7 @@ constexpr int kTileWarps = kElementThreads / kWarpLanes;
 constexpr int kColumnGroups = kElementThreads / kTileColumns;  // at most: one for each thread
 
 template <class T, int kCount>
-__global__ void __launch_bounds__(kElementThreads, kBlocks)
+__global__ void __launch_bounds__(kElementThreads, kBlocks<kCount>)
     columns_kernel(MaskRule rule, RngSource rng, MaskedDims dims, ColumnTiles tiles,
                    OneMap<Real<T>> map, Operands<T> tensors) {
   // An odd number of groups for each column, for the banks of shared memory.
