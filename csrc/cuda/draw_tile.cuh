@@ -1,9 +1,10 @@
 // Drawing up to 32 groups by a warp that is to use their bits at once.
 //
-// Each lane draws the first 8 digits of a group. Of 32 groups 13 have open elements then, on
-// average: two lanes share the other digits of each. That takes as long as 4 more digits of all,
-// where the slowest of 32 groups would take 5.5 more, or spreading them digit by digit
-// (draw_groups.cuh) 6 with its overhead: that pays where a lane has several groups.
+// Each lane draws the first 8 digits of a group, 57 issue slots each. Of 32 groups 13 have open
+// elements then, on average, and two lanes share the other digits of each: as long as 4 more digits
+// of all. The slowest of 32 groups alone would take 5.5 more; spreading open groups again every two
+// digits (draw_groups.cuh) takes 3 to 4 rounds of 190 slots, which pays where a lane has several
+// groups.
 #pragma once
 
 #include "draw_groups.cuh"
@@ -17,8 +18,8 @@ struct SharedGroups {
   int number[kWarpLanes];
 };
 
-// The digits of `s` and the `count` - 1 after it: which elements they put below T's, where those
-// before are equal to T's; of the digits that the rule has.
+// What digits first .. first + count - 1 say, as far as the rule has them: which elements they put
+// below T's digits, and in `equal` which of those set there are still equal to them.
 FUSED_DROPOUT_DEVICE GroupBits below_by_digits(const MaskRule& rule,
                                                const PhiloxKeys<uint32_t>& keys,
                                                const uint64_t (&group)[1], uint32_t first,

@@ -5,6 +5,11 @@
 //   * columns_kernel draws as well: a block takes 32 columns and as many rows as it can draw bits
 //     for at once. Groups that begin or end in other tiles are drawn there again.
 //   * transposed_kernel, where too many would be, reads a mask that has been drawn before.
+//
+// Floor: as in dropout.cuh. Predicted, for 16 x 256 x 64 x 64 of bf16, slots an element and share
+// of a copy's speed: columns_kernel at one digit of the threshold 16 slots and 0.96, at 15 (p =
+// 0.1) 22 and 0.88; with 56 x 56 pixels, where a tile draws a seventh more, 0.84 and 0.73. With 7 x
+// 7 pixels drawing and transposed_kernel reach 0.85 and 0.64 together.
 #pragma once
 
 #include <algorithm>
