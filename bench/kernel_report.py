@@ -3,8 +3,15 @@
 Prints, for each kernel and architecture in the built extension (or in the files named): registers,
 local memory, stack, static shared memory, and which instructions its main loop consists of. Needs
 no GPU, but cuobjdump and nvdisasm (the CUDA toolkit has them, and so has the triton package).
-Exit status: 0 all goals met; 1 a kernel uses local memory (it spills), or FFMAs are a smaller share
-of a float main loop than MIN_FFMA_SHARE; 2 nothing to report on.
+
+With --model, and without it where no file is named and nvcc is there, the cost model in
+kernel_model/ compiles the kernels for sm_90, executes their machine code for the benchmarks'
+shapes, and prints issue slots and predicted times: `--model d_weight` those of the cases with
+"d_weight" in their name, launch by launch.
+
+Exit status: 0 all goals met; 1 a kernel uses local memory (it spills), FFMAs are a smaller share of
+a float main loop than MIN_FFMA_SHARE, or a case misses one of the goals in kernel_model/goals.py;
+2 nothing to report on.
 """
 
 from __future__ import annotations
@@ -12,17 +19,22 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernel_model.cases import chosen
+from kernel_model.names import demangle, short_name
+from kernel_model.predict import predict
+from kernel_model.registers import SassError
+from kernel_model.report import print_report
+from kernel_model.sass import MULTIPLY_ADDS, main_loop, parse_sass
+from kernel_model.tools import ReportError, find_tool, run
 from rich.console import Console
 from rich.table import Table
 
@@ -37,34 +49,7 @@ GOAL_KERNELS = tuple(
     )
 )
 COMPILED_FOR = ("80", "90")  # where a .cu file is named
-MULTIPLY_ADDS = ("FFMA", "DFMA")
 SHOWN_INSTRUCTIONS = 5
-
-
-class ReportError(Exception):
-    """Why there is no report, in one line."""
-
-
-# ---- what the disassembler prints ---------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Instruction:
-    address: int
-    predicate: str  # "@!P0", or "" where it always executes
-    opcode: str  # with its modifiers: "LDS.128"
-    operands: str
-
-    @property
-    def base(self) -> str:
-        return self.opcode.partition(".")[0]
-
-    @property
-    def kind(self) -> str:
-        """The base opcode; for loads and stores also the width, if it is not 32 bits."""
-        width = re.search(r"\.(U?8|S8|U16|S16|64|128)\b", self.opcode)
-        memory = self.base in ("LDS", "STS", "LDG", "STG", "LDL", "STL", "LD", "ST")
-        return f"{self.base}{width[0]}" if memory and width else self.base
 
 
 @dataclass(frozen=True)
@@ -75,32 +60,6 @@ class Resources:
     local: int
 
 
-_INSTRUCTION = re.compile(
-    r"^\s*/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<predicate>@!?U?P\w+)?\s*(?P<opcode>[A-Z][\w.]*)"
-    r"\s*(?P<operands>[^;]*?)\s*;"
-)
-
-
-def parse_sass(text: str) -> tuple[str, dict[str, list[Instruction]]]:
-    """The architecture and the functions in the output of `cuobjdump -sass` for one cubin."""
-    target = re.search(r"^\s*code for (sm_\w+)", text, re.MULTILINE)
-    functions: dict[str, list[Instruction]] = {}
-    current: list[Instruction] = []
-    for line in text.splitlines():
-        if match := re.match(r"\s*Function : (\S+)", line):
-            current = functions.setdefault(match[1], [])
-        elif match := _INSTRUCTION.match(line):
-            current.append(
-                Instruction(
-                    int(match["address"], 16),
-                    match["predicate"] or "",
-                    match["opcode"],
-                    match["operands"],
-                )
-            )
-    return (target[1] if target else "?"), functions
-
-
 def parse_resources(text: str) -> dict[str, Resources]:
     """The functions in the output of `cuobjdump -res-usage`."""
     pattern = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
@@ -108,113 +67,6 @@ def parse_resources(text: str) -> dict[str, Resources]:
         name: Resources(*(int(number) for number in numbers))
         for name, *numbers in re.findall(pattern, text)
     }
-
-
-# ---- loops --------------------------------------------------------------------------------------
-
-
-def _target(instruction: Instruction) -> int | None:
-    """Where a branch within the function goes."""
-    found = re.findall(r"0x([0-9a-f]+)\s*$", instruction.operands)
-    return int(found[0], 16) if instruction.base == "BRA" and found else None
-
-
-def _falls_through(instruction: Instruction) -> bool:
-    if instruction.base == "BRA":  # `BRA P1, 0x80` and `BRA.U !UP0, 0x80` are conditional too
-        return bool(instruction.predicate) or "," in instruction.operands
-    ends = instruction.base in ("EXIT", "RET", "BRX", "JMP", "KILL")
-    return not ends or bool(instruction.predicate)
-
-
-@dataclass
-class Block:
-    """Instructions that only run together."""
-
-    instructions: list[Instruction]
-    successors: list[int]
-
-
-def blocks_of(function: Sequence[Instruction]) -> dict[int, Block]:
-    """The basic blocks by their first address. Calls are taken to return to the next instruction,
-    so a subroutine such as the 64-bit division belongs to no loop that calls it."""
-    starts = {function[0].address}
-    for instruction, following in itertools.pairwise(function):
-        target = _target(instruction)
-        if target is not None:
-            starts.add(target)
-        if target is not None or not _falls_through(instruction):
-            starts.add(following.address)
-    blocks: dict[int, Block] = {}
-    for instruction in function:
-        if instruction.address in starts:
-            block = blocks[instruction.address] = Block([], [])
-        block.instructions.append(instruction)
-    order = sorted(blocks)
-    for start, after in zip(order, [*order[1:], None], strict=True):
-        last = blocks[start].instructions[-1]
-        ways = [_target(last), after if _falls_through(last) else None]
-        blocks[start].successors = [way for way in ways if way in blocks]
-    return blocks
-
-
-def _predecessors(blocks: Mapping[int, Block], entry: int) -> dict[int, set[int]]:
-    """For each block that can be reached, those that go to it."""
-    predecessors: dict[int, set[int]] = {entry: set()}
-    waiting = [entry]
-    while waiting:
-        block = waiting.pop()
-        for successor in blocks[block].successors:
-            if successor not in predecessors:
-                predecessors[successor] = set()
-                waiting.append(successor)
-            predecessors[successor].add(block)
-    return predecessors
-
-
-def _dominators(predecessors: Mapping[int, set[int]], entry: int) -> dict[int, set[int]]:
-    """For each block, those that every way to it passes."""
-    dominators = {block: set(predecessors) for block in predecessors}
-    dominators[entry] = {entry}
-    changed = True
-    while changed:
-        changed = False
-        for block in sorted(set(predecessors) - {entry}):
-            new = set.intersection(*(dominators[way] for way in predecessors[block])) | {block}
-            changed |= new != dominators[block]
-            dominators[block] = new
-    return dominators
-
-
-def loops_of(function: Sequence[Instruction]) -> list[list[Instruction]]:
-    """The innermost loops. Backward branches alone do not make one: the compiler also moves rare
-    code behind the function's end, from where it jumps back."""
-    blocks = blocks_of(function)
-    entry = function[0].address
-    predecessors = _predecessors(blocks, entry)
-    dominators = _dominators(predecessors, entry)
-    bodies: dict[int, set[int]] = {}  # by the block that a loop is entered through
-    for block in predecessors:
-        for header in dominators[block].intersection(blocks[block].successors):
-            body, waiting = bodies.setdefault(header, {header}), [block]
-            while waiting:
-                member = waiting.pop()
-                if member not in body:
-                    body.add(member)
-                    waiting += predecessors[member]
-    innermost = [body for body in bodies.values() if len(body & bodies.keys()) == 1]
-    return [[i for block in sorted(body) for i in blocks[block].instructions] for body in innermost]
-
-
-def main_loop(function: Sequence[Instruction]) -> list[Instruction]:
-    """The innermost loop with most multiply-adds, or else with most instructions; [] if none."""
-
-    def weight(loop: Sequence[Instruction]) -> tuple[int, int]:
-        return sum(i.base in MULTIPLY_ADDS for i in loop), len(loop)
-
-    return max(loops_of(function), key=weight, default=[])
-
-
-# ---- the report ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -241,21 +93,6 @@ class Kernel:
                 f"main loop is {self.share('FFMA'):.1%} FFMA, the goal is {MIN_FFMA_SHARE:.0%}"
             )
         return [f"{self.name} for {self.architecture}: {text}" for text in missed]
-
-
-def short_name(demangled: str) -> str:
-    """'op::kernel<float>' of 'void fused_dropout::op::(anonymous namespace)::kernel<float>(...)'"""
-    text = demangled.replace("(anonymous namespace)::", "").replace("fused_dropout::", "")
-    match = re.match(r"(?:void )?((?:\w+::)*\w+(?:<[^()]*>)?)(?:\(|$)", text)
-    return match[1].replace("__nv_bfloat16", "bf16").replace("__half", "fp16") if match else text
-
-
-def demangle(names: Sequence[str]) -> list[str]:
-    """The names as C++ writes them; as they are where there is no c++filt."""
-    tool = shutil.which("c++filt")
-    if tool is None:
-        return list(names)
-    return run([tool], text="\n".join(names)).splitlines()
 
 
 def kernels_of(sass: str, resources: str) -> list[Kernel]:
@@ -300,28 +137,6 @@ def table_of(kernels: Iterable[Kernel]) -> Table:
 
 
 # ---- files and tools ----------------------------------------------------------------------------
-
-
-def run(command: Sequence[str | Path], text: str | None = None, cwd: Path | None = None) -> str:
-    done = subprocess.run(command, input=text, cwd=cwd, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        raise ReportError(f"{Path(command[0]).name} failed: {lines[-1]}")
-    return done.stdout
-
-
-def find_tool(name: str) -> str:
-    """A program of the CUDA toolkit: on PATH, in CUDA_HOME, or in the triton package."""
-    folders = [os.environ.get("PATH", "")]
-    if "CUDA_HOME" in os.environ:
-        folders.append(str(Path(os.environ["CUDA_HOME"]) / "bin"))
-    triton = importlib.util.find_spec("triton")
-    for place in (triton and triton.submodule_search_locations) or ():
-        folders.append(str(Path(place) / "backends" / "nvidia" / "bin"))
-    found = shutil.which(name, path=os.pathsep.join(folders))
-    if found is None:
-        raise ReportError(f"{name} not found; put the CUDA toolkit on PATH or pip install triton")
-    return found
 
 
 def newest_architecture() -> str:
@@ -383,23 +198,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="also assemble the PTX in a file, as a driver would, for the newest GPU ptxas knows",
     )
+    parser.add_argument(
+        "--model", nargs="*", metavar="CASE", help="only the model, of the cases with these words"
+    )
     args = parser.parse_args(argv)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     try:
-        assemble_for = newest_architecture() if args.newest else None
-        files = args.files or [built_extension()]
-        kernels: list[Kernel] = []
-        for kernel in itertools.chain(*(kernels_in(file, assemble_for) for file in files)):
-            if kernel not in kernels:  # two source files may hold the same one
-                kernels.append(kernel)
-    except ReportError as error:
+        if args.model is not None:
+            return report_predictions(args.model)
+        status = report_kernels(console, args.files, args.newest)
+        if not args.files and shutil.which("nvcc"):
+            status = max(status, report_predictions([]))
+        return status
+    except (ReportError, SassError) as error:
         print(f"kernel_report.py: error: {error}", file=sys.stderr)
         return 2
+
+
+def report_predictions(words: Sequence[str]) -> int:
+    """Of all cases, or those with all of the words, which are shown launch by launch."""
+    cases = chosen(words)
+    if not cases:
+        raise ReportError(f"no case has {' '.join(words)} in its name")
+    missed = print_report([predict(case) for case in cases], details=bool(words))
+    for miss in missed:
+        print(f"missed  {miss}")
+    return 1 if missed else 0
+
+
+def report_kernels(console: Console, named: Sequence[Path], newest: bool) -> int:
+    """The kernels of the files, or of the built extension with all that have goals."""
+    assemble_for = newest_architecture() if newest else None
+    files = named or [built_extension()]
+    kernels: list[Kernel] = []
+    for kernel in itertools.chain(*(kernels_in(file, assemble_for) for file in files)):
+        if kernel not in kernels:  # two source files may hold the same one
+            kernels.append(kernel)
     problems = [problem for kernel in kernels for problem in kernel.problems()]
-    if not args.files:
+    if not named:
         present = {kernel.name for kernel in kernels}
         absent = [name for name in GOAL_KERNELS if name not in present]
         problems += [f"{name}: not in the extension" for name in absent]
-    console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table_of(kernels))
     for problem in problems:
         console.print(f"[red]missed[/]  {problem}", highlight=False)

@@ -21,6 +21,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -103,6 +104,27 @@ cudaError_t launch_kernel(dim3 grid, dim3 block, size_t shared_bytes, cudaStream
   config.stream = stream;
   cudaLaunchKernelEx(&config, kKernel, std::forward<Arguments>(arguments)...);
   return cudaGetLastError();
+}
+
+// Blocks of a kernel that all multiprocessors of the current device hold at the same time.
+template <auto kKernel>
+int64_t resident_blocks(int threads, size_t shared_bytes) {
+  constexpr int kDevices = 64;
+  static std::atomic<int64_t> known[kDevices];
+  int device = 0;
+  cudaGetDevice(&device);
+  const bool is_kept = device < kDevices;
+  if (is_kept && known[device] > 0) return known[device];
+  int blocks = 0, multiprocessors = 0;
+  cudaFuncSetAttribute(reinterpret_cast<const void*>(kKernel),
+                       cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, threads, shared_bytes);
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  cudaGetLastError();  // the launch will meet the same error, and report it
+  const int64_t resident =
+      int64_t{blocks > 0 ? blocks : 1} * (multiprocessors > 0 ? multiprocessors : 1);
+  if (is_kept) known[device] = resident;
+  return resident;
 }
 
 }  // namespace fused_dropout

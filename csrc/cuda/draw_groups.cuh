@@ -43,14 +43,18 @@ FUSED_DROPOUT_DEVICE MaskRule seeded(MaskRule rule, const RngSource& rng) {
   return rule;
 }
 
-// The keys of the rounds, once for all groups that a thread draws.
-FUSED_DROPOUT_DEVICE PhiloxKeys<uint32_t> held_keys(const MaskRule& rule) {
-  PhiloxKeys<uint32_t> keys = keys_of(rule);
+FUSED_DROPOUT_DEVICE void hold_all(PhiloxKeys<uint32_t>& keys) {
 #pragma unroll
   for (int round = 0; round < kPhiloxRounds; ++round) {
     hold(keys.key0[round]);
     hold(keys.key1[round]);
   }
+}
+
+// The keys of the rounds, once for all groups that a thread draws.
+FUSED_DROPOUT_DEVICE PhiloxKeys<uint32_t> held_keys(const MaskRule& rule) {
+  PhiloxKeys<uint32_t> keys = keys_of(rule);
+  hold_all(keys);
   return keys;
 }
 
@@ -122,24 +126,38 @@ FUSED_DROPOUT_DEVICE void compare_digit(const MaskRule& rule, const PhiloxKeys<u
 
 constexpr uint32_t kFirstDigits = 8;  // 128 elements are hardly ever decided sooner
 
+// The keep bits of some groups where T = 1/2: what the digit does not say.
+template <int kGroups>
+FUSED_DROPOUT_DEVICE void keep_groups_of_one_digit(const MaskRule& rule,
+                                                   const PhiloxKeys<uint32_t>& keys,
+                                                   const uint64_t (&groups)[kGroups],
+                                                   GroupBits (&kept)[kGroups]) {
+  PhiloxKeys<uint32_t> last = keys;
+  last.key0[kPhiloxRounds - 1] = ~last.key0[kPhiloxRounds - 1];
+  last.key1[kPhiloxRounds - 1] = ~last.key1[kPhiloxRounds - 1];
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) {
+    const GroupBits digit = group_digit(rule, last, groups[g], 0);
+    kept[g] = {{digit.word[0], ~digit.word[1], digit.word[2], ~digit.word[3]}};
+  }
+}
+
 // The keep bits of some groups.
 template <int kGroups>
 FUSED_DROPOUT_DEVICE void keep_groups(const MaskRule& rule, const PhiloxKeys<uint32_t>& keys,
                                       const uint64_t (&groups)[kGroups],
                                       GroupBits (&kept)[kGroups]) {
+  if (rule.digits == 1) {
+    keep_groups_of_one_digit(rule, keys, groups, kept);
+    return;
+  }
   OpenGroups<kGroups> all;
 #pragma unroll
   for (int g = 0; g < kGroups; ++g) {
     all.kept[g] = group_of(rule.keep_all ? ~0u : 0u);
     all.open[g] = group_of(~0u);
   }
-  if (rule.digits > 0) set_groups(rule, keys, groups, all);
-  if (rule.digits == 1) {  // T = 1/2
-    draw_digit(rule, keys, all, 0, kept);
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) kept[g] = and_not(group_of(~0u), kept[g]);
-    return;
-  }
+  set_groups(rule, keys, groups, all);
 #pragma unroll 1
   for (uint32_t s = 0; s < rule.digits; ++s) {
     compare_digit(rule, keys, s, all);

@@ -1,8 +1,8 @@
 // IMPL(CUDA) of the DropConnect operators: checks, workspaces, launches on the current stream.
 //
-// Workspaces, freed to the caching allocator on return: partial sums (forward_slices or
-// outer_slices times the result, in float) and, with a bias, its packed masks. Where rows share
-// masks: masked weights or products (dropconnect_shared.cuh).
+// Workspaces, freed to the caching allocator on return: partial sums and copies of operands, in
+// float (or double). Where rows share masks: masked weights or products, and with a bias its packed
+// masks (dropconnect_shared.cuh).
 #include <tuple>
 
 #include "../ops/dropconnect.h"
@@ -19,8 +19,8 @@ DropConnectProblem problem_of(const Layer& layer, const std::optional<Tensor>& m
   return make_problem(layer, rule, mask_bits, device);
 }
 
-Tensor sums_workspace(int64_t slices, const Tensor& result) {
-  return empty({slices * result.numel()}, sum_dtype(result), result);
+Tensor sums_workspace(int64_t count, const Tensor& like) {
+  return empty({count}, sum_dtype(like), like);
 }
 
 // The library's product, on the current stream of a device.
@@ -61,25 +61,24 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   const RngSource rng = rng_source(rng_state, device_of(input));
   const DropConnectProblem problem = problem_of(layer, mask_bits, device_of(input));
   Tensor output = empty({layer.rows, layer.out_features}, dtype_of(input), input);
-  std::optional<Tensor> bias_bits;
-  BiasView bias_view{};
-  if (bias.has_value()) {
-    bias_bits = draw_bias_bits(layer, rng, input);
-    bias_view = {bias->const_data_ptr(), bias->stride(0), data_of<uint32_t>(*bias_bits),
-                 layer.rows_per_mask};
-  }
   with_type(input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    const void* const bias_data = bias.has_value() ? bias->const_data_ptr() : nullptr;
+    const int64_t bias_stride = bias.has_value() ? bias->stride(0) : 0;
     if (products_pay<T>(problem)) {
+      std::optional<Tensor> bias_bits;
+      if (bias.has_value()) bias_bits = draw_bias_bits(layer, rng, input);
       auto products = shared_products<T>(problem, rng, input);
       const Tensor weights = empty({products.weights_for_output()}, dtype_of(input), input);
-      return check_launch(products.output(view_of(input), view_of(weight), bias_view,
-                                          mutable_data_of<T>(weights), mutable_data_of<T>(output)));
+      return check_launch(products.output(
+          view_of(input), view_of(weight),
+          {bias_data, bias_stride, bias.has_value() ? data_of<uint32_t>(*bias_bits) : nullptr},
+          mutable_data_of<T>(weights), mutable_data_of<T>(output)));
     }
-    Tensor workspace = sums_workspace(forward_slices(problem), output);
-    check_launch(launch_forward<T>(problem, rng, view_of(input), view_of(weight), bias_view,
-                                   mutable_data_of<Real<T>>(workspace), mutable_data_of<T>(output),
-                                   current_stream()));
+    Forward<T> pass(problem, view_of(input), view_of(weight), forward_slots<T>());
+    Tensor workspace = sums_workspace(pass.workspace(), output);
+    check_launch(pass.launch(rng, {bias_data, bias_stride}, mutable_data_of<Real<T>>(workspace),
+                             mutable_data_of<T>(output), nullptr, current_stream()));
   });
   return output;
 }
@@ -119,10 +118,14 @@ Tensor outer(const Tensor& grad_output, const Tensor& panel, const Tensor& rng_s
     if (products_pay<T>(problem)) {
       return outer_by_products<T, kOutsAreResults>(problem, rng, grad_output, panel, result);
     }
-    Tensor workspace = sums_workspace(outer_slices<kOutsAreResults>(problem), result);
-    check_launch(launch_outer<T, kOutsAreResults>(
-        problem, rng, view_of(panel), view_of(grad_output), mutable_data_of<Real<T>>(workspace),
-        mutable_data_of<T>(result), current_stream()));
+    const MatrixView of_panel = view_of(panel);
+    Gradients<T> pass(problem, view_of(grad_output), kOutsAreResults ? nullptr : &of_panel,
+                      kOutsAreResults ? &of_panel : nullptr, gradient_slots<T>());
+    Tensor workspace = sums_workspace(pass.workspace(), result);
+    T* const to = mutable_data_of<T>(result);
+    check_launch(pass.launch(rng, mutable_data_of<Real<T>>(workspace),
+                             kOutsAreResults ? nullptr : to, kOutsAreResults ? to : nullptr,
+                             current_stream()));
   });
   return result;
 }
@@ -131,8 +134,26 @@ std::tuple<Tensor, Tensor> d_both(const Tensor& grad_output, const Tensor& input
                                   const Tensor& weight, const Tensor& rng_state,
                                   const std::optional<Tensor>& mask_bits, double p,
                                   int64_t rows_per_mask, double scale) {
-  return {outer<false>(grad_output, weight, rng_state, mask_bits, p, rows_per_mask, scale),
-          outer<true>(grad_output, input, rng_state, mask_bits, p, rows_per_mask, scale)};
+  const auto guard = device_guard(grad_output, "grad_output");
+  const Layer layer = layer_of_backward(grad_output, &input, &weight, rows_per_mask, p, scale);
+  const RngSource rng = rng_source(rng_state, device_of(grad_output));
+  const DropConnectProblem problem = problem_of(layer, mask_bits, device_of(grad_output));
+  Tensor d_input = empty({layer.rows, layer.in_features}, dtype_of(grad_output), grad_output);
+  Tensor d_weight =
+      empty({layer.out_features, layer.in_features}, dtype_of(grad_output), grad_output);
+  with_type(grad_output, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if (products_pay<T>(problem)) {
+      outer_by_products<T, false>(problem, rng, grad_output, weight, d_input);
+      return outer_by_products<T, true>(problem, rng, grad_output, input, d_weight);
+    }
+    const MatrixView of_input = view_of(input), of_weight = view_of(weight);
+    Gradients<T> pass(problem, view_of(grad_output), &of_weight, &of_input, gradient_slots<T>());
+    Tensor workspace = sums_workspace(pass.workspace(), grad_output);
+    check_launch(pass.launch(rng, mutable_data_of<Real<T>>(workspace), mutable_data_of<T>(d_input),
+                             mutable_data_of<T>(d_weight), current_stream()));
+  });
+  return {d_input, d_weight};
 }
 
 Tensor d_bias(const Tensor& grad_output, const Tensor& rng_state, double p, int64_t rows_per_mask,
@@ -142,13 +163,16 @@ Tensor d_bias(const Tensor& grad_output, const Tensor& rng_state, double p, int6
   const Layer layer =
       make_layer(grad_output.size(0), 1, grad_output.size(1), rows_per_mask, p, scale);
   const RngSource rng = rng_source(rng_state, device_of(grad_output));
-  const Tensor bits = draw_bias_bits(layer, rng, grad_output);
+  const MaskRule rule = unseeded_rule(p, kStreamBias, kDefaultDigits);
+  const Slices slices = bias_slices(layer.rows, layer.out_features);
+  const int64_t sums = slice_count(slices) > 1 ? slice_count(slices) * layer.out_features : 0;
+  Tensor workspace = sums_workspace(sums, grad_output);
   Tensor result = empty({layer.out_features}, dtype_of(grad_output), grad_output);
   with_type(grad_output, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    check_launch(launch_bias_grad<T>(view_of(grad_output), layer.rows, layer.out_features,
-                                     rows_per_mask, data_of<uint32_t>(bits), scale,
-                                     mutable_data_of<T>(result), current_stream()));
+    check_launch(launch_bias_grad<T>(
+        rule, rng, view_of(grad_output), layer.rows, layer.out_features, rows_per_mask, slices,
+        scale, mutable_data_of<Real<T>>(workspace), mutable_data_of<T>(result), current_stream()));
   });
   return result;
 }

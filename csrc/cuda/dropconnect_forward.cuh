@@ -1,163 +1,325 @@
-// The output of a DropConnect layer (see dropconnect.cuh): tiles of 32 rows x 64 output features.
+// The output of a DropConnect layer (see dropconnect.cuh): tiles of 64 rows x 64 output features.
+//
+// A thread has 4 x 4 pairs of a row and an output feature. For each group of 128 columns it draws
+// the masks of its own pairs, or reads them, and keeps them in shared memory that only it looks at:
+// no barrier stands between drawing and multiplying, and the warps of a multiprocessor do both at
+// the same time. The values come in stages of 128 bytes a row, one of which is on its way while the
+// block works on the other.
 #pragma once
 
-#include "dropconnect_operands.cuh"
+#include "dropconnect_bias.cuh"
 
 namespace fused_dropout::dropconnect {
 namespace {
 
-constexpr int kForwardRows = 32;  // rows of a block's tile
-constexpr int kForwardOuts = 64;  // output features of a block's tile
-constexpr int kRowThreads = kForwardRows / kThreadTile;
-constexpr int kOutThreads = kForwardOuts / kThreadTile;
-constexpr int kMaskStride = kForwardOuts + 8;  // the 8 x 4 threads of a warp read other banks
-constexpr int kByte = 8;                       // columns whose bits one R2P turns into predicates
+constexpr int kForwardThreads = 256;
+constexpr int kForwardRows = 64;
+constexpr int kForwardOuts = 64;
+constexpr int kSide = 16;  // threads along the rows, and along the output features
+constexpr int kPairs = kThreadTile * kThreadTile;
+constexpr int kStageRuns = 8;  // of a row
+constexpr int kStages = 2;
+constexpr int kByte = 8;  // columns whose bits one R2P turns into predicates
+static_assert(kSide * kThreadTile == kForwardRows && kSide * kThreadTile == kForwardOuts, "tile");
 
-// Columns of a group whose values are in shared memory at a time: all of them, but half for double,
-// which would not fit in kSharedBytes.
 template <class R>
-constexpr int kValueColumns = kGroupColumns / (sizeof(R) == 8 ? 2 : 1);
-// 16-byte loads of neighbouring rows: other banks.
+constexpr int kForwardBlocks = sizeof(R) == 4 ? 2 : 1;  // of a multiprocessor
+
 template <class R>
-constexpr int kValueStride = kValueColumns<R> + 4;
+constexpr int kStageColumns = kStageRuns * kRun<R>;
+
+// Of a stage: eight neighbouring rows have their runs in other banks.
+template <class R>
+struct StageLayout {
+  static constexpr int kStep = kForwardThreads * kRun<R>;  // to the same run of a row 32 rows on
+  FUSED_DROPOUT_DEVICE static int place(int row, int run) {
+    return (row * kStageRuns + (run ^ row % kStageRuns)) * kRun<R>;
+  }
+};
 
 template <class R>
 struct ForwardShared {
-  R input[kForwardRows][kValueStride<R>];
-  R weight[kForwardOuts][kValueStride<R>];
-  uint32_t mask[kGroupWords][kForwardRows][kMaskStride];
+  R input[kStages][kForwardRows * kStageColumns<R>];
+  R weight[kStages][kForwardOuts * kStageColumns<R>];
+  PhiloxKeys<uint32_t> keys;
+  uint32_t mask[kGroupWords][kPairs][kForwardThreads];
 };
 
-// Where a block's tile of the output starts.
+// Where a thread stands in the tile: its pairs are rows row + 16 k and output features out + 16 k.
+// Their runs of a stage start at these bytes, exclusive-or 16 times the run.
+//
+// Lanes 2 k and 2 k + 1 have the same output features, lanes that differ by 2 the same rows: then
+// shared memory gives 16 bytes to each in two steps in place of four.
+struct PairPlace {
+  int row;
+  int out;
+  uint32_t input_bytes;
+  uint32_t weight_bytes;
+};
+
+FUSED_DROPOUT_DEVICE PairPlace pair_place() {
+  const int lane = threadIdx.x % kWarpLanes;
+  const int warp = threadIdx.x / kWarpLanes;
+  const int row = (lane & 1) | lane >> 4 << 1 | warp >> 1 << 2;
+  const int out = (lane >> 1 & 7) | (warp & 1) << 3;
+  PairPlace pair = {row, out, static_cast<uint32_t>(StageLayout<float>::place(row, 0) * 4),
+                    static_cast<uint32_t>(StageLayout<float>::place(out, 0) * 4)};
+  hold(pair.input_bytes);
+  hold(pair.weight_bytes);
+  return pair;
+}
+
+// What a block works on.
 struct ForwardPlace {
   int64_t row;
   int64_t out;
+  int64_t slice;
 };
 
-// The values of kValueColumns columns from `first_col` on.
-template <class T>
-FUSED_DROPOUT_DEVICE void fill_values(ForwardShared<Real<T>>& tile,
-                                      const DropConnectProblem& problem, const MatrixView& input,
-                                      const MatrixView& weight, ForwardPlace at,
-                                      int64_t first_col) {
-  // Each thread fills one column of every kStep-th row, neighbours read neighbours.
-  constexpr int kColumns = kValueColumns<Real<T>>;
-  constexpr int kStep = kBlockThreads / kColumns;
-  static_assert(kStep * kColumns == kBlockThreads && kForwardRows % kStep == 0, "whole rows");
-  const int col = kStep == 1 ? threadIdx.x : threadIdx.x % kColumns;
-  const int first = kStep == 1 ? 0 : threadIdx.x / kColumns;
-#pragma unroll 4
-  for (int k = 0; k < kForwardRows; k += kStep) {
-    const int r = first + k;
-    tile.input[r][col] =
-        element<T>(input, at.row + r, first_col + col, problem.rows, problem.in_features);
-  }
-#pragma unroll 4
-  for (int k = 0; k < kForwardOuts; k += kStep) {
-    const int o = first + k;
-    tile.weight[o][col] =
-        element<T>(weight, at.out + o, first_col + col, problem.out_features, problem.in_features);
+// What a thread knows of its pairs' masks. There is room for the 64 output features of a tile.
+struct PairMasks {
+  int64_t masks;
+  int64_t first_row;  // of this thread
+  int64_t first_out;
+  int outs;  // that exist from there on, 64 at most
+  Divisor rows_per_mask;
+};
+
+constexpr int kOutWords = kSide * kGroupWords;  // from an output feature of a thread to its next
+
+template <class R>
+FUSED_DROPOUT_DEVICE void put_masks(ForwardShared<R>& shared, int r,
+                                    const GroupBits (&bits)[kThreadTile]) {
+#pragma unroll
+  for (int o = 0; o < kThreadTile; ++o) {
+#pragma unroll
+    for (int w = 0; w < kGroupWords; ++w) {
+      shared.mask[w][r * kThreadTile + o][threadIdx.x] = bits[o].word[w];
+    }
   }
 }
 
-// The mask bits of all columns of `group`.
+// The masks of this thread's pairs over `group`, from where they are stored.
 template <class R>
-FUSED_DROPOUT_DEVICE void fill_masks(ForwardShared<R>& tile, const DropConnectProblem& problem,
-                                     ForwardPlace at, int64_t group) {
-  for (int k = threadIdx.x; k < kForwardRows * kForwardOuts; k += kBlockThreads) {
-    const int r = k / kForwardOuts, o = k % kForwardOuts;
-    GroupBits bits = group_of(0u);
-    if (at.row + r < problem.rows && at.out + o < problem.out_features) {
-      bits = mask_group(problem, at.row + r, at.out + o, group);
-    }
-#pragma unroll
-    for (int w = 0; w < kGroupWords; ++w) tile.mask[w][r][o] = bits.word[w];
-  }
-}
-
-// sums += the products of eight columns, under byte `byte` of each pair's word.
-template <class R>
-FUSED_DROPOUT_DEVICE void add_columns(const ForwardShared<R>& tile, int col, int byte,
-                                      int row_thread, int out_thread,
-                                      const uint32_t (&bits)[kThreadTile][kThreadTile],
-                                      R (&sums)[kThreadTile][kThreadTile]) {
-  R x[kThreadTile][kByte], w[kThreadTile][kByte];
-#pragma unroll
-  for (int k = 0; k < kThreadTile; ++k) {
-#pragma unroll
-    for (int c = 0; c < kByte; c += 4) {
-      load4(&tile.input[row_thread + k * kRowThreads][col + c], &x[k][c]);
-      load4(&tile.weight[out_thread + k * kOutThreads][col + c], &w[k][c]);
-    }
-  }
-#pragma unroll
+FUSED_DROPOUT_DEVICE void read_masks(ForwardShared<R>& shared, const DropConnectProblem& problem,
+                                     const PairMasks& pairs, int64_t group) {
+#pragma unroll 1
   for (int r = 0; r < kThreadTile; ++r) {
+    const int64_t row = pairs.first_row + r * kSide;
+    const int64_t mask = quotient(row, pairs.rows_per_mask);
+    const uint32_t* const from =
+        problem.mask_bits + stored_word(problem, pairs.masks, mask, pairs.first_out, group);
+    GroupBits bits[kThreadTile];
 #pragma unroll
     for (int o = 0; o < kThreadTile; ++o) {
-#pragma unroll
-      for (int c = 0; c < kByte; ++c) {
-        if (bits[r][o] & 1u << (byte * kByte + c)) sums[r][o] = fma(x[r][c], w[o][c], sums[r][o]);
-      }
+      bits[o] = group_of(0u);
+      if (row < problem.rows && o * kSide < pairs.outs) bits[o] = load_group(from + o * kOutWords);
     }
+    put_masks(shared, r, bits);
   }
 }
 
-// sums += the products of the columns in shared memory, whose mask bits start at `first_word`.
-template <class R>
-FUSED_DROPOUT_DEVICE void add_tile(const ForwardShared<R>& tile, int first_word, int row_thread,
-                                   int out_thread, R (&sums)[kThreadTile][kThreadTile]) {
+// Leaves the bits of row r of the thread where masks are stored, if it is the first with its mask.
+FUSED_DROPOUT_DEVICE void store_row(const DropConnectProblem& problem, const PairMasks& pairs,
+                                    int r, int64_t group, uint32_t* bits_out,
+                                    const GroupBits (&bits)[kThreadTile]) {
+  keep_branch();
+  const int64_t row = pairs.first_row + r * kSide;
+  const int64_t mask = quotient(row, pairs.rows_per_mask);
+  if (row >= problem.rows || row != mask * pairs.rows_per_mask.value) return;
+  uint32_t* const to = bits_out + stored_word(problem, pairs.masks, mask, pairs.first_out, group);
+#pragma unroll
+  for (int o = 0; o < kThreadTile; ++o) {
+    if (o * kSide < pairs.outs) store_group(to + o * kOutWords, bits[o]);
+  }
+}
+
+// The same, drawn, and left at `bits_out` if it is there. `Number` is the type that the numbers of
+// all groups fit in.
+template <class Number, class R>
+FUSED_DROPOUT_DEVICE void draw_masks(ForwardShared<R>& shared, const DropConnectProblem& problem,
+                                     const PairMasks& pairs, int64_t group, uint32_t* bits_out) {
+  PhiloxKeys<uint32_t> keys = shared.keys;
+  hold_all(keys);
+  const int64_t row_groups = group_count(problem.in_features);
+  const Number out_numbers = static_cast<Number>(kSide * row_groups);
+  const Number row_numbers = static_cast<Number>(kSide * problem.out_features * row_groups);
+  const int64_t mask = quotient(pairs.first_row, pairs.rows_per_mask);
+  uint32_t is_simple = bits_out == nullptr && pairs.rows_per_mask.value == 1;
+  hold(is_simple);
+  Number number = static_cast<Number>(group_number(problem, mask, pairs.first_out, group));
 #pragma unroll 1
-  for (int w = 0; w < kValueColumns<R> / 32; ++w) {
-    const int word = first_word + w;
-    uint32_t bits[kThreadTile][kThreadTile];
+  for (int r = 0; r < kThreadTile; ++r) {
+    uint64_t groups[kThreadTile];
+#pragma unroll
+    for (int o = 0; o < kThreadTile; ++o) {
+      groups[o] = static_cast<Number>(number + static_cast<Number>(o) * out_numbers);
+    }
+    GroupBits bits[kThreadTile];
+    keep_groups(problem.rule, keys, groups, bits);
+    put_masks(shared, r, bits);
+    number += row_numbers;
+    if (is_simple != 0) continue;
+    keep_branch();
+    if (bits_out != nullptr) store_row(problem, pairs, r, group, bits_out, bits);
+    const int64_t next = quotient(pairs.first_row + (r + 1) * kSide, pairs.rows_per_mask);
+    number = static_cast<Number>(group_number(problem, next, pairs.first_out, group));
+  }
+}
+
+// sums += the products of the columns of a stage, whose first one is column `col` of its group.
+template <class R>
+FUSED_DROPOUT_DEVICE void add_stage(const ForwardShared<R>& shared, int stage, int col,
+                                    const PairPlace& pair, R (&sums)[kThreadTile][kThreadTile]) {
+  constexpr int kRowBytes = kStageRuns * 16;
+  const unsigned char* const inputs = reinterpret_cast<const unsigned char*>(shared.input[stage]);
+  const unsigned char* const weights = reinterpret_cast<const unsigned char*>(shared.weight[stage]);
+  uint32_t bits[kPairs];
+#pragma unroll
+  for (int k = 0; k < kPairs; ++k) {
+    const uint32_t word = shared.mask[col / 32][k][threadIdx.x];
+    bits[k] = kStageColumns<R> == 32 ? word : word >> static_cast<unsigned>(col % 32);
+  }
+#pragma unroll
+  for (int first = 0; first < kStageColumns<R>; first += kByte) {
+    R x[kThreadTile][kByte], w[kThreadTile][kByte];
+#pragma unroll
+    for (int c = 0; c < kByte; c += kRun<R>) {
+      const int run = (first + c) / kRun<R>;
+#pragma unroll
+      for (int k = 0; k < kThreadTile; ++k) {
+        load_run<R>(inputs + (pair.input_bytes ^ run * 16) + k * kSide * kRowBytes, &x[k][c]);
+        load_run<R>(weights + (pair.weight_bytes ^ run * 16) + k * kSide * kRowBytes, &w[k][c]);
+      }
+    }
 #pragma unroll
     for (int r = 0; r < kThreadTile; ++r) {
 #pragma unroll
       for (int o = 0; o < kThreadTile; ++o) {
-        bits[r][o] = tile.mask[word][row_thread + r * kRowThreads][out_thread + o * kOutThreads];
+        const uint32_t kept = bits[r * kThreadTile + o];
+#pragma unroll
+        for (int c = 0; c < kByte; ++c) {
+          if (kept & 1u << (first + c)) sums[r][o] = fma(x[r][c], w[o][c], sums[r][o]);
+        }
       }
-    }
-#pragma unroll  // R2P takes any byte of a register, if it is known which
-    for (int byte = 0; byte < 4; ++byte) {
-      add_columns(tile, w * 32 + byte * kByte, byte, row_thread, out_thread, bits, sums);
     }
   }
 }
 
-// partial[slice][n][o] = the slice's share of the sum, unscaled.
+// sums += the kept biases.
 template <class T>
-__global__ void __launch_bounds__(kBlockThreads)
-    forward_kernel(DropConnectProblem problem, RngSource rng, MatrixView input, MatrixView weight,
-                   int64_t slices, Real<T>* partial) {
+FUSED_DROPOUT_DEVICE void add_bias(ForwardShared<Real<T>>& shared,
+                                   const DropConnectProblem& problem, const Divisor& rows_per_mask,
+                                   const Bias& bias, const ForwardPlace& at, const PairPlace& pair,
+                                   Real<T> (&sums)[kThreadTile][kThreadTile]) {
+  // A word of bits for half a row of the tile, where masks were.
+  constexpr int kWords = kForwardOuts / 32;
+  static_assert(kGroupColumns % kForwardOuts == 0, "a tile's biases are in one group");
+  uint32_t (*const words)[kWords] = reinterpret_cast<uint32_t (*)[kWords]>(shared.mask);
+  __syncthreads();
+  const int row = threadIdx.x;
+  if (row < kForwardRows) {
+    const MaskRule rule = bias_rule(problem.rule);
+    const int64_t mask = quotient(at.row + row, rows_per_mask);
+    const int64_t group = mask * group_count(problem.out_features) + at.out / kGroupColumns;
+    const GroupBits bits = keep_group(rule, keys_of(rule), static_cast<uint64_t>(group));
+    const bool is_second = at.out % kGroupColumns != 0;
+    words[row][0] = is_second ? bits.word[2] : bits.word[0];
+    words[row][1] = is_second ? bits.word[3] : bits.word[1];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int o = 0; o < kThreadTile; ++o) {
+    const int in_tile = pair.out + o * kSide;
+    if (at.out + in_tile >= problem.out_features) continue;
+    const Real<T> b = widen(static_cast<const T*>(bias.data)[(at.out + in_tile) * bias.stride]);
+#pragma unroll
+    for (int r = 0; r < kThreadTile; ++r) {
+      if (words[pair.row + r * kSide][in_tile / 32] >> (in_tile % 32) & 1) sums[r][o] += b;
+    }
+  }
+}
+
+// output, or partial[slice][n][o] = the slice's share of the sum, unscaled, if there are slices.
+template <class T>
+__global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
+    forward_kernel(DropConnectProblem problem, RngSource rng, Divisor rows_per_mask, Operand input,
+                   Operand weight, Bias bias, Slices slices, uint32_t* bits_out, Real<T>* partial,
+                   T* output) {
   using R = Real<T>;
   static_assert(sizeof(ForwardShared<R>) <= kSharedBytes, "more than some GPUs have");
-  FUSED_DROPOUT_DYNAMIC_SHARED(ForwardShared<R>, tile);
+  FUSED_DROPOUT_DYNAMIC_SHARED(ForwardShared<R>, shared);
   problem.rule = seeded(problem.rule, rng);
+  const PairPlace pair = pair_place();
+  const int64_t count = slice_count(slices);
   const int64_t row_tiles = ceil_div(problem.rows, kForwardRows);
-  const int64_t slice = blockIdx.x % slices;
-  const ForwardPlace at = {blockIdx.x / slices % row_tiles * kForwardRows,
-                           blockIdx.x / slices / row_tiles * kForwardOuts};
-  const int out_thread = threadIdx.x % kOutThreads, row_thread = threadIdx.x / kOutThreads;
-  R sums[kThreadTile][kThreadTile] = {};
-  const Steps groups = steps_of(group_count(problem.in_features), slice, slices);
-  for (int64_t group = groups.begin; group < groups.end; ++group) {
-#pragma unroll 1
-    for (int col = 0; col < kGroupColumns; col += kValueColumns<R>) {
-      fill_values<T>(*tile, problem, input, weight, at, group * kGroupColumns + col);
-      if (col == 0) fill_masks(*tile, problem, at, group);
-      __syncthreads();
-      add_tile(*tile, col / 32, row_thread, out_thread, sums);
-      __syncthreads();
+  const ForwardPlace at = {blockIdx.x / count % row_tiles * kForwardRows,
+                           blockIdx.x / count / row_tiles * kForwardOuts, blockIdx.x % count};
+  const int64_t outs_left = problem.out_features - at.out - pair.out;
+  const PairMasks pairs = {mask_count(problem), at.row + pair.row, at.out + pair.out,
+                           static_cast<int>(outs_left < kForwardOuts ? outs_left : kForwardOuts),
+                           rows_per_mask};
+  const int64_t first = at.slice * slices.length;
+  const int64_t last = first + slices.length < slices.steps ? first + slices.length : slices.steps;
+  using Copy = TileCopy<R, kForwardRows, kStageRuns, kForwardThreads, StageLayout<R>>;
+  constexpr int kGroupStages = kGroupColumns / kStageColumns<R>;
+  Copy inputs(input, at.row, first * kGroupColumns);
+  Copy weights(weight, at.out, first * kGroupColumns);
+  const int whole_inputs =
+      whole_along_cols(input, at.row, first * kGroupColumns, kForwardRows, Copy::kCols);
+  int whole = whole_along_cols(weight, at.out, first * kGroupColumns, kForwardOuts, Copy::kCols);
+  if (whole_inputs < whole) whole = whole_inputs;
+  int left = static_cast<int>(last - first) * kGroupStages;  // stages that are not yet started
+  const auto start = [&](int stage) {
+    if (whole > 0) {
+      inputs.start(input, shared->input[stage]);
+      weights.start(weight, shared->weight[stage]);
+    } else {
+      const int64_t col = last * kGroupColumns - int64_t{left} * kStageColumns<R>;
+      inputs.start_at_edge(input, at.row, col, shared->input[stage]);
+      weights.start_at_edge(weight, at.out, col, shared->weight[stage]);
     }
+    copy_async_commit();
+    inputs.next_cols();
+    weights.next_cols();
+    --whole, --left;
+  };
+  const bool has_short_numbers = group_number(problem, pairs.masks, 0, 0) <= uint64_t{1} << 32;
+  R sums[kThreadTile][kThreadTile] = {};
+  if (left > 0) start(0);
+  if (threadIdx.x == 0) shared->keys = keys_of(problem.rule);
+  __syncthreads();
+  for (int64_t group = first; group < last; ++group) {
+    if (problem.mask_bits != nullptr) {
+      read_masks(*shared, problem, pairs, group);
+    } else if (has_short_numbers) {
+      draw_masks<uint32_t>(*shared, problem, pairs, group, bits_out);
+    } else {
+      draw_masks<uint64_t>(*shared, problem, pairs, group, bits_out);
+    }
+#pragma unroll 1
+    for (int s = 0; s < kGroupStages; ++s) {
+      copy_async_wait<0>();
+      __syncthreads();  // stage s is there, and nobody looks at the one before any more
+      if (left > 0) start((s + 1) % kStages);
+      add_stage(*shared, s % kStages, s * kStageColumns<R>, pair, sums);
+    }
+  }
+  if (bias.data != nullptr && count == 1) {
+    add_bias<T>(*shared, problem, rows_per_mask, bias, at, pair, sums);
   }
 #pragma unroll
   for (int r = 0; r < kThreadTile; ++r) {
 #pragma unroll
     for (int o = 0; o < kThreadTile; ++o) {
-      const int64_t row = at.row + row_thread + r * kRowThreads;
-      const int64_t out = at.out + out_thread + o * kOutThreads;
-      if (row < problem.rows && out < problem.out_features) {
-        partial[(slice * problem.rows + row) * problem.out_features + out] = sums[r][o];
+      const int64_t row = at.row + pair.row + r * kSide;
+      const int64_t out = at.out + pair.out + o * kSide;
+      if (row >= problem.rows || out >= problem.out_features) continue;
+      if (count == 1) {
+        narrow(sums[r][o] * static_cast<R>(problem.scale),
+               &output[row * problem.out_features + out]);
+      } else {
+        partial[(at.slice * problem.rows + row) * problem.out_features + out] = sums[r][o];
       }
     }
   }

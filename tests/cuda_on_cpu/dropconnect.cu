@@ -8,41 +8,46 @@
 namespace fused_dropout::dropconnect {
 namespace {
 
+// `bits_out` may be a word that says that no bits are wanted.
 template <class T>
 int forward(const int64_t* rng_state, const Layer* sizes, double p, double scale,
             const uint32_t* mask_bits, const T* input, const T* weight, const T* bias,
-            const uint32_t* bias_bits, T* output) {
+            uint32_t* bits_out, T* output) {
   const Layer layer = on_host(sizes);
-  const DropConnectProblem problem = problem_of(layer, p, scale, stored_masks(mask_bits));
-  const Workspace<Real<T>> workspace(forward_slices(problem, layer.cut) * problem.rows *
-                                     problem.out_features);
-  return launch_forward<T>(problem, rng_from_state(rng_state),
-                           operand(layer, input, problem.in_features),
-                           operand(layer, weight, problem.in_features),
-                           {bias, layer.step, bias_bits, problem.rows_per_mask}, workspace.data(),
-                           output, nullptr, layer.cut);
+  Forward<T> pass(problem_of(layer, p, scale, stored_masks(mask_bits)),
+                  operand(layer, input, layer.in_features),
+                  operand(layer, weight, layer.in_features), layer.cut);
+  const Workspace<Real<T>> workspace(pass.workspace());
+  return pass.launch(rng_from_state(rng_state), {bias, layer.step}, workspace.data(), output,
+                     const_cast<uint32_t*>(stored_masks(bits_out)), nullptr);
 }
 
-template <class T, bool kOutsAreResults>
-int outer(const int64_t* rng_state, const Layer* sizes, double p, double scale,
-          const uint32_t* mask_bits, const T* panel, const T* grad, T* result) {
+// A result that is not wanted is one element long.
+template <class T>
+int gradients(const int64_t* rng_state, const Layer* sizes, double p, double scale,
+              const uint32_t* mask_bits, const T* input, const T* weight, const T* grad,
+              bool wants_d_input, T* d_input, bool wants_d_weight, T* d_weight) {
   const Layer layer = on_host(sizes);
-  const DropConnectProblem problem = problem_of(layer, p, scale, stored_masks(mask_bits));
-  const int64_t results = kOutsAreResults ? problem.out_features : problem.rows;
-  const Workspace<Real<T>> workspace(outer_slices<kOutsAreResults>(problem, layer.cut) * results *
-                                     problem.in_features);
-  return launch_outer<T, kOutsAreResults>(
-      problem, rng_from_state(rng_state), operand(layer, panel, problem.in_features),
-      operand(layer, grad, problem.out_features), workspace.data(), result, nullptr, layer.cut);
+  const MatrixView of_input = operand(layer, input, layer.in_features);
+  const MatrixView of_weight = operand(layer, weight, layer.in_features);
+  Gradients<T> pass(problem_of(layer, p, scale, stored_masks(mask_bits)),
+                    operand(layer, grad, layer.out_features), wants_d_input ? &of_weight : nullptr,
+                    wants_d_weight ? &of_input : nullptr, layer.cut);
+  const Workspace<Real<T>> workspace(pass.workspace());
+  return pass.launch(rng_from_state(rng_state), workspace.data(), wants_d_input ? d_input : nullptr,
+                     wants_d_weight ? d_weight : nullptr, nullptr);
 }
 
 template <class T>
-int bias_grad(const Layer* sizes, double scale, const uint32_t* bias_bits, const T* grad,
+int bias_grad(const int64_t* rng_state, const Layer* sizes, double p, double scale, const T* grad,
               T* d_bias) {
   const Layer layer = on_host(sizes);
-  return launch_bias_grad<T>(operand(layer, grad, layer.out_features), layer.rows,
-                             layer.out_features, layer.rows_per_mask, bias_bits, scale, d_bias,
-                             nullptr);
+  const MaskRule rule = make_mask_rule(0, 0, kStreamBias, p, kDefaultDigits);
+  const Slices slices = bias_slices(layer.rows, layer.out_features, layer.cut);
+  const Workspace<Real<T>> sums(slice_count(slices) * layer.out_features);
+  return launch_bias_grad<T>(
+      rule, rng_from_state(rng_state), operand(layer, grad, layer.out_features), layer.rows,
+      layer.out_features, layer.rows_per_mask, slices, scale, sums.data(), d_bias, nullptr);
 }
 
 int store_masks(const int64_t* rng_state, const Layer* sizes, double p, uint32_t* bits) {
@@ -54,8 +59,8 @@ CUDA_ON_CPU_ENTRY(store_masks);
 
 // The dynamic shared memory of the kernels that ask for any, for sums in float and in double.
 int shared_bytes(int64_t* out) {
-  const int64_t bytes[] = {sizeof(ForwardShared<float>), sizeof(OuterShared<float>),
-                           sizeof(ForwardShared<double>), sizeof(OuterShared<double>)};
+  const int64_t bytes[] = {sizeof(ForwardShared<float>), sizeof(GradientShared<float>),
+                           sizeof(ForwardShared<double>), sizeof(GradientShared<double>)};
   copy_to_device(out, bytes, sizeof bytes);
   return 0;
 }
@@ -66,11 +71,10 @@ template <class T>
 struct Entries {
   explicit Entries(const std::string& dtype)
       : forward_entry("forward_" + dtype, forward<T>),
-        d_input_entry("d_input_" + dtype, outer<T, false>),
-        d_weight_entry("d_weight_" + dtype, outer<T, true>),
+        gradients_entry("gradients_" + dtype, gradients<T>),
         d_bias_entry("d_bias_" + dtype, bias_grad<T>) {}
 
-  worker::Registration forward_entry, d_input_entry, d_weight_entry, d_bias_entry;
+  worker::Registration forward_entry, gradients_entry, d_bias_entry;
 };
 
 const Entries<float> float32_entries("float32");

@@ -76,8 +76,7 @@ int output(const int64_t* rng_state, const Layer* sizes, double p, double scale,
   const bool has_bias = on_host(bias_bits) != kNoMaskBits;
   const int error = call.run.output(
       operand(layer, input, layer.in_features), operand(layer, weight, layer.in_features),
-      {has_bias ? bias : nullptr, layer.step, bias_bits, layer.rows_per_mask}, weights.data(),
-      result);
+      {has_bias ? bias : nullptr, layer.step, bias_bits}, weights.data(), result);
   copy_to_device(products, &call.count, sizeof call.count);
   return error;
 }

@@ -97,12 +97,16 @@ def as_c(argument: int | float | Layer) -> object:
     return ctypes.c_uint64(argument) if isinstance(argument, int) else argument
 
 
-def corrupted(build: Build, kernel: str, pattern: str, replacement: str) -> Device:
-    """A device with one instruction of a kernel changed: the first that matches."""
+def corrupted(
+    build: Build, kernel: str, pattern: str, replacement: str, *, last: bool = False
+) -> Device:
+    """A device with one instruction of a kernel changed: the first that matches, or the last."""
     text = build.ptx.read_text()
     entry = re.search(rf"\.entry [^\n]*{kernel}.*?^}}", text, re.S | re.M)
     assert entry
-    changed, count = re.subn(pattern, replacement, entry[0], count=1)
-    assert count == 1, f"nothing like {pattern} in {kernel}"
+    found = list(re.finditer(pattern, entry[0]))
+    assert found, f"nothing like {pattern} in {kernel}"
+    match = found[-1 if last else 0]
+    changed = entry[0][: match.start()] + match.expand(replacement) + entry[0][match.end() :]
     declarations = text[: text.index(".entry")]
     return Device(build, declarations + changed)

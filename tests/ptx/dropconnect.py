@@ -54,11 +54,6 @@ class DropConnect:
         self.scale = 1 / q if q > 0 else 0.0
         self.operands = operands
         self.on_device = [device.put(memory(tensor)) for tensor in operands]
-        rows, _, out_features, rows_per_mask = sizes
-        masks = -(-rows // rows_per_mask)
-        outs = -(-out_features // 128) * 128  # whole groups, as draw_groups lays them out
-        bias_mask = fused_dropout.packed_mask((masks, outs), p, seed=SEED, offset=OFFSET, stream=1)
-        self.bias_bits = device.put(bias_mask.numpy())
         self.stored = device.put(stored_masks(sizes, p)) if stored else 0
 
     def _product(self, name: str, like: Tensor, *operands: int) -> Tensor:
@@ -66,14 +61,16 @@ class DropConnect:
         suffix = str(self.dtype).removeprefix("torch.")
         dtype = NUMPY_DTYPES[self.dtype]
         result = device.poisoned(dtype, *like.shape)
+        sums = np.float64 if self.dtype == torch.float64 else np.float32
         if name == "d_bias":
-            arguments: tuple[int | float | Layer, ...] = (self.layer, self.scale)
+            masks: tuple[int, ...] = ()
+            size = like.shape[0]
         else:
-            arguments = (state(device), self.layer, self.p, self.scale, self.stored)
-            sums = np.float64 if self.dtype == torch.float64 else np.float32
-            workspace = device.poisoned(sums, device.call(f"{name}_workspace", self.layer))
-            operands = (*operands, workspace)
-        assert device.call(f"{name}_{suffix}", *arguments, *operands, result) == 0
+            masks = (self.stored,)
+            size = device.call(f"{name}_workspace_{suffix}", self.layer, *operands[:2])
+        workspace = device.poisoned(sums, size)
+        arguments = (state(device), self.layer, self.p, self.scale, *masks, *operands)
+        assert device.call(f"{name}_{suffix}", *arguments, workspace, result) == 0
         array = device.get(result, dtype, *like.shape)
         return torch.from_numpy(array).view(self.dtype)
 
@@ -82,9 +79,9 @@ class DropConnect:
         x, w, b, g = self.on_device
         input, weight, bias, grad = self.operands
         if name == "forward":
-            return self._product(name, grad, x, w, b, self.bias_bits)
+            return self._product(name, grad, x, w, b)
         if name == "d_input":
             return self._product(name, input, w, g)
         if name == "d_weight":
             return self._product(name, weight, x, g)
-        return self._product(name, bias, self.bias_bits, g)
+        return self._product(name, bias, g)

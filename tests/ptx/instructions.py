@@ -147,6 +147,15 @@ def funnel_shift(machine: Machine, instruction: Instruction) -> None:
     machine.write(to, (both >> (count & np.uint64(31))).astype(np.uint32))
 
 
+@implements("bfi")
+def insert_bits(machine: Machine, instruction: Instruction) -> None:
+    """The lowest bits of one word in place of some of another."""
+    to, *operands = instruction.operands
+    bits, into, start, count = (machine.read(o, "u32").astype(np.uint64) for o in operands)
+    mask = ((np.uint64(1) << count) - np.uint64(1)) << start
+    machine.write(to, ((into & ~mask) | (bits << start & mask)).astype(np.uint32))
+
+
 @implements("not")
 def invert(machine: Machine, instruction: Instruction) -> None:
     to, a = instruction.operands

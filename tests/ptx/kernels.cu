@@ -37,31 +37,42 @@ DropConnectProblem problem_of(const Layer& layer, double p, double scale,
 
 MatrixView dense(const void* data, int64_t cols) { return {data, cols, 1}; }
 
+// Blocks that are taken to run at the same time, which decides how sums are cut.
+constexpr int64_t kSlots = 2 * 132;
+
 template <class T>
-int forward(const int64_t* rng_state, const Layer& layer, double p, double scale,
-            const uint32_t* mask_bits, const T* input, const T* weight, const T* bias,
-            const uint32_t* bias_bits, Real<T>* workspace, T* output) {
-  const dropconnect::BiasView bias_view = {bias, 1, bias_bits, layer.rows_per_mask};
-  return dropconnect::launch_forward<T>(problem_of(layer, p, scale, mask_bits),
-                                        rng_from_state(rng_state), dense(input, layer.in_features),
-                                        dense(weight, layer.in_features), bias_view, workspace,
-                                        output, nullptr);
+dropconnect::Forward<T> forward_pass(const Layer& layer, double p, double scale,
+                                     const uint32_t* mask_bits, const T* input, const T* weight) {
+  return {problem_of(layer, p, scale, mask_bits), dense(input, layer.in_features),
+          dense(weight, layer.in_features), kSlots};
+}
+
+// d_weight (kOutsAreResults, panel = input) or d_input (panel = weight).
+template <class T, bool kOutsAreResults>
+dropconnect::Gradients<T> gradient_pass(const Layer& layer, double p, double scale,
+                                        const uint32_t* mask_bits, const T* panel, const T* grad) {
+  const MatrixView of_panel = dense(panel, layer.in_features);
+  return {problem_of(layer, p, scale, mask_bits), dense(grad, layer.out_features),
+          kOutsAreResults ? nullptr : &of_panel, kOutsAreResults ? &of_panel : nullptr, kSlots};
 }
 
 template <class T, bool kOutsAreResults>
-int outer(const int64_t* rng_state, const Layer& layer, double p, double scale,
-          const uint32_t* mask_bits, const T* panel, const T* grad, Real<T>* workspace, T* result) {
-  return dropconnect::launch_outer<T, kOutsAreResults>(
-      problem_of(layer, p, scale, mask_bits), rng_from_state(rng_state),
-      dense(panel, layer.in_features), dense(grad, layer.out_features), workspace, result, nullptr);
+int gradient(const int64_t* rng_state, const Layer& layer, double p, double scale,
+             const uint32_t* mask_bits, const T* panel, const T* grad, Real<T>* workspace,
+             T* result) {
+  return gradient_pass<T, kOutsAreResults>(layer, p, scale, mask_bits, panel, grad)
+      .launch(rng_from_state(rng_state), workspace, kOutsAreResults ? nullptr : result,
+              kOutsAreResults ? result : nullptr, nullptr);
 }
 
 template <class T>
-int bias_grad(const Layer& layer, double scale, const uint32_t* bias_bits, const T* grad,
-              T* result) {
-  return dropconnect::launch_bias_grad<T>(dense(grad, layer.out_features), layer.rows,
-                                          layer.out_features, layer.rows_per_mask, bias_bits, scale,
-                                          result, nullptr);
+int bias_grad(const int64_t* rng_state, const Layer& layer, double p, double scale, const T* grad,
+              Real<T>* sums, T* result) {
+  const MaskRule rule = rule_of(p, kStreamBias, kDefaultDigits);
+  return dropconnect::launch_bias_grad<T>(
+      rule, rng_from_state(rng_state), dense(grad, layer.out_features), layer.rows,
+      layer.out_features, layer.rows_per_mask,
+      dropconnect::bias_slices(layer.rows, layer.out_features), scale, sums, result, nullptr);
 }
 
 // With the groups of bits that a warp of a large tensor draws at a time; 0 as launched for `count`.
@@ -131,45 +142,39 @@ int store_masks(const int64_t* rng_state, Layer layer, double p, uint32_t* bits)
                                          rng_from_state(rng_state), bits, nullptr);
 }
 
-// Sums that the workspace of each product holds.
-
-int64_t forward_workspace(Layer layer) {
-  return dropconnect::forward_slices(problem_of(layer, 0, 0, nullptr)) * layer.rows *
-         layer.out_features;
-}
-
-int64_t d_input_workspace(Layer layer) {
-  return dropconnect::outer_slices<false>(problem_of(layer, 0, 0, nullptr)) * layer.rows *
-         layer.in_features;
-}
-
-int64_t d_weight_workspace(Layer layer) {
-  return dropconnect::outer_slices<true>(problem_of(layer, 0, 0, nullptr)) * layer.out_features *
-         layer.in_features;
-}
-
-// The four products of one dtype.
+// The four products of one dtype, and the numbers that their workspaces hold. A pointer says
+// whether an operand is aligned, which decides whether it is copied.
 #define DROPCONNECT_ENTRIES(name, T)                                                              \
+  int64_t forward_workspace_##name(Layer layer, const T* input, const T* weight) {                \
+    return forward_pass<T>(layer, 0, 0, nullptr, input, weight).workspace();                      \
+  }                                                                                               \
+  int64_t d_input_workspace_##name(Layer layer, const T* weight, const T* grad) {                 \
+    return gradient_pass<T, false>(layer, 0, 0, nullptr, weight, grad).workspace();               \
+  }                                                                                               \
+  int64_t d_weight_workspace_##name(Layer layer, const T* input, const T* grad) {                 \
+    return gradient_pass<T, true>(layer, 0, 0, nullptr, input, grad).workspace();                 \
+  }                                                                                               \
   int forward_##name(const int64_t* rng_state, Layer layer, double p, double scale,               \
                      const uint32_t* mask_bits, const T* input, const T* weight, const T* bias,   \
-                     const uint32_t* bias_bits, Real<T>* workspace, T* output) {                  \
-    return forward<T>(rng_state, layer, p, scale, mask_bits, input, weight, bias, bias_bits,      \
-                      workspace, output);                                                         \
+                     Real<T>* workspace, T* output) {                                             \
+    return forward_pass<T>(layer, p, scale, mask_bits, input, weight)                             \
+        .launch(rng_from_state(rng_state), {bias, 1}, workspace, output, nullptr, nullptr);       \
   }                                                                                               \
   int d_input_##name(const int64_t* rng_state, Layer layer, double p, double scale,               \
                      const uint32_t* mask_bits, const T* weight, const T* grad,                   \
                      Real<T>* workspace, T* result) {                                             \
-    return outer<T, false>(rng_state, layer, p, scale, mask_bits, weight, grad, workspace,        \
-                           result);                                                               \
+    return gradient<T, false>(rng_state, layer, p, scale, mask_bits, weight, grad, workspace,     \
+                              result);                                                            \
   }                                                                                               \
   int d_weight_##name(const int64_t* rng_state, Layer layer, double p, double scale,              \
                       const uint32_t* mask_bits, const T* input, const T* grad,                   \
                       Real<T>* workspace, T* result) {                                            \
-    return outer<T, true>(rng_state, layer, p, scale, mask_bits, input, grad, workspace, result); \
+    return gradient<T, true>(rng_state, layer, p, scale, mask_bits, input, grad, workspace,       \
+                             result);                                                             \
   }                                                                                               \
-  int d_bias_##name(Layer layer, double scale, const uint32_t* bias_bits, const T* grad,          \
-                    T* result) {                                                                  \
-    return bias_grad<T>(layer, scale, bias_bits, grad, result);                                   \
+  int d_bias_##name(const int64_t* rng_state, Layer layer, double p, double scale, const T* grad, \
+                    Real<T>* sums, T* result) {                                                   \
+    return bias_grad<T>(rng_state, layer, p, scale, grad, sums, result);                          \
   }
 
 DROPCONNECT_ENTRIES(float32, float)

@@ -204,8 +204,8 @@ PRODUCT_CORRUPTIONS = {
 }
 KERNELS = {
     "forward": "forward_kernelIf",
-    "d_input": "outer_kernelIfLb0",
-    "d_weight": "outer_kernelIfLb1",
+    "d_input": "gradients_kernelIf",
+    "d_weight": "gradients_kernelIf",
 }
 NO_CHANGE = ("add", "add")
 
@@ -234,9 +234,11 @@ def test_a_corrupted_mask_kernel_is_noticed(build: Build, corruption: str) -> No
 @pytest.mark.parametrize("product", KERNELS)
 @pytest.mark.parametrize("corruption", PRODUCT_CORRUPTIONS)
 def test_a_corrupted_product_is_noticed(build: Build, product: str, corruption: str) -> None:
+    """One kernel computes both gradients, d_weight by its last instructions."""
     assert product_is_right(corrupted(build, KERNELS[product], *NO_CHANGE), product)
     change = PRODUCT_CORRUPTIONS[corruption]
-    assert not product_is_right(corrupted(build, KERNELS[product], *change), product)
+    device = corrupted(build, KERNELS[product], *change, last=product == "d_weight")
+    assert not product_is_right(device, product)
 
 
 A_THREAD_LEAVES = r""".reg .b32 %lane; .reg .pred %first;
@@ -306,6 +308,7 @@ def interpreted(
         ("neg.s32 %r1, 5;", -5),
         ("not.b32 %r1, 5;", -6),
         ("popc.b32 %r1, 0x80000007;", 4),
+        ("bfi.b32 %r1, 0xFF5, 0x1234, 4, 8;", 0x1F54),
         ("setp.lt.s32 %p1, -1, 0; selp.b32 %r1, 3, 4, %p1;", 3),
         ("setp.lt.u32 %p1, -1, 0; selp.b32 %r1, 3, 4, %p1;", 4),
         ("setp.neu.f32 %p1, 0f7FC00000, 0f7FC00000; selp.b32 %r1, 3, 4, %p1;", 3),
