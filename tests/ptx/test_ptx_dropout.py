@@ -91,8 +91,8 @@ CORRUPTIONS = {
     ),
     "word of the tile": (r"(shr\.u32\s.*), 3;(\s*and\.b32\s.*, 536870908;)", r"\1, 4;\2"),
     "bit of the word": (
-        r"(shr\.u32\s.*), %r\d+;(\s*mov\.b32[^;]*;\s*fma[^;]*;)" + SELECTED,
-        r"\1, 0;\2\3",
+        r"(bra\.uni[^;]*;\s*\$L\w+:[^$]*?and\.b32\s+%r\d+, %r\d+), 28;",
+        r"\1, 24;",
     ),
     "wait for the elements": (r"(cp\.async\.wait_group) 3;", r"\1 4;"),
 }
