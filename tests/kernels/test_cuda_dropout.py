@@ -10,7 +10,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from cuda_on_cpu.runner import Misaligned, Worker
+from cuda_on_cpu.runner import Argument, Misaligned, Worker
 from support.dropout_kernels import MASKED, Dims, bits_in_order, mapped, packed
 from support.kernel_memory import check_end, memory, name_of, poisoned
 from support.tensors import DTYPES, assert_same_bits, random_tensor
@@ -194,7 +194,9 @@ def test_which_masks_a_tile_draws(device: Worker) -> None:
     assert "channels_last" not in drawn
 
 
-def check_large(device: Worker, entry: str, case: Case, mask: tuple, *last: int) -> None:
+def check_large(
+    device: Worker, entry: str, case: Case, mask: tuple[Argument, ...], *last: int
+) -> None:
     for flags in (0, IN_PLACE):
         result = Result(device, case.input, copied=bool(flags & IN_PLACE))
         operands = (read_only(case.input), result.argument, case.count, flags)
