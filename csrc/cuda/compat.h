@@ -45,6 +45,14 @@ FUSED_DROPOUT_DEVICE void hold(uint32_t& x) { asm volatile("" : "+r"(x)); }
 // of them, in place of both with a selection for every result.
 FUSED_DROPOUT_DEVICE void keep_branch() { asm volatile(""); }
 
+// Writes 16 bytes of global memory, aligned to as many, in one access: out of a plain store of four
+// words nvcc makes four stores now and then.
+FUSED_DROPOUT_DEVICE void store_16_bytes(void* to, uint4 words) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+}
+
 // Asynchronous copies to shared memory (cp.async).
 //
 // Starts copying `Bytes` (4, 8 or 16) from global to shared memory, both aligned to that many. Only

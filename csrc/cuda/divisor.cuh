@@ -34,4 +34,19 @@ FUSED_DROPOUT_DEVICE int64_t quotient(int64_t a, const Divisor& d) {
   return static_cast<int64_t>(__umul64hi(static_cast<uint64_t>(a), d.multiplier) >> d.shift);
 }
 
+// The same for numbers below 2^12 and divisors up to 2^7: with m = ceil(2^20 / d), m a < 2^32 and
+// m a - a 2^20 / d < 2^20 / d.
+struct SmallDivisor {
+  int value;
+  uint32_t multiplier;
+};
+
+inline SmallDivisor make_small_divisor(int d) {
+  return {d, ((1u << 20) + static_cast<uint32_t>(d) - 1) / static_cast<uint32_t>(d)};
+}
+
+FUSED_DROPOUT_DEVICE int small_quotient(int a, const SmallDivisor& d) {
+  return static_cast<int>(static_cast<uint32_t>(a) * d.multiplier >> 20);
+}
+
 }  // namespace fused_dropout

@@ -60,7 +60,7 @@ void apply_into(const Tensor& out, const Tensor& input, const Tensor& bits, cons
                                              current_stream()));
     };
     if (scales == 0) {
-      launch(dropout::OneMap<Real<T>>{{1, 0, 0}});
+      launch(dropout::one_map<T>({1, 0, 0}));
     } else {
       launch(dropout::ScaleOfRun<Real<T>>{data_of<double>(scale),
                                           make_divisor(input.numel() / scales)});

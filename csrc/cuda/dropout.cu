@@ -1,7 +1,7 @@
 // IMPL(CUDA) of dropout: checks and launches on the current stream.
 //
-// Workspace, freed to the caching allocator on return: the packed mask, for elements that do not
-// lie in the order of their mask bits.
+// Workspace, freed to the caching allocator on return: the packed mask, for elements that neither
+// lie in the order of their mask bits nor share them with enough neighbours.
 #include "../ops/dropout.h"
 
 #include "../ops/mask_layout.h"
@@ -27,9 +27,18 @@ void apply_into(const Tensor& out, const Tensor& input, const std::optional<Tens
       check_launch(launch_linear<T>(rule, rng, map, tensors, current_stream()));
       return;
     }
+    const MaskedDims dims = masked_dims(layout);
+    if (draws_by_tile(dims, tensors.count)) {
+      check_launch(launch_shared<T>(rule, rng, dims, map, tensors, current_stream()));
+      return;
+    }
+    if (draws_by_columns(dims, tensors.count)) {
+      check_launch(launch_columns<T>(rule, rng, dims, map, tensors, current_stream()));
+      return;
+    }
     const Tensor bits = draw_bits(rule, rng, group_count(layout.mask_numel), input);
-    check_launch(launch_masked<T>(data_of<uint32_t>(bits), masked_dims(layout),
-                                  OneMap<Real<T>>{reals_of<T>(map)}, tensors, current_stream()));
+    check_launch(launch_masked<T>(data_of<uint32_t>(bits), dims, one_map<T>(map), tensors,
+                                  current_stream()));
   });
 }
 

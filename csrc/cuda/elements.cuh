@@ -2,6 +2,8 @@
 // double for double.
 #pragma once
 
+#include <type_traits>
+
 #include "mask.cuh"
 
 namespace fused_dropout {
@@ -60,6 +62,41 @@ FUSED_DROPOUT_DEVICE void store_neighbours(const Real<T>* from, T* to) {
 #pragma unroll
   for (int k = 0; k < kCount; ++k) narrow(from[k], &v.element[k]);
   *reinterpret_cast<Neighbours<T, kCount>*>(to) = v;
+}
+
+// The same neighbours as an access leaves them in registers: two elements of 16 bits in each.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Packed {
+  using Word = std::conditional_t<sizeof(T) * kCount == 2, uint16_t, uint32_t>;
+  Word word[sizeof(T) * kCount / sizeof(Word)];
+};
+
+template <class T, int kCount>
+FUSED_DROPOUT_DEVICE Packed<T, kCount> load_packed(const void* from) {
+  return *static_cast<const Packed<T, kCount>*>(from);
+}
+
+template <class T, int kCount>
+FUSED_DROPOUT_DEVICE void store_packed(const Packed<T, kCount>& from, T* to) {
+  if constexpr (sizeof from == sizeof(uint4)) {
+    store_16_bytes(to, make_uint4(from.word[0], from.word[1], from.word[2], from.word[3]));
+  } else {
+    *reinterpret_cast<Packed<T, kCount>*>(to) = from;
+  }
+}
+
+template <class T, int kCount>
+FUSED_DROPOUT_DEVICE Neighbours<T, kCount> unpacked(const Packed<T, kCount>& from) {
+  Neighbours<T, kCount> to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class T, int kCount>
+FUSED_DROPOUT_DEVICE Packed<T, kCount> packed(const Neighbours<T, kCount>& from) {
+  Packed<T, kCount> to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
 }
 
 inline bool is_aligned(const void* pointer, size_t bytes) {

@@ -41,7 +41,7 @@ int drop_block(const MaskedDim* layout, int64_t dims, int64_t count, const uint3
   const MaskedDims masked = make_masked_dims(on_host(layout, dims).data(), static_cast<int>(dims));
   const dropout::Operands<T> tensors = {in, nullptr, out, count};
   if (scales == 0) {
-    const dropout::OneMap<Real<T>> map = {{1, 0, 0}};
+    const dropout::OneMap<Real<T>> map = dropout::one_map<T>({1, 0, 0});
     return dropout::launch_masked<T>(bits, masked, map, tensors, nullptr);
   }
   const dropout::ScaleOfRun<Real<T>> maps = {scale, make_divisor(count / scales)};

@@ -37,6 +37,8 @@ namespace fused_dropout {
 inline void hold(uint32_t&) {}
 inline void keep_branch() {}
 
+inline void store_16_bytes(void* to, uint4 words) { *static_cast<uint4*>(to) = words; }
+
 template <int Bytes>
 void copy_async(void* shared, const void* global, int valid = Bytes,
                 emulator::Location where = emulator::here()) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import random
@@ -9,7 +10,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from cuda_on_cpu.runner import Misaligned, Worker
+from cuda_on_cpu.runner import Argument, Misaligned, Worker
 from support.dropout_kernels import MASKED, Dims, bits_in_order, mapped, packed
 from support.kernel_memory import check_end, memory, name_of, poisoned
 from support.tensors import DTYPES, assert_same_bits, random_tensor
@@ -113,16 +114,56 @@ def test_linear_special_values(device: Worker) -> None:
 
 # ---- elements in another order
 
+RUNS = (2, 3, 7, 31, 32, 33, 49, 129)
+SHARED: dict[str, Dims] = {
+    **{f"runs of {run}": ((-(-300 // run), 1), (run, 0)) for run in RUNS},
+    "one bit a sample": ((3, 1), (1500, 0)),
+    "features of sequences": ((3, 24), (20, 0), (24, 1)),
+    "odd features of sequences": ((2, 47), (9, 0), (47, 1)),
+    "many features": ((2, 300), (3, 0), (300, 1)),
+    "sizes of 1": ((1, 5), (4, 1), (1, 0), (40, 0)),
+}
+CHANNELS = (2, 3, 7, 8, 9, 16, 17, 33, 64, 257)
+CHANNELS_LAST: dict[str, Dims] = {
+    f"{channels} channels, {rows} rows": ((2, channels * rows), (rows, 1), (channels, rows))
+    for channels, rows in ((2, 8), (3, 49), (7, 33), (8, 7), (9, 5), (16, 49), (17, 8), (33, 40))
+}
+ORDERS = {**MASKED, **SHARED, **CHANNELS_LAST}
+
+
+@dataclasses.dataclass
+class Case:
+    """Elements in the order of `dims`, and what dropout makes of them."""
+
+    dims: Dims
+    dtype: torch.dtype
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        order = bits_in_order(self.dims)
+        self.count = len(order)
+        self.bits = kept_by_reference(int(order.max()) + 1, self.p)
+        self.kept = self.bits[torch.from_numpy(order)]
+        self.input = random_tensor((self.count,), self.dtype)
+        self.layout = (np.array(self.dims, np.int64), len(self.dims))
+
+    def is_drawn_by_tile(self, device: Worker) -> bool:
+        tile = 128 * groups_per_warp(self.count)
+        return device.call("most_groups", *self.layout, self.count, tile) <= WARP_LANES
+
+
+def groups_per_warp(count: int) -> int:
+    """Of tensors as small as here."""
+    assert count <= 128 * 2 * 132 * 16
+    return 1
+
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", MASKED)
-def test_masked(device: Worker, case: str, dtype: torch.dtype) -> None:
-    dims = MASKED[case]
-    order = bits_in_order(dims)
-    kept = kept_by_reference(int(order.max()) + 1, 0.5)
-    expected_kept, shape = kept[torch.from_numpy(order)], (len(order),)
-    input, residual = random_tensor(shape, dtype), random_tensor(shape, dtype, seed=1)
-    dims_array = np.array(dims, np.int64)
+@pytest.mark.parametrize("order", ORDERS)
+def test_orders(device: Worker, order: str, dtype: torch.dtype) -> None:
+    """As launched for small tensors, for a mask that is there and for one that the kernel draws."""
+    case = Case(ORDERS[order], dtype)
+    residual = random_tensor((case.count,), dtype, seed=1)
     # The last of each pair: which of input, residual and result are misaligned.
     for flags, misaligned in (
         *((flags, (0, 0, 0)) for flags in (0, WITH_RESIDUAL, IN_PLACE)),
@@ -130,34 +171,124 @@ def test_masked(device: Worker, case: str, dtype: torch.dtype) -> None:
         (IN_PLACE | WITH_RESIDUAL, (0, 0, 1)),
     ):
         offsets = [is_off * dtype.itemsize for is_off in misaligned]
-        result = Result(device, input, offsets[2], copied=bool(flags & IN_PLACE))
-        operands = (read_only(input, offsets[0]), read_only(residual, offsets[1]), result.argument)
-        arguments = (packed(kept), dims_array, len(dims), 1.75, 0.0, -0.5, *operands)
-        assert device.call(f"dropout_masked_{name_of(dtype)}", *arguments, len(order), flags) == 0
+        operands = (read_only(case.input, offsets[0]), read_only(residual, offsets[1]))
         added = residual if flags & WITH_RESIDUAL else None
-        result.check(mapped(input, expected_kept, 1.75, -0.5, added), (flags, misaligned))
+        expected = mapped(case.input, case.kept, 1.75, -0.5, added)
+        for entry, mask in (("masked", (packed(case.bits),)), ("shared", (state(), case.p))):
+            result = Result(device, case.input, offsets[2], copied=bool(flags & IN_PLACE))
+            arguments = (*mask, *case.layout, 1.75, 0.0, -0.5, *operands, result.argument)
+            status = device.call(f"dropout_{entry}_{name_of(dtype)}", *arguments, case.count, flags)
+            if entry == "shared" and not case.is_drawn_by_tile(device):
+                assert status == -1
+                continue
+            assert status == 0
+            result.check(expected, (entry, flags, misaligned))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("blocks", [1, 3])
-@pytest.mark.parametrize(
-    ("dims", "transposed"),
-    [(((2, 40 * 70), (70, 1), (40, 70)), 1), (((33, 1), (300, 33)), 1), (((60, 1), (90, 0)), 0)],
-)
-def test_more_elements_than_threads(
-    device: Worker, dims: Dims, transposed: int, blocks: int, dtype: torch.dtype
+def test_which_masks_a_tile_draws(device: Worker) -> None:
+    drawn = {
+        name for name, dims in ORDERS.items() if Case(dims, torch.float32).is_drawn_by_tile(device)
+    }
+    assert set(SHARED) <= drawn
+    assert {"channels", "steps in a sequence", "batch first", "one for all"} <= drawn
+    assert "channels_last" not in drawn
+
+
+def check_large(
+    device: Worker, entry: str, case: Case, mask: tuple[Argument, ...], *last: int
 ) -> None:
-    order = bits_in_order(dims)
-    kept = kept_by_reference(int(order.max()) + 1, 0.3)
-    input = random_tensor((len(order),), dtype)
-    expected = mapped(input, kept[torch.from_numpy(order)], 2.0)
-    dims_array = np.array(dims, np.int64)
     for flags in (0, IN_PLACE):
-        result = Result(device, input, copied=bool(flags & IN_PLACE))
-        operands = (read_only(input), result.argument, len(order), flags)
-        arguments = (packed(kept), dims_array, len(dims), *operands, transposed, blocks)
-        assert device.call(f"dropout_masked_in_blocks_{name_of(dtype)}", *arguments) == 0
-        result.check(expected, flags)
+        result = Result(device, case.input, copied=bool(flags & IN_PLACE))
+        operands = (read_only(case.input), result.argument, case.count, flags)
+        name = f"dropout_{entry}_as_{name_of(case.dtype)}"
+        assert device.call(name, *mask, *case.layout, *operands, *last) == 0
+        result.check(mapped(case.input, case.kept, 2.0), (entry, case.dims, flags, last))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("vectors", [0, 1])
+@pytest.mark.parametrize(("warp_groups", "blocks"), [(32, 1), (3, 2)])
+def test_tiles_of_large_tensors(
+    device: Worker, warp_groups: int, blocks: int, vectors: int, dtype: torch.dtype
+) -> None:
+    """Many groups a tile, several rounds of the grid; tails."""
+    elements = 8 * warp_groups * blocks * 128 + 261  # more than a round
+    for dims in (
+        ((-(-elements // 49), 1), (49, 0)),
+        ((-(-elements // 1000), 1), (1000, 0)),
+        ((5, 120), (elements // 600 + 1, 0), (120, 1)),
+        ((elements, 1),),
+    ):
+        case = Case(dims, dtype, 0.3)
+        tiles = (warp_groups, vectors, blocks)
+        check_large(device, "masked", case, (packed(case.bits),), *tiles)
+        for by_digits in (0, 1):
+            drawn = (warp_groups, by_digits, vectors, blocks)
+            check_large(device, "shared", case, (state(), case.p), *drawn)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("columns", [32, 128])
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_channels_last(device: Worker, channels: int, columns: int, dtype: torch.dtype) -> None:
+    """Tiles of several strips of 32 rows, or of a part of the columns; of planes of any size."""
+    strips = max(columns // channels, 1)
+    for rows in (32 * strips + 1, 64 * strips, 5):
+        case = Case(((3, channels * rows), (rows, 1), (channels, rows)), dtype)
+        for vectors, blocks in ((1, 1), (0, 1)):
+            check_large(device, "transposed", case, (packed(case.bits),), columns, vectors, blocks)
+
+
+COLUMNS: dict[str, Dims] = {
+    "whole groups": ((2, 63 * 256), (256, 1), (63, 256)),
+    "planes between groups": ((2, 32 * 700), (700, 1), (32, 700)),
+    "one plane": ((600, 1), (64, 600)),
+    "short columns": ((2, 32 * 200), (200, 1), (32, 200)),
+    "a video": ((2, 32 * 3 * 128), (3, 128), (128, 1), (32, 3 * 128)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("order", COLUMNS)
+def test_columns(device: Worker, order: str, dtype: torch.dtype) -> None:
+    """Drawn by the kernel as launched, with a residual, in place, and for misaligned tensors."""
+    case = Case(COLUMNS[order], dtype, 0.3)
+    residual = random_tensor((case.count,), dtype, seed=1)
+    for flags, offset in ((0, 0), (WITH_RESIDUAL, 0), (IN_PLACE, 0), (0, 1)):
+        off = offset * dtype.itemsize
+        result = Result(device, case.input, off, copied=bool(flags & IN_PLACE))
+        arguments = (state(), case.p, *case.layout, 1.75, 0.0, -0.5, read_only(case.input))
+        operands = (read_only(residual), result.argument, case.count, flags)
+        status = device.call(f"dropout_columns_{name_of(dtype)}", *arguments, *operands)
+        if order == "short columns":
+            assert status == -1  # too many groups would be drawn twice
+            continue
+        assert status == 0
+        added = residual if flags & WITH_RESIDUAL else None
+        result.check(mapped(case.input, case.kept, 1.75, -0.5, added), (flags, offset))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(("most_groups", "blocks"), [(2, 1), (4, 2), (8, 1), (8, 3)])
+@pytest.mark.parametrize("rows", [5, 128, 784, 1300, 2048])
+def test_tiles_of_columns(
+    device: Worker, rows: int, most_groups: int, blocks: int, dtype: torch.dtype
+) -> None:
+    """Tiles of all heights, whose columns begin inside a group or with one; of cut widths."""
+    for cols, gap in ((33, 0), (40, 128), (7, 3)):
+        case = Case(((rows, 1), (cols, rows + gap)), dtype, 0.1)
+        for vectors in (0, 1):
+            drawn = (most_groups, vectors, blocks)
+            check_large(device, "columns", case, (state(), case.p), *drawn)
+
+
+@pytest.mark.parametrize("columns", [32, 64, 128])
+def test_matrices_with_columns_of_bits(device: Worker, columns: int) -> None:
+    """One plane, whose size is no multiple of an access; more tiles than warps."""
+    for rows, cols in ((333, 3), (90, 33), (37, 300), (129, 200), (40, 4)):
+        for gap in (0, 11):
+            case = Case(((rows, 1), (cols, rows + gap)), torch.bfloat16)
+            check_large(device, "transposed", case, (packed(case.bits),), columns, 1, 1)
 
 
 def test_empty_tensors_launch_nothing(device: Worker) -> None:
@@ -189,6 +320,34 @@ def test_quotients_are_exact(device: Worker, divisor: int) -> None:
     out = np.full(len(dividends), -1, np.int64)
     assert device.call("quotients", divisor, dividends, len(dividends), out) == 0
     assert out.tolist() == [number // divisor for number in dividends.tolist()]
+
+
+def test_small_quotients_are_exact(device: Worker) -> None:
+    for divisor in range(1, 129):
+        out = np.full(4096, -1, np.int64)
+        assert device.call("small_quotients", divisor, len(out), out) == 0
+        assert np.array_equal(out, np.arange(4096) // divisor), divisor
+
+
+def test_transposed_words(device: Worker) -> None:
+    words = np.random.default_rng(0).integers(0, 2**32, (5, 32), np.uint32)
+    out = np.zeros_like(words)
+    assert device.call("transposed_words", words, len(words), out) == 0
+    bits = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little").reshape(5, 32, 32)
+    turned = np.packbits(bits.transpose(0, 2, 1), axis=-1, bitorder="little")
+    assert np.array_equal(out, turned.copy().view(np.uint32).reshape(5, 32))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_groups_of_a_tile(device: Worker, order: str) -> None:
+    """A tile never has bits of more groups than launch_shared reckons with."""
+    bits = bits_in_order(ORDERS[order])
+    layout = (np.array(ORDERS[order], np.int64), len(ORDERS[order]))
+    for tile in (128, 256, 512):
+        most = device.call("most_groups", *layout, len(bits), tile)
+        for first in range(0, len(bits), tile):
+            groups = bits[first : first + tile] // 128
+            assert groups.max() - groups.min() < most, (tile, first)
 
 
 @pytest.mark.parametrize("digits", range(1, 17))

@@ -193,7 +193,7 @@ DROPCONNECT_ENTRIES(float64, double)
   int dropout_masked_##name(const uint32_t* bits, Layout layout, double scale, double shift,      \
                             double fill, const T* in, const T* residual, T* out, int64_t count) { \
     const MaskedDims dims = make_masked_dims(layout.dims, static_cast<int>(layout.count));        \
-    const dropout::OneMap<Real<T>> map = {dropout::reals_of<T>({scale, shift, fill})};            \
+    const dropout::OneMap<Real<T>> map = dropout::one_map<T>({scale, shift, fill});               \
     return dropout::launch_masked<T>(bits, dims, map, {in, residual, out, count}, nullptr);       \
   }
 

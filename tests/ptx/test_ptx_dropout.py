@@ -78,16 +78,23 @@ def test_masked(ptx_device: Device, case: str, dtype: torch.dtype) -> None:
     assert_same_bits(found, mapped(input, kept[torch.from_numpy(order)], 1.75, -0.5))
 
 
-# In the loop of 16-byte accesses.
-VECTORS = r"(ld\.global\.v4[\s\S]*?"
+# Of an element without a residual: its word is stored as it is selected.
+SELECTED = r"(\s*and\.b32[^;]*;\s*setp[^;]*;\s*selp\.f32[^;]*;\s*mov\.b32\s+%r)"
 CORRUPTIONS = {
-    "multiplication": (VECTORS + r")mul\.f32", r"\1add.f32"),
-    "kept and dropped": (
-        VECTORS + r"mul\.f32[^;]*;\s*selp\.f32[^,]*), (%f\d+), (%f\d+),",
-        r"\1, \3, \2,",
+    "multiplication": (
+        r"(fma\.rn\.f32\s+%f\d+, %f\d+), (%f\d+), (%f\d+);" + SELECTED,
+        r"\1, \3, \2;\4",
     ),
-    "word of the group": (r"(and\.b32 .*), 12;", r"\1, 8;"),
-    "bit of the word": (r"(ld\.shared\.u32.*\s*shr\.u32 .*), %r\d+;", r"\1, 0;"),
+    "kept and dropped": (
+        r"(selp\.f32\s+%f\d+), (%f\d+), (%f\d+),([^;]*;\s*mov\.b32\s+%r)",
+        r"\1, \3, \2,\4",
+    ),
+    "word of the tile": (r"(shr\.u32\s.*), 3;(\s*and\.b32\s.*, 536870908;)", r"\1, 4;\2"),
+    "bit of the word": (
+        r"(bra\.uni[^;]*;\s*\$L\w+:[^$]*?and\.b32\s+%r\d+, %r\d+), 28;",
+        r"\1, 24;",
+    ),
+    "wait for the elements": (r"(cp\.async\.wait_group) 3;", r"\1 4;"),
 }
 
 

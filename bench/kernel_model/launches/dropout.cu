@@ -24,14 +24,21 @@ uint32_t* draw_bits(double p, int64_t count, int* error) {
   return bits;
 }
 
-// Draws the `bits` bits that the dimensions name, then applies them.
+// Elements whose `bits` bits lie as the dimensions say.
 int masked(double p, const MaskedDim* dims, int dim_count, int64_t bits, int64_t count) {
+  const MaskedDims all = make_masked_dims(dims, dim_count);
+  const AffineMap map = {1 / (1 - p), 0, 0};
+  const dropout::Operands<T> operands = operands_of(count, false);
+  if (dropout::draws_by_tile(all, count)) {
+    return dropout::launch_shared<T>(rule_of(p), rng(), all, map, operands, nullptr);
+  }
+  if (dropout::draws_by_columns(all, count)) {
+    return dropout::launch_columns<T>(rule_of(p), rng(), all, map, operands, nullptr);
+  }
   int error = 0;
   const uint32_t* const drawn = draw_bits(p, bits, &error);
   if (error) return error;
-  const dropout::OneMap<float> map = {dropout::reals_of<T>({1 / (1 - p), 0, 0})};
-  return dropout::launch_masked<T>(drawn, make_masked_dims(dims, dim_count), map,
-                                   operands_of(count, false), nullptr);
+  return dropout::launch_masked<T>(drawn, all, dropout::one_map<T>(map), operands, nullptr);
 }
 
 }  // namespace
