@@ -23,7 +23,7 @@ constexpr int kByte = 8;  // columns whose bits one R2P turns into predicates
 static_assert(kSide * kThreadTile == kForwardRows && kSide * kThreadTile == kForwardOuts, "tile");
 
 template <class R>
-constexpr int kForwardBlocks = sizeof(R) == 4 ? 2 : 1;  // of a multiprocessor
+constexpr int kForwardBlocks = sizeof(R) == 4 ? 2 : 1;  // of a multiprocessor, at least
 
 template <class R>
 constexpr int kStageColumns = kStageRuns * kRun<R>;
@@ -99,36 +99,25 @@ FUSED_DROPOUT_DEVICE void put_masks(ForwardShared<R>& shared, int r,
   }
 }
 
-// Starts to copy words kFirst .. kLast - 1 of the stored masks of this thread's pairs over `group`.
-// Where not all of the tile's pairs exist, the others get 0.
-template <int kFirst, int kLast, class R>
-FUSED_DROPOUT_DEVICE void start_masks(ForwardShared<R>& shared, const DropConnectProblem& problem,
-                                      const PairMasks& pairs, int64_t group, bool is_whole) {
+// The masks of this thread's pairs over `group`, from where they are stored.
+template <class R>
+FUSED_DROPOUT_DEVICE void read_masks(ForwardShared<R>& shared, const DropConnectProblem& problem,
+                                     const PairMasks& pairs, int64_t group) {
 #pragma unroll 1
   for (int r = 0; r < kThreadTile; ++r) {
     const int64_t row = pairs.first_row + r * kSide;
     const int64_t mask = quotient(row, pairs.rows_per_mask);
     const uint32_t* const from =
         problem.mask_bits + stored_word(problem, pairs.masks, mask, pairs.first_out, group);
-    uint32_t* const to = &shared.mask[0][r * kThreadTile][threadIdx.x];
-    if (is_whole) {
+    GroupBits bits[kThreadTile];
 #pragma unroll
-      for (int o = 0; o < kThreadTile; ++o) {
-#pragma unroll
-        for (int w = kFirst; w < kLast; ++w) {
-          copy_async<4>(to + (w * kPairs + o) * kForwardThreads, from + o * kOutWords + w);
-        }
+    for (int o = 0; o < kThreadTile; ++o) {
+      bits[o] = group_of(0u);
+      if (row < problem.rows && pairs.first_out + o * kSide < problem.out_features) {
+        bits[o] = load_group(from + o * kOutWords);
       }
-      continue;
     }
-#pragma unroll 1
-    for (int k = kFirst * kThreadTile; k < kLast * kThreadTile; ++k) {
-      const int w = k / kThreadTile, o = k % kThreadTile;
-      const bool is_there =
-          row < problem.rows && pairs.first_out + o * kSide < problem.out_features;
-      copy_async<4>(to + (w * kPairs + o) * kForwardThreads,
-                    is_there ? from + o * kOutWords + w : problem.mask_bits, is_there ? 4 : 0);
-    }
+    put_masks(shared, r, bits);
   }
 }
 
@@ -168,13 +157,19 @@ FUSED_DROPOUT_DEVICE void draw_masks(ForwardShared<R>& shared, const DropConnect
   Number number = static_cast<Number>(group_number(problem, mask, pairs.first_out, group));
 #pragma unroll 1
   for (int r = 0; r < kThreadTile; ++r) {
-    uint64_t groups[kThreadTile];
-#pragma unroll
-    for (int o = 0; o < kThreadTile; ++o) {
-      groups[o] = static_cast<Number>(number + static_cast<Number>(o) * out_numbers);
-    }
+    const auto number_of = [&](int o) {
+      return uint64_t{static_cast<Number>(number + static_cast<Number>(o) * out_numbers)};
+    };
     GroupBits bits[kThreadTile];
-    keep_groups(rule, keys, groups, bits);
+    if (rule.digits == 1) {
+      uint64_t groups[kThreadTile];
+#pragma unroll
+      for (int o = 0; o < kThreadTile; ++o) groups[o] = number_of(o);
+      keep_groups_of_one_digit(rule, keys, groups, bits);
+    } else {  // fewer at a time, since each takes more registers
+#pragma unroll
+      for (int o = 0; o < kThreadTile; ++o) bits[o] = keep_group(rule, keys, number_of(o));
+    }
     put_masks(shared, r, bits);
     number += row_numbers;
     if (is_simple != 0) continue;
@@ -283,7 +278,6 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
       static_cast<int>(first + slices.length < slices.steps ? first + slices.length : slices.steps);
   const int64_t first_col = int64_t{first} * kGroupColumns;
   using Copy = TileCopy<R, kForwardRows, kStageRuns, kForwardThreads, StageLayout<R>>;
-  constexpr int kLastWord = kGroupWords - 1;
   constexpr int kGroupStages = kGroupColumns / kStageColumns<R>;
   const uint32_t place = Copy::own_place();
   Copy inputs(input, at.row, first_col, place);
@@ -307,13 +301,8 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
     --whole, --left;
   };
   const bool has_short_numbers = group_number(problem, pairs.masks, 0, 0) <= uint64_t{1} << 32;
-  const bool is_whole_tile =
-      at.row + kForwardRows <= problem.rows && at.out + kForwardOuts <= problem.out_features;
   R sums[kThreadTile][kThreadTile] = {};
-  if (left > 0) {
-    if constexpr (kStored) start_masks<0, kLastWord>(*shared, problem, pairs, first, is_whole_tile);
-    start(0);
-  }
+  if (left > 0) start(0);
   if constexpr (!kStored) {
     if (threadIdx.x == 0) {
       const MaskRule rule = seeded(problem.rule, rng);
@@ -325,7 +314,7 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
   }
   for (int group = first; group < last; ++group) {
     if constexpr (kStored) {
-      // Their copies are on their way.
+      read_masks(*shared, problem, pairs, group);
     } else if (has_short_numbers) {
       draw_masks<uint32_t>(*shared, problem, pairs, group, bits_out);
     } else {
@@ -335,15 +324,6 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
     for (int s = 0; s < kGroupStages; ++s) {
       copy_async_wait<0>();
       __syncthreads();  // stage s is there, and nobody looks at the one before any more
-      if constexpr (kStored) {
-        // As soon as nobody looks at a word of the last group any more, that of the next one may
-        // come. The stage that is started then closes the group of copies.
-        if (s == 0)
-          start_masks<kLastWord, kGroupWords>(*shared, problem, pairs, group, is_whole_tile);
-        if (s == kGroupStages - 1 && group + 1 < last) {
-          start_masks<0, kLastWord>(*shared, problem, pairs, group + 1, is_whole_tile);
-        }
-      }
       if (left > 0) start((s + 1) % kStages);
       add_stage(*shared, s % kStages, s * kStageColumns<R>, pair, sums);
     }

@@ -22,6 +22,8 @@ namespace fused_dropout {
 namespace {
 
 constexpr int kMaskThreads = 256;
+constexpr int kMaskBlocks =
+    1;  // of a multiprocessor, at least: where more must fit, registers spill
 constexpr int64_t kMaxBlocks = 1 << 14;
 
 FUSED_DROPOUT_DEVICE int64_t thread_in_grid() {
@@ -172,7 +174,7 @@ inline dim3 mask_blocks(int64_t threads, int64_t max_blocks) {
   return dim3(static_cast<unsigned>(blocks < max_blocks ? blocks : max_blocks));
 }
 
-constexpr int kManyPerLane = 4;
+constexpr int kManyPerLane = 3;  // with 4, some GPUs run out of registers
 constexpr int64_t kManyGroups = 132 * 16 * kWarpLanes * kManyPerLane;  // fill an H200 with warps
 
 // launch(constant, blocks), the constant being the groups that a lane draws at a time: one, or

@@ -33,7 +33,8 @@ int forward(int64_t rows, int64_t in_features, int64_t out_features, double p, b
             bool stores) {
   const DropConnectProblem problem = problem_of(rows, in_features, out_features, p, stored);
   dropconnect::Forward<float> pass(problem, dense("input", rows, in_features),
-                                   dense("weight", out_features, in_features), dropconnect::forward_slots<float>(stored));
+                                   dense("weight", out_features, in_features),
+                                   dropconnect::forward_slots<float>(stored));
   const int64_t words = group_count(in_features) * rows * stored_outs(out_features) * kGroupWords;
   return pass.launch(rng(), {memory<float>("bias", out_features), 1},
                      memory<float>("workspace", pass.workspace()),
