@@ -11,6 +11,7 @@ from torch import Tensor, is_autocast_enabled, is_grad_enabled
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout._core import checks, extension
+from fused_dropout._core.private_torch import assume_constant_result
 from fused_dropout._core.rates import (
     CONVENTIONS,
     INVERTED,
@@ -34,6 +35,10 @@ AUTO, REGENERATE, PACKED = MASK_STORAGES = get_args(MaskStorage)
 # bench/mask_storage.py, with AVX2 and with AVX-512.
 PACKED_MAX_BYTES = {0: 0, 1: 0, 2: 16 << 20}
 PACKED_MAX_BYTES_OF_MANY_DIGITS = 64 << 20
+
+# On a GPU reading bits takes a few instructions and drawing them 50 to 60 a digit, so they pay from
+# two digits on, wherever they lie: in the level-2 cache, or in this part of the memory.
+PACKED_SHARE_OF_GPU_MEMORY = 1 / 16
 
 
 def dropconnect_linear(
@@ -91,7 +96,8 @@ def dropconnect_linear(
         mask_storage: how backward gets the masks back: ``"regenerate"`` draws them again,
             ``"packed"`` keeps 1 bit per connection (in_features rounded up to 128), ``"auto"``
             picks the faster: packed where the bits take at most 64 MiB and q needs at least 3
-            binary digits, or at most 16 MiB and 2 digits.
+            binary digits, or at most 16 MiB and 2 digits; on a GPU where q needs at least 2
+            digits and the bits take at most a sixteenth of its memory.
 
     Returns:
         A tensor ``[..., out_features]``, differentiable twice in input, weight and bias.
@@ -259,5 +265,19 @@ def stores_masks(mask_storage: MaskStorage, p: float, n_masks: int, weight: Tens
     """Whether forward draws packed masks for backward to read."""
     if mask_storage != AUTO:
         return mask_storage == PACKED
-    most = PACKED_MAX_BYTES.get(philox_calls(p), PACKED_MAX_BYTES_OF_MANY_DIGITS)
+    calls = philox_calls(p)
+    if not weight.is_cuda:
+        most = PACKED_MAX_BYTES.get(calls, PACKED_MAX_BYTES_OF_MANY_DIGITS)
+    elif calls > 1:
+        most = packed_max_bytes_of_gpu(weight.device.index)
+    else:
+        most = 0
     return most > 0 and 4 * math.prod(stored_shape(n_masks, *weight.shape)) <= most
+
+
+@assume_constant_result
+def packed_max_bytes_of_gpu(index: int | None) -> int:
+    """How many bytes of packed bits pay on a GPU, for the current one if None."""
+    properties = torch.cuda.get_device_properties(index)
+    share = int(properties.total_memory * PACKED_SHARE_OF_GPU_MEMORY)
+    return max(properties.L2_cache_size, share)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import fused_dropout
 from fused_dropout import reference
 from fused_dropout._tools.memory import kept_for_backward
 from fused_dropout.functional import dropconnect_linear
+from fused_dropout.functional._dropconnect import stores_masks
 
 # (input shape, out_features): edges of lanes, groups, tiles and panels.
 SHAPES = (
@@ -317,11 +319,42 @@ def test_auto_stores_what_its_rule_allows(
     in_features: int,
     p: float,
     mib: int,
-    place: torch.device,
 ) -> None:
-    """Counted as they are laid out, in_features and out_features rounded up: 64 rows a MiB."""
+    """On the CPU, counted as they are laid out, in_features and out_features rounded up: 64 rows a MiB."""
     input = torch.ones(64 * mib + rows_too_many, in_features, requires_grad=True)
     weight = torch.ones(out_features, in_features)
     kept = kept_for_backward(lambda: dropconnect_linear(input, weight, None, p))
     bits = sum(t.nbytes for t in kept if t.dtype == torch.int32)
     assert bits == (0 if rows_too_many else mib << 20)
+
+
+class OnGpu:
+    """As much of a weight on a GPU as the rule looks at."""
+
+    is_cuda = True
+    device = torch.device("cuda", 0)
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = torch.Size(shape)
+
+
+@pytest.mark.parametrize(
+    ("p", "shape", "memory", "packed"),
+    [
+        (0.5, (1024, 1024), 1 << 40, False),  # one digit
+        (0.25, (1024, 1024), 1 << 40, True),  # two; 128 KiB a mask
+        (0.1, (1024, 1024), 1 << 24, True),  # in the cache
+        (0.1, (1024, 2048), 1 << 29, True),  # 32 MiB are a sixteenth of the memory
+        (0.1, (1024, 2048), (1 << 29) - 16, False),
+        (0.0, (1024, 1024), 1 << 40, False),  # nothing is drawn
+    ],
+)
+def test_auto_stores_what_fits_in_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, p: float, shape: tuple[int, int], memory: int, packed: bool
+) -> None:
+    """With 128 masks, on a GPU with a cache of 16 MiB."""
+    properties = SimpleNamespace(total_memory=memory, L2_cache_size=1 << 24)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    assert stores_masks("auto", p, 128, OnGpu(*shape)) == packed  # type: ignore[arg-type]
+    assert stores_masks("packed", p, 128, OnGpu(*shape))  # type: ignore[arg-type]
+    assert not stores_masks("regenerate", p, 128, OnGpu(*shape))  # type: ignore[arg-type]

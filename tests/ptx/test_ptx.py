@@ -196,16 +196,16 @@ MASK_CORRUPTIONS = {
 }
 PRODUCT_CORRUPTIONS = {
     "operands of fma": (r"fma\.rn\.f32 (\s*%f\d+, %f\d+), %f\d+,", r"fma.rn.f32 \1, %f0,"),
-    "bit of the mask": (r"and\.b32 (\s*%r\d+, %r\d+), 4;", r"and.b32 \1, 8;"),
+    "bit of the mask": (r"and\.b32 (\s*%r\d+, %r\d+), 1024;", r"and.b32 \1, 2048;"),
     "sense of the branch": (
         r"setp\.eq\.s32(.*, 0;\s*@%p\d+ bra\s+\S+\s*fma)",
         r"setp.ne.s32\1",
     ),
 }
 KERNELS = {
-    "forward": "forward_kernelIf",
-    "d_input": "gradients_kernelIf",
-    "d_weight": "gradients_kernelIf",
+    "forward": "forward_kernelIfLb0",
+    "d_input": "gradients_kernelIfLb0",
+    "d_weight": "gradients_kernelIfLb0",
 }
 NO_CHANGE = ("add", "add")
 
