@@ -168,7 +168,7 @@ inline int64_t common_rows(int64_t rows_per_mask, int64_t rows) {
   return std::min(rows_per_mask, std::max<int64_t>(rows, 1));
 }
 
-constexpr int64_t kBiasBlocks = 4 * 132;  // four for each of an H200's multiprocessors
+constexpr int64_t kBiasBlocks = 3 * 132;  // three for each of an H200's multiprocessors
 
 // Slices of at least as many rows as a block draws masks for at a time.
 inline Slices bias_slices(int64_t rows, int64_t out_features, int64_t blocks = kBiasBlocks) {

@@ -1,16 +1,14 @@
 // Drawing masks: groups of bits, the packed words of a matrix, and its bytes.
 //
-// Launch: one thread per group of 128 columns in blocks of 256, kMaxBlocks at most and a
-// grid-stride loop beyond. A thread draws its group alone (common/mask.h). Only the byte kernel
-// shares what was drawn: each warp writes the bytes of its 32 groups together, in coalesced 16-byte
-// stores.
+// Launch: a warp draws 32 groups of 128 columns at a time, or 96 where there are enough for all
+// warps (draw_groups.cuh), in blocks of 256 threads, kMaxBlocks at most and a grid-stride loop
+// beyond. The byte kernel draws a group in each thread; then its warps write the bytes of 32 groups
+// together, in coalesced 16-byte stores.
 //
 // Floor: the bytes written, 16 a group packed and 128 as bytes. At 4 TB/s that is 4 ps and 32 ps.
-// Prediction, from the instructions in sm_90's code (a wide multiplication counted twice): a warp
-// issues 100 a digit and 70 a group besides, and the 528 schedulers of an H200 at 1.75 GHz issue
-// 924 per ns. So p = 0.5 takes 6 ps a group packed, where the integer units limit it, and 32 ps as
-// bytes, where memory does; 16 digits take 56 ps packed and 66 ps as bytes. Rows of bytes whose
-// length is not a multiple of 16 are stored byte by byte, at about half the speed.
+// Predicted, not measured: packed 0.93 of it at one digit, and 0.12 at 16, where integer units are
+// the limit: 717 issue slots a group. Rows of bytes whose length is not a multiple of 16 are stored
+// byte by byte, at about half the speed.
 #pragma once
 
 #include <type_traits>
