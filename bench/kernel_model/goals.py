@@ -53,7 +53,7 @@ GOALS = (
     Goal("dropconnect d_weight 512x4096x4096 p=0.5 stored", 1, 244, 210, 34, share=0.40),
     Goal("dropconnect d_weight 512x4096x4096 p=0.5", 1, 289, 210, 79, share=0.40),
     Goal("dropconnect d_weight 512x4096x4096 p=0.1", 1, 1190, 210),
-    Goal("dropconnect store_masks", 1, 6.5),
+    Goal("dropconnect store_masks", 1, 7.2),
     Goal("dropconnect d_bias", 2, 20, share=0.67),
     Goal("dropout bf16 contiguous p=0.5", 1, 11.5, share=0.92),
     Goal("dropout bf16 contiguous p=0.1", 1, 18, share=0.92),

@@ -320,7 +320,7 @@ def test_auto_stores_what_its_rule_allows(
     p: float,
     mib: int,
 ) -> None:
-    """On the CPU, counted as they are laid out, in_features and out_features rounded up: 64 rows a MiB."""
+    """On the CPU, counted as laid out, in_features and out_features rounded up: 64 rows a MiB."""
     input = torch.ones(64 * mib + rows_too_many, in_features, requires_grad=True)
     weight = torch.ones(out_features, in_features)
     kept = kept_for_backward(lambda: dropconnect_linear(input, weight, None, p))
