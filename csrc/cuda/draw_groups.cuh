@@ -3,9 +3,9 @@
 // spread over its lanes again.
 //
 // Issue slots in sm_90's code (a wide multiplication is one): a group takes about 45 at one digit,
-// and 60 a digit where there are more; 48 with some groups in lockstep, which share the loop and the
-// branch on T's digit. At 16 digits a lane alone would wait for the slowest of its warp, 13.5 digits
-// on average; with the open groups spread again a group takes about 10.
+// and 60 a digit where there are more; 48 with some groups in lockstep, which share the loop and
+// the branch on T's digit. At 16 digits a lane alone would wait for the slowest of its warp, 13.5
+// digits on average; with the open groups spread again a group takes about 10.
 #pragma once
 
 #include "../common/digits.h"
