@@ -106,6 +106,17 @@ def test_matches_reference(
         assert is_accurate(a, b, t), name
 
 
+def test_a_bias_alone(device: Worker) -> None:
+    """Of a layer without input features, whose masks have no groups."""
+    layer = Layer(70, 0, 70, 1, 0.5)
+    operands = random_operands((70, 0), 70, torch.float32)
+    ours = run_on_device(device, layer, operands, stored=False)
+    keys = {"p": layer.p, "mask": 1, "seed": SEED}
+    own, truth = own_and_truth(reference.dropconnect_linear, operands, **keys)
+    assert is_accurate(ours.output, own[0], truth[0])
+    assert is_accurate(ours.d_bias, own[3], truth[3])
+
+
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_one_gradient_is_that_of_both(device: Worker, layer: KernelLayer) -> None:
     """Up to the order of its sum, which depends on how many slices there are."""
