@@ -38,6 +38,8 @@ LAYERS = (
     # Whole tiles only.
     Layer(64, 256, 64, 1, 0.5, cut=1),
     Layer(64, 384, 128, 2, 0.5),
+    # One row, column and output feature less than whole tiles.
+    Layer(63, 255, 127, 1, 0.5, cut=1),
     # Steps that do not divide by the slices: of the output, of d_weight and of d_input.
     Layer(9, 900, 20, 1, 0.5, cut=3),
     Layer(150, 100, 20, 1, 0.5, cut=7),
