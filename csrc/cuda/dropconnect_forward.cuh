@@ -138,8 +138,7 @@ FUSED_DROPOUT_DEVICE void store_row(const DropConnectProblem& problem, const Pai
 }
 
 // Draws the masks of this thread's pairs over `group`, and leaves them at `bits_out` if it is
-// there. `Number` is the type that the numbers of
-// all groups fit in.
+// there. `Number` is the type that the numbers of all groups fit in.
 template <class Number, class R>
 FUSED_DROPOUT_DEVICE void draw_masks(ForwardShared<R>& shared, const DropConnectProblem& problem,
                                      const PairMasks& pairs, int64_t group, uint32_t* bits_out) {

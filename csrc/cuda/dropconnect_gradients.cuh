@@ -22,15 +22,13 @@ constexpr int kColumns = 8;                              // of a thread: one byt
 constexpr int kColumnThreads = kGroupColumns / kColumns;
 constexpr int kResultThreads = kResultRows / kThreadTile;
 constexpr int kOwnPairs = kChunk * kResultRows / kGradientThreads;  // that a thread brings
-constexpr int kLockstep = 1;  // of groups with many digits that a
-                              // thread draws, beside its sums
+constexpr int kLockstep = 1;  // of groups with many digits that a thread draws, beside its sums
 constexpr int kGradStride = kResultRows + 4;
 constexpr int kMaskStride = kResultRows + 1;
 static_assert(kColumnThreads * kResultThreads == kGradientThreads, "a thread for each result");
 
-// A thread's columns are two runs, or four of doubles, which lie 16
-// runs apart: so the threads of a row load neighbouring runs, which
-// are in different banks.
+// A thread's columns are two runs, or four of doubles, which lie 16 runs apart: so the threads of a
+// row load neighbouring runs, which are in different banks.
 template <class R>
 struct PanelLayout {
   static constexpr int kOwnRuns = kColumns / kRun<R>;
@@ -49,9 +47,8 @@ struct GradientShared {
   PhiloxKeys<uint32_t> keys;
 };
 
-// Where a thread stands: lanes 2 k and 2 k + 1 have the same
-// columns, lanes that differ by 2 the same a's, for the sake of
-// loads from shared memory as in dropconnect_forward.cuh.
+// Where a thread stands: lanes 2 k and 2 k + 1 have the same columns, lanes that differ by 2 the
+// same a's, for the sake of loads from shared memory as in dropconnect_forward.cuh.
 struct ResultPlace {
   int columns;  // the first is 8 times this
   int results;  // the first a is 4 times this
@@ -68,8 +65,7 @@ struct Gradient {
   Operand panel;
   Slices slices;   // of the sum, in steps
   int64_t blocks;  // tiles times slices
-  void* partial;   // [slice][a][cols] of Real<T>, unscaled, if there
-                   // are several slices
+  void* partial;   // [slice][a][cols] of Real<T>, unscaled, if there are several slices
   void* result;    // of T
 };
 
@@ -80,9 +76,8 @@ struct GradientPlace {
   int64_t slice;
 };
 
-// The pairs (a, b) of a step that this thread brings: neighbouring
-// threads have neighbouring output features. Its others are kNextA
-// a's or kNextB b's further on.
+// The pairs (a, b) of a step that this thread brings: neighbouring threads have neighbouring output
+// features. Its others are kNextA a's or kNextB b's further on.
 template <bool kOutsAreResults>
 struct OwnPairs {
   static constexpr int kNextA = kOutsAreResults ? 0 : kGradientThreads / kChunk;
@@ -96,18 +91,15 @@ struct OwnPairs {
   }
 };
 
-// Where a thread's first pair stands, of the step that is to be
-// started.
+// Where a thread's first pair stands, of the step that is to be started.
 struct OwnPlace {
   int64_t row;
   int64_t out;
   const unsigned char* grad;
-  uint64_t masks;  // the number of its group, or the word of its
-                   // stored bits
+  uint64_t masks;  // the number of its group, or the word of its stored bits
 };
 
-// Starts to copy grad[a, b] of this thread's pairs, 0 for those
-// outside the matrix.
+// Starts to copy grad[a, b] of this thread's pairs, 0 for those outside the matrix.
 template <class R, bool kOutsAreResults>
 FUSED_DROPOUT_DEVICE void start_grad(GradientShared<R>& shared, int stage, const Operand& grad,
                                      const OwnPlace& own, bool is_whole) {
@@ -131,12 +123,10 @@ FUSED_DROPOUT_DEVICE void start_grad(GradientShared<R>& shared, int stage, const
 struct MaskSource {
   const DropConnectProblem& problem;
   const Divisor& rows_per_mask;
-  int64_t of_mask;  // from one mask's numbers (or words) to the
-                    // next one's
+  int64_t of_mask;  // from one mask's numbers (or words) to the next one's
 };
 
-// OwnPlace::masks of the k-th pair. kShared: rows have masks in
-// common.
+// OwnPlace::masks of the k-th pair. kShared: rows have masks in common.
 template <bool kOutsAreResults, bool kShared>
 FUSED_DROPOUT_DEVICE uint64_t masks_of_pair(const MaskSource& source, const OwnPlace& own, int k) {
   constexpr int kNextRow = OwnPairs<kOutsAreResults>::kNextRow;
@@ -145,8 +135,7 @@ FUSED_DROPOUT_DEVICE uint64_t masks_of_pair(const MaskSource& source, const OwnP
   return own.masks + static_cast<uint64_t>((mask - own.row) * source.of_mask);
 }
 
-// Starts to copy the stored masks of this thread's pairs, all of
-// which are there.
+// Starts to copy the stored masks of this thread's pairs, all of which are there.
 template <class R, bool kOutsAreResults>
 FUSED_DROPOUT_DEVICE void start_masks(GradientShared<R>& shared, int stage,
                                       const MaskSource& source, const OwnPlace& own) {
@@ -160,8 +149,7 @@ FUSED_DROPOUT_DEVICE void start_masks(GradientShared<R>& shared, int stage,
   }
 }
 
-// The same where rows may share masks, and where pairs may be
-// missing, whose masks become 0.
+// The same where rows may share masks, and where pairs may be missing, whose masks become 0.
 template <class R, bool kOutsAreResults>
 FUSED_DROPOUT_DEVICE void start_masks_at_edge(GradientShared<R>& shared, int stage,
                                               const MaskSource& source, const OwnPlace& own) {
@@ -178,8 +166,7 @@ FUSED_DROPOUT_DEVICE void start_masks_at_edge(GradientShared<R>& shared, int sta
   }
 }
 
-// Draws the masks of kGroups pairs from `first` on, by keep(group
-// numbers, bits).
+// Draws the masks of kGroups pairs from `first` on, by keep(group numbers, bits).
 template <class Number, int kGroups, bool kShared, class R, bool kOutsAreResults, class Keep>
 FUSED_DROPOUT_DEVICE void draw_pairs(GradientShared<R>& shared, int stage, const MaskSource& source,
                                      const OwnPlace& own, int first, Keep keep) {
@@ -200,8 +187,8 @@ FUSED_DROPOUT_DEVICE void draw_pairs(GradientShared<R>& shared, int stage, const
   }
 }
 
-// Draws the masks of this thread's pairs. `Number` is the type that
-// the numbers of all groups fit in.
+// Draws the masks of this thread's pairs. `Number` is the type that the numbers of all groups fit
+// in.
 template <class Number, class R, bool kOutsAreResults>
 FUSED_DROPOUT_DEVICE void draw_masks(GradientShared<R>& shared, int stage, const MaskSource& source,
                                      const OwnPlace& own) {
@@ -248,9 +235,8 @@ FUSED_DROPOUT_DEVICE void add_source(const GradientShared<R>& shared, int stage,
     hold(bits);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
-      // One R2P makes predicates of seven bits (not of a word's
-      // lowest one, hence the shift), a comparison one of the
-      // eighth.
+      // One R2P makes predicates of seven bits (not of a word's lowest one, hence the shift), a
+      // comparison one of the eighth.
       const uint32_t bit = 256u << c;
       const bool is_kept = c == kColumns - 1 ? bits >= bit : (bits & bit) != 0;
       if (is_kept) sums[a][c] = fma(values[c], grad[a], sums[a][c]);
@@ -362,8 +348,7 @@ FUSED_DROPOUT_DEVICE void compute_gradient(GradientShared<Real<T>>& shared,
     }
     if (chunk == last) break;
     copy_async_wait<0>();
-    __syncthreads();  // this step's values are there, and nobody
-                      // looks at those before any more
+    __syncthreads();  // this step's values are there, and nobody looks at those before any more
   }
   const int64_t row = at.first_result + place.results * kThreadTile;
   const int64_t col = first_col + place.columns * kColumns;
@@ -376,8 +361,7 @@ FUSED_DROPOUT_DEVICE void compute_gradient(GradientShared<Real<T>>& shared,
   }
 }
 
-// The blocks of d_input come first: where both are wanted, theirs
-// are the long sums.
+// The blocks of d_input come first: where both are wanted, theirs are the long sums.
 template <class T, bool kStored>
 __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks<Real<T>>)
     gradients_kernel(DropConnectProblem problem, RngSource rng, Divisor rows_per_mask, Operand grad,

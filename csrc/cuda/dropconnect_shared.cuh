@@ -24,9 +24,10 @@
 //   4096 x 4096 x 4096 bf16, one mask, forward: masked weights 16 us, bias and bits 18 us beside a
 //       product of 211 us. 1.16 times as long.
 //
-// Against the kernels of dropconnect.cuh (75 ns a row of 1024 x 1024, whatever the dtype): making
-// a mask's weights takes 0.9 us in 16 bits and 1.8 us in floats, whose product takes 40 ns a row.
-// So a mask pays from 7 and 18 rows on.
+// Against the kernels of dropconnect.cuh (predicted: 85 ns a row of 1024 x 1024, whatever the
+// dtype): making a mask's weights takes 0.9 us in 16 bits and 1.8 us in floats, whose product takes
+// 40 ns a row. So a mask pays from about 11 and 40 rows on. kFewestRows below, 8 and 24, is from
+// when those kernels were predicted at 141 ns a row; a GPU is to say where it belongs.
 #pragma once
 
 #include "../common/matrices.h"

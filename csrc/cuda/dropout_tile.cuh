@@ -23,8 +23,7 @@ struct Operands {
 namespace {
 
 // Of a multiprocessor, at least: drawing takes 80 registers beside the elements that have been
-// read.
-// Single elements take more, eight of them being read at once.
+// read. Single elements take more, eight of them being read at once.
 template <int kCount>
 constexpr int kBlocks = kCount == 1 ? 2 : 3;
 
