@@ -299,7 +299,7 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
     weights.next_cols();
     --whole, --left;
   };
-  const bool has_short_numbers = group_number(problem, pairs.masks, 0, 0) <= uint64_t{1} << 32;
+  const bool are_short = has_short_numbers(problem);
   R sums[kThreadTile][kThreadTile] = {};
   if (left > 0) start(0);
   if constexpr (!kStored) {
@@ -314,7 +314,7 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
   for (int group = first; group < last; ++group) {
     if constexpr (kStored) {
       read_masks(*shared, problem, pairs, group);
-    } else if (has_short_numbers) {
+    } else if (are_short) {
       draw_masks<uint32_t>(*shared, problem, pairs, group, bits_out);
     } else {
       draw_masks<uint64_t>(*shared, problem, pairs, group, bits_out);

@@ -288,8 +288,7 @@ FUSED_DROPOUT_DEVICE void compute_gradient(GradientShared<Real<T>>& shared,
   const int64_t first = at.slice * slices.length;
   const int64_t last = first + slices.length < slices.steps ? first + slices.length : slices.steps;
   const int64_t first_col = at.group * kGroupColumns;
-  const bool has_short_numbers = group_number(problem, mask_count(problem), 0, 0) <= uint64_t{1}
-                                                                                         << 32;
+  const bool are_short = has_short_numbers(problem);
   const int64_t masks = mask_count(problem);
   const MaskSource source = {
       problem, rows_per_mask,
@@ -327,7 +326,7 @@ FUSED_DROPOUT_DEVICE void compute_gradient(GradientShared<Real<T>>& shared,
     copy_async_commit();
     if constexpr (kStored) {
       // Their copies are on their way.
-    } else if (has_short_numbers) {
+    } else if (are_short) {
       draw_masks<uint32_t, R, kOutsAreResults>(shared, stage, source, own);
     } else {
       draw_masks<uint64_t, R, kOutsAreResults>(shared, stage, source, own);

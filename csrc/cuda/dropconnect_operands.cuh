@@ -130,6 +130,11 @@ FUSED_DROPOUT_DEVICE uint64_t group_number(const DropConnectProblem& problem, in
   return static_cast<uint64_t>((mask * problem.out_features + out) * row_groups + group);
 }
 
+// Whether all numbers of groups fit in 32 bits.
+FUSED_DROPOUT_DEVICE bool has_short_numbers(const DropConnectProblem& problem) {
+  return group_number(problem, mask_count(problem), 0, 0) <= uint64_t{1} << 32;
+}
+
 // Where its bits stand in stored masks [groups][masks][outs rounded up][4 words].
 FUSED_DROPOUT_DEVICE int64_t stored_word(const DropConnectProblem& problem, int64_t masks,
                                          int64_t mask, int64_t out, int64_t group) {
