@@ -91,9 +91,13 @@ def _instruction(match: re.Match[str], control: Control) -> Instruction:
 
 
 def _target(instruction: Instruction) -> int | None:
-    """Where a branch within the function goes."""
+    """Where a branch within the function goes.
+
+    ptxas writes some of sm_80's branches as calls that never return: around one instruction."""
     found = re.findall(r"0x([0-9a-f]+)\s*$", instruction.operands)
-    return int(found[0], 16) if instruction.base == "BRA" and found else None
+    target = int(found[0], 16) if found else None
+    skips_one = instruction.base == "CALL" and target == instruction.address + 2 * INSTRUCTION_BYTES
+    return target if instruction.base == "BRA" or skips_one else None
 
 
 def _falls_through(instruction: Instruction) -> bool:

@@ -128,6 +128,20 @@ def test_a_subroutine_belongs_to_no_loop() -> None:
     assert loop == {"CALL": 1, "FFMA": 2, "BRA": 1}
 
 
+def test_a_call_around_one_instruction_is_a_branch() -> None:
+    loop = main_loop(
+        "FFMA R3, R4, R5, R3",  # 0x00: the outer loop
+        "FFMA R3, R4, R5, R3",  # 0x10: the main loop
+        "FFMA R3, R4, R5, R3",
+        "@P2|CALL.REL.NOINC 0x50",
+        "BRA 0x10",
+        "@P0|CALL.REL.NOINC 0x70",  # 0x50
+        "BRA 0x0",
+        "EXIT",
+    )
+    assert loop == {"FFMA": 2, "CALL": 1}
+
+
 def test_a_loop_may_branch_within() -> None:
     """Then its blocks without multiply-adds are left out."""
     loop = main_loop(
