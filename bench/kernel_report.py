@@ -41,8 +41,9 @@ from rich.table import Table
 MIN_FFMA_SHARE = 0.60
 # One of each must be in the extension.
 GOAL_KERNELS = (
-    "dropconnect::forward_kernel<float, false>",
-    "dropconnect::forward_kernel<float, true>",
+    "dropconnect::forward_kernel<float, false, false>",
+    "dropconnect::forward_kernel<float, false, true>",
+    "dropconnect::forward_kernel<float, true, false>",
     "dropconnect::gradients_kernel<float, false>",
     "dropconnect::gradients_kernel<float, true>",
 )

@@ -57,14 +57,21 @@ inline cudaError_t launch_store_masks(const DropConnectProblem& problem, const R
 template <class T>
 int64_t forward_slots(bool stored) {
   constexpr size_t kBytes = sizeof(ForwardShared<Real<T>>);
-  return stored ? resident_blocks<forward_kernel<T, true>>(kForwardThreads, kBytes)
-                : resident_blocks<forward_kernel<T, false>>(kForwardThreads, kBytes);
+  return stored ? resident_blocks<forward_kernel<T, true, false>>(kForwardThreads, kBytes)
+                : resident_blocks<forward_kernel<T, false, false>>(kForwardThreads, kBytes);
 }
 template <class T>
 int64_t gradient_slots(bool stored) {
   constexpr size_t kBytes = sizeof(GradientShared<Real<T>>);
   return stored ? resident_blocks<gradients_kernel<T, true>>(kGradientThreads, kBytes)
                 : resident_blocks<gradients_kernel<T, false>>(kGradientThreads, kBytes);
+}
+
+// Whether forward had better store the masks that it draws, rather than read those that another
+// launch has stored: that one draws a mask once for all rows that share it, and many digits faster.
+inline bool keeps_what_it_draws(const DropConnectProblem& problem) {
+  constexpr int kMostDigits = 4;
+  return problem.rows_per_mask == 1 && problem.rule.digits <= kMostDigits;
 }
 
 // The output of a layer. The workspace, of Real<T>s and aligned to 16 bytes, holds copies of
@@ -95,14 +102,16 @@ class Forward {
     const int64_t slices = slice_count(slices_);
     Real<T>* const partial = workspace + operands_.elements();
     const Divisor rows_per_mask = make_divisor(common_rows(problem_.rows_per_mask, problem_.rows));
-    const auto launch_blocks = [&](auto stored) {
-      return launch_kernel<forward_kernel<T, decltype(stored)::value>>(
+    const auto launch_blocks = [&](auto stored, auto keeps) {
+      return launch_kernel<forward_kernel<T, decltype(stored)::value, decltype(keeps)::value>>(
           dim3(static_cast<unsigned>(tiles_ * slices)), dim3(kForwardThreads),
           sizeof(ForwardShared<Real<T>>), stream, problem_, rng, rows_per_mask, operands_[0],
           operands_[1], bias, slices_, bits_out, partial, output);
     };
-    error = problem_.mask_bits != nullptr ? launch_blocks(std::true_type())
-                                          : launch_blocks(std::false_type());
+    using std::false_type, std::true_type;
+    error = problem_.mask_bits != nullptr ? launch_blocks(true_type(), false_type())
+            : bits_out != nullptr         ? launch_blocks(false_type(), true_type())
+                                          : launch_blocks(false_type(), false_type());
     if (error != cudaSuccess || slices == 1) return error;
     return launch_finish<T>(partial, slices, problem_.rows, problem_.out_features,
                             common_rows(problem_.rows_per_mask, problem_.rows), problem_.rule, rng,

@@ -43,7 +43,7 @@ struct ForwardShared {
   R weight[kStages][kForwardOuts * kStageColumns<R>];
   PhiloxKeys<uint32_t> keys;
   uint32_t offset[2];
-  uint32_t mask[kGroupWords][kPairs][kForwardThreads];
+  uint4 mask[kGroupWords][kThreadTile][kForwardThreads];  // of a thread's 4 output features
 };
 
 // Where a thread stands in the tile: its pairs are rows row + 16 k and output features out + 16 k.
@@ -91,11 +91,9 @@ template <class R>
 FUSED_DROPOUT_DEVICE void put_masks(ForwardShared<R>& shared, int r,
                                     const GroupBits (&bits)[kThreadTile]) {
 #pragma unroll
-  for (int o = 0; o < kThreadTile; ++o) {
-#pragma unroll
-    for (int w = 0; w < kGroupWords; ++w) {
-      shared.mask[w][r * kThreadTile + o][threadIdx.x] = bits[o].word[w];
-    }
+  for (int w = 0; w < kGroupWords; ++w) {
+    shared.mask[w][r][threadIdx.x] =
+        make_uint4(bits[0].word[w], bits[1].word[w], bits[2].word[w], bits[3].word[w]);
   }
 }
 
@@ -125,7 +123,6 @@ FUSED_DROPOUT_DEVICE void read_masks(ForwardShared<R>& shared, const DropConnect
 FUSED_DROPOUT_DEVICE void store_row(const DropConnectProblem& problem, const PairMasks& pairs,
                                     int r, int64_t group, uint32_t* bits_out,
                                     const GroupBits (&bits)[kThreadTile]) {
-  keep_branch();
   const int64_t row = pairs.first_row + r * kSide;
   const int64_t mask = quotient(row, pairs.rows_per_mask);
   if (row >= problem.rows || row != mask * pairs.rows_per_mask.value) return;
@@ -137,9 +134,9 @@ FUSED_DROPOUT_DEVICE void store_row(const DropConnectProblem& problem, const Pai
   }
 }
 
-// Draws the masks of this thread's pairs over `group`, and leaves them at `bits_out` if it is
-// there. `Number` is the type that the numbers of all groups fit in.
-template <class Number, class R>
+// Draws the masks of this thread's pairs over `group`; kKeeps: and leaves them at `bits_out`.
+// `Number` is the type that the numbers of all groups fit in.
+template <class Number, bool kKeeps, class R>
 FUSED_DROPOUT_DEVICE void draw_masks(ForwardShared<R>& shared, const DropConnectProblem& problem,
                                      const PairMasks& pairs, int64_t group, uint32_t* bits_out) {
   PhiloxKeys<uint32_t> keys = shared.keys;
@@ -151,9 +148,15 @@ FUSED_DROPOUT_DEVICE void draw_masks(ForwardShared<R>& shared, const DropConnect
   const Number out_numbers = static_cast<Number>(kSide * row_groups);
   const Number row_numbers = static_cast<Number>(kSide * problem.out_features * row_groups);
   const int64_t mask = quotient(pairs.first_row, pairs.rows_per_mask);
-  uint32_t is_simple = bits_out == nullptr && pairs.rows_per_mask.value == 1;
+  constexpr int kFurthest = (kThreadTile - 1) * kSide;
+  const bool are_there = pairs.first_row + kFurthest < problem.rows &&
+                         pairs.first_out + kFurthest < problem.out_features;
+  // Every row has its own mask; if masks are kept, all of this thread's pairs are there.
+  uint32_t is_simple = pairs.rows_per_mask.value == 1 && (!kKeeps || are_there);
   hold(is_simple);
   Number number = static_cast<Number>(group_number(problem, mask, pairs.first_out, group));
+  uint32_t* to =
+      kKeeps ? bits_out + stored_word(problem, pairs.masks, mask, pairs.first_out, group) : nullptr;
 #pragma unroll 1
   for (int r = 0; r < kThreadTile; ++r) {
     const auto number_of = [&](int o) {
@@ -171,9 +174,16 @@ FUSED_DROPOUT_DEVICE void draw_masks(ForwardShared<R>& shared, const DropConnect
     }
     put_masks(shared, r, bits);
     number += row_numbers;
-    if (is_simple != 0) continue;
+    if (is_simple != 0) {
+      if constexpr (kKeeps) {
+#pragma unroll
+        for (int o = 0; o < kThreadTile; ++o) store_group(to + o * kOutWords, bits[o]);
+        to += kSide * stored_word(problem, pairs.masks, 1, 0, 0);
+      }
+      continue;
+    }
     keep_branch();
-    if (bits_out != nullptr) store_row(problem, pairs, r, group, bits_out, bits);
+    if constexpr (kKeeps) store_row(problem, pairs, r, group, bits_out, bits);
     const int64_t next = quotient(pairs.first_row + (r + 1) * kSide, pairs.rows_per_mask);
     number = static_cast<Number>(group_number(problem, next, pairs.first_out, group));
   }
@@ -186,11 +196,15 @@ FUSED_DROPOUT_DEVICE void add_stage(const ForwardShared<R>& shared, int stage, i
   constexpr int kRowBytes = kStageRuns * 16;
   const unsigned char* const inputs = reinterpret_cast<const unsigned char*>(shared.input[stage]);
   const unsigned char* const weights = reinterpret_cast<const unsigned char*>(shared.weight[stage]);
-  uint32_t bits[kPairs];
+  uint32_t bits[kThreadTile][kThreadTile];
 #pragma unroll
-  for (int k = 0; k < kPairs; ++k) {
-    const uint32_t word = shared.mask[col / 32][k][threadIdx.x];
-    bits[k] = kStageColumns<R> == 32 ? word : word >> static_cast<unsigned>(col % 32);
+  for (int r = 0; r < kThreadTile; ++r) {
+    const uint4 words = shared.mask[col / 32][r][threadIdx.x];
+    bits[r][0] = words.x, bits[r][1] = words.y, bits[r][2] = words.z, bits[r][3] = words.w;
+#pragma unroll
+    for (int o = 0; o < kThreadTile; ++o) {
+      if (kStageColumns<R> != 32) bits[r][o] >>= static_cast<unsigned>(col % 32);
+    }
   }
 #pragma unroll
   for (int first = 0; first < kStageColumns<R>; first += kByte) {
@@ -208,7 +222,7 @@ FUSED_DROPOUT_DEVICE void add_stage(const ForwardShared<R>& shared, int stage, i
     for (int r = 0; r < kThreadTile; ++r) {
 #pragma unroll
       for (int o = 0; o < kThreadTile; ++o) {
-        const uint32_t kept = bits[r * kThreadTile + o];
+        const uint32_t kept = bits[r][o];
 #pragma unroll
         for (int c = 0; c < kByte; ++c) {
           if (kept & 1u << (first + c)) sums[r][o] = fma(x[r][c], w[o][c], sums[r][o]);
@@ -254,7 +268,8 @@ FUSED_DROPOUT_DEVICE void add_bias(ForwardShared<Real<T>>& shared,
 }
 
 // output, or partial[slice][n][o] = the slice's share of the sum, unscaled, if there are slices.
-template <class T, bool kStored>
+// Masks are read, kStored, or drawn, and then left at `bits_out`, kKeeps.
+template <class T, bool kStored, bool kKeeps>
 __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
     forward_kernel(DropConnectProblem problem, RngSource rng, Divisor rows_per_mask, Operand input,
                    Operand weight, Bias bias, Slices slices, uint32_t* bits_out, Real<T>* partial,
@@ -285,8 +300,9 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
   int whole = whole_along_cols(weight, at.out, first_col, kForwardOuts, Copy::kCols);
   if (whole_inputs < whole) whole = whole_inputs;
   int left = (last - first) * kGroupStages;  // stages that are not yet started
+  const int cut = left - whole;              // the last of these, which a matrix has only in part
   const auto start = [&](int stage) {
-    if (whole > 0) {
+    if (left > cut) {
       inputs.start(input, shared->input[stage]);
       weights.start(weight, shared->weight[stage]);
     } else {
@@ -297,7 +313,7 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
     copy_async_commit();
     inputs.next_cols();
     weights.next_cols();
-    --whole, --left;
+    --left;
   };
   const bool are_short = has_short_numbers(problem);
   R sums[kThreadTile][kThreadTile] = {};
@@ -315,9 +331,9 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<Real<T>>)
     if constexpr (kStored) {
       read_masks(*shared, problem, pairs, group);
     } else if (are_short) {
-      draw_masks<uint32_t>(*shared, problem, pairs, group, bits_out);
+      draw_masks<uint32_t, kKeeps>(*shared, problem, pairs, group, bits_out);
     } else {
-      draw_masks<uint64_t>(*shared, problem, pairs, group, bits_out);
+      draw_masks<uint64_t, kKeeps>(*shared, problem, pairs, group, bits_out);
     }
 #pragma unroll 1
     for (int s = 0; s < kGroupStages; ++s) {

@@ -203,7 +203,7 @@ PRODUCT_CORRUPTIONS = {
     ),
 }
 KERNELS = {
-    "forward": "forward_kernelIfLb0",
+    "forward": "forward_kernelIfLb0ELb0",
     "d_input": "gradients_kernelIfLb0",
     "d_weight": "gradients_kernelIfLb0",
 }

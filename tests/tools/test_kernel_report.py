@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.bench_scripts import script
 
-FORWARD = "_ZN13fused_dropout11dropconnect12_GLOBAL__N_114forward_kernelIfLb0EEEvNS_9RngSourceE"
+FORWARD = "_ZN13fused_dropout11dropconnect12_GLOBAL__N_114forward_kernelIfLb0ELb0EEEvNS_9RngSourceE"
 REGISTERS_ONLY = "REG:130 STACK:0 SHARED:1024 LOCAL:0"
 
 
@@ -169,12 +169,12 @@ def loop_kernel(ffma: int, others: int, *before: str, **options: Any) -> Any:
 
 def test_goals() -> None:
     good = loop_kernel(60, 40)
-    assert (good.name, good.architecture) == ("dropconnect::forward_kernel<float, false>", "sm_90")
+    assert (good.name, good.architecture) == ("dropconnect::forward_kernel<float, false, false>", "sm_90")
     assert good.share("FFMA") == 0.6
     assert good.loop["R2P"] == 39
     assert good.problems() == []
     assert loop_kernel(59, 41).problems() == [
-        "dropconnect::forward_kernel<float, false> for sm_90: main loop is 59.0% FFMA, the goal is "
+        "dropconnect::forward_kernel<float, false, false> for sm_90: main loop is 59.0% FFMA, the goal is "
         "60%"
     ]
     double = FORWARD.replace("IfL", "IdL")
@@ -192,7 +192,7 @@ def test_local_memory_is_a_problem(before: list[str], used: str, said: str) -> N
     double = FORWARD.replace("IfL", "IdL")
     (problem,) = loop_kernel(9, 1, *before, used=used, name=double).problems()
     assert problem.startswith(
-        "dropconnect::forward_kernel<double, false> for sm_90: uses local memory"
+        "dropconnect::forward_kernel<double, false, false> for sm_90: uses local memory"
     )
     assert said in problem
 
