@@ -83,15 +83,15 @@ class Pass:
     seconds: float  # predicted, at most
 
 
-# At one digit masks are drawn again, at more they are stored first. The large gradients are what
-# one launch for both takes, at most; stored masks are read alike at any rate.
+# At one digit forward stores the masks as it draws them, at many a launch before it. The large
+# gradients are what one launch for both takes, at most; stored masks are read alike at any rate.
 _LARGE = "512x4096x4096"
 PASSES = (
     Pass(
         "dropconnect training step 128x1024x1024 p=0.5",
         (
-            "dropconnect forward 128x1024x1024 p=0.5",
-            "dropconnect d_both 128x1024x1024 p=0.5",
+            "dropconnect forward_and_bits 128x1024x1024 p=0.5",
+            "dropconnect d_both 128x1024x1024 p=0.5 stored",
             "dropconnect d_bias 128x1024 p=0.5",
         ),
         5,
@@ -100,9 +100,9 @@ PASSES = (
     Pass(
         f"dropconnect training step {_LARGE} p=0.5",
         (
-            f"dropconnect forward {_LARGE} p=0.5",
-            f"dropconnect d_input {_LARGE} p=0.5",
-            f"dropconnect d_weight {_LARGE} p=0.5",
+            f"dropconnect forward_and_bits {_LARGE} p=0.5",
+            f"dropconnect d_input {_LARGE} p=0.5 stored",
+            f"dropconnect d_weight {_LARGE} p=0.5 stored",
             "dropconnect d_bias 512x4096 p=0.5",
         ),
         5,

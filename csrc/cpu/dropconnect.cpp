@@ -112,6 +112,15 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   return output;
 }
 
+std::tuple<Tensor, Tensor> forward_with_bits(const Tensor& input, const Tensor& weight,
+                                             const std::optional<Tensor>& bias,
+                                             const Tensor& rng_state, double p,
+                                             int64_t rows_per_mask, double scale) {
+  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, scale);
+  const Tensor bits = draw_mask_bits(weight, rng_state, layer.masks, p);
+  return {forward(input, weight, bias, rng_state, bits, p, rows_per_mask, scale), bits};
+}
+
 // Whole groups of columns are cut evenly over the threads, each drawing its masks once for both
 // gradients. The groups left over are cut by rows for d_input and by output features for d_weight.
 void run_backward(const BackwardArgs& args, ScalarType type) {
@@ -232,6 +241,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fused_dropout, m) { define(m, kSchemas); }
 STABLE_TORCH_LIBRARY_IMPL(fused_dropout, CPU, m) {
   m.impl("dropconnect_mask_bits", TORCH_BOX(&draw_mask_bits));
   m.impl("dropconnect_linear", TORCH_BOX(&forward));
+  m.impl("dropconnect_linear_with_bits", TORCH_BOX(&forward_with_bits));
   m.impl("dropconnect_linear_d_input", TORCH_BOX(&d_input));
   m.impl("dropconnect_linear_d_weight", TORCH_BOX(&d_weight));
   m.impl("dropconnect_linear_d_both", TORCH_BOX(&d_both));

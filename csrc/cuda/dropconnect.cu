@@ -53,13 +53,10 @@ Tensor draw_mask_bits(const Tensor& weight, const Tensor& rng_state, int64_t mas
   return bits;
 }
 
-Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-               const Tensor& rng_state, const std::optional<Tensor>& mask_bits, double p,
-               int64_t rows_per_mask, double scale) {
-  const auto guard = device_guard(input, "input");
-  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, scale);
-  const RngSource rng = rng_source(rng_state, device_of(input));
-  const DropConnectProblem problem = problem_of(layer, mask_bits, device_of(input));
+// Masks that are drawn are left at `bits_out`, if it is there.
+Tensor forward_of(const Layer& layer, const Tensor& input, const Tensor& weight,
+                  const std::optional<Tensor>& bias, const RngSource& rng,
+                  const DropConnectProblem& problem, uint32_t* bits_out) {
   Tensor output = empty({layer.rows, layer.out_features}, dtype_of(input), input);
   with_type(input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -76,12 +73,40 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
           mutable_data_of<T>(weights), mutable_data_of<T>(output)));
     }
     Forward<T> pass(problem, view_of(input), view_of(weight),
-                    forward_slots<T>(mask_bits.has_value()));
+                    forward_slots<T>(problem.mask_bits != nullptr));
     Tensor workspace = sums_workspace(pass.workspace(), output);
     check_launch(pass.launch(rng, {bias_data, bias_stride}, mutable_data_of<Real<T>>(workspace),
-                             mutable_data_of<T>(output), nullptr, current_stream()));
+                             mutable_data_of<T>(output), bits_out, current_stream()));
   });
   return output;
+}
+
+Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+               const Tensor& rng_state, const std::optional<Tensor>& mask_bits, double p,
+               int64_t rows_per_mask, double scale) {
+  const auto guard = device_guard(input, "input");
+  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, scale);
+  const RngSource rng = rng_source(rng_state, device_of(input));
+  const DropConnectProblem problem = problem_of(layer, mask_bits, device_of(input));
+  return forward_of(layer, input, weight, bias, rng, problem, nullptr);
+}
+
+std::tuple<Tensor, Tensor> forward_with_bits(const Tensor& input, const Tensor& weight,
+                                             const std::optional<Tensor>& bias,
+                                             const Tensor& rng_state, double p,
+                                             int64_t rows_per_mask, double scale) {
+  const auto guard = device_guard(input, "input");
+  const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, scale);
+  const RngSource rng = rng_source(rng_state, device_of(input));
+  DropConnectProblem problem = problem_of(layer, std::nullopt, device_of(input));
+  Tensor bits = empty(stored_shape(layer), dtypes().int32, input);
+  uint32_t* bits_out = mutable_data_of<uint32_t>(bits);
+  if (!keeps_what_it_draws(problem)) {
+    check_launch(launch_store_masks(problem, rng, bits_out, current_stream()));
+    problem = problem_of(layer, bits, device_of(input));
+    bits_out = nullptr;
+  }
+  return {forward_of(layer, input, weight, bias, rng, problem, bits_out), bits};
 }
 
 template <class T, bool kOutsAreResults>
@@ -185,6 +210,7 @@ Tensor d_bias(const Tensor& grad_output, const Tensor& rng_state, double p, int6
 STABLE_TORCH_LIBRARY_IMPL(fused_dropout, CUDA, m) {
   m.impl("dropconnect_mask_bits", TORCH_BOX(&draw_mask_bits));
   m.impl("dropconnect_linear", TORCH_BOX(&forward));
+  m.impl("dropconnect_linear_with_bits", TORCH_BOX(&forward_with_bits));
   m.impl("dropconnect_linear_d_input", TORCH_BOX(&outer<false>));
   m.impl("dropconnect_linear_d_weight", TORCH_BOX(&outer<true>));
   m.impl("dropconnect_linear_d_both", TORCH_BOX(&d_both));

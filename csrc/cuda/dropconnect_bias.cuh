@@ -170,11 +170,13 @@ inline int64_t common_rows(int64_t rows_per_mask, int64_t rows) {
 
 constexpr int64_t kBiasBlocks = 3 * 132;  // three for each of an H200's multiprocessors
 
-// Slices of at least as many rows as a block draws masks for at a time.
+constexpr int64_t kFewestBiasRows =
+    128;  // of a slice: below these its sums cost more than it saves
+
 inline Slices bias_slices(int64_t rows, int64_t out_features, int64_t blocks = kBiasBlocks) {
   const int64_t groups = std::max<int64_t>(group_count(out_features), 1);
   const int64_t wanted = std::max<int64_t>(blocks / groups, 1);
-  return {rows, std::max<int64_t>(ceil_div(rows, wanted), kBiasThreads)};
+  return {rows, std::max<int64_t>(ceil_div(rows, wanted), kFewestBiasRows)};
 }
 
 // `sums` holds slice_count(slices) * out_features numbers if there are several slices. `rule` is

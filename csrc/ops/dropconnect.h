@@ -1,6 +1,7 @@
 // The DropConnect operators, on matrices: input [rows, in], weight [out, in], grad_output [rows,
 // out]. Row n uses mask n / rows_per_mask. mask_bits are the stored masks, or None to draw them
-// again. Every product is multiplied by scale.
+// again; dropconnect_linear_with_bits returns the output and the masks, for backward to read. Every
+// product is multiplied by scale.
 #pragma once
 
 #include <vector>
@@ -13,6 +14,8 @@ constexpr const char* kSchemas[] = {
     "dropconnect_mask_bits(Tensor weight, Tensor rng_state, SymInt masks, float p) -> Tensor",
     "dropconnect_linear(Tensor input, Tensor weight, Tensor? bias, Tensor rng_state,"
     " Tensor? mask_bits, float p, SymInt rows_per_mask, float scale) -> Tensor",
+    "dropconnect_linear_with_bits(Tensor input, Tensor weight, Tensor? bias, Tensor rng_state,"
+    " float p, SymInt rows_per_mask, float scale) -> (Tensor, Tensor)",
     "dropconnect_linear_d_input(Tensor grad_output, Tensor weight, Tensor rng_state,"
     " Tensor? mask_bits, float p, SymInt rows_per_mask, float scale) -> Tensor",
     "dropconnect_linear_d_weight(Tensor grad_output, Tensor input, Tensor rng_state,"

@@ -71,6 +71,8 @@ class Differentiable:
     name: ClassVar[str]
     inputs: ClassVar[int]
     linear: ClassVar[bool] = False  # in all inputs together, so that jvp depends on no input
+    # The last so many results are constants, which are saved behind what `save` returns.
+    constants: ClassVar[int] = 0
     # Of a product: what torch.utils.flop_counter counts, from the shapes in place of the tensors.
     flops: ClassVar[Callable[..., int] | None] = None
 
@@ -213,6 +215,11 @@ def gradients(op: type[Differentiable], ctx: Any, grads: tuple[Any, ...]) -> tup
     return (*found, *[None] * (len(needs) - op.inputs))
 
 
+def constants_of(op: type[Differentiable], results: Results) -> Tensors:
+    """The results that are not differentiated."""
+    return tuple(results[-op.constants :]) if op.constants else ()
+
+
 def item_by_item(
     call: Any, items: int, dims: Dims, tensors: Tensors, settings: Settings
 ) -> tuple[Results, Any]:
@@ -276,7 +283,8 @@ def check_not_differentiated(op: type[Differentiable], tensors: Tensors) -> None
 def _register_public_autograd(op: type[Differentiable], library: torch.library.Library) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
         tensors, ctx.settings = inputs[: op.tensors], inputs[op.tensors :]
-        ctx.save_for_backward(*op.save(tensors, ctx.settings, ctx.needs_input_grad))
+        saved = op.save(tensors, ctx.settings, ctx.needs_input_grad)
+        ctx.save_for_backward(*saved, *constants_of(op, output))
 
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         return gradients(op, ctx, grads)
@@ -300,8 +308,14 @@ def eager_function(op: type[Differentiable]) -> type[torch.autograd.Function]:
             tensors = args[:-1] + constants
             if several:
                 ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*op.save(tensors, ctx.settings, ctx.needs_input_grad))
-            return run_below_autograd(op.kernel, tensors, ctx.settings)
+            saved = op.save(tensors, ctx.settings, ctx.needs_input_grad)
+            results = run_below_autograd(op.kernel, tensors, ctx.settings)
+            if op.constants:
+                constants = constants_of(op, results)
+                ctx.mark_non_differentiable(*constants)
+                saved += constants
+            ctx.save_for_backward(*saved)
+            return results
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -322,7 +336,9 @@ def _general_function(op: type[Differentiable]) -> type[torch.autograd.Function]
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
             *tensors, settings = inputs
-            saved = op.save_all(tuple(tensors), settings.values)
+            constants = constants_of(op, output)
+            saved = op.save_all(tuple(tensors), settings.values) + constants
+            ctx.mark_non_differentiable(*constants)
             ctx.set_materialize_grads(False)
             ctx.save_for_backward(*saved)
             ctx.save_for_forward(*saved)

@@ -59,7 +59,7 @@ class DropConnectLinear(Differentiable):
 
     @staticmethod
     def backward(saved: Tensors, settings: Settings, needs: Sequence[bool], *grads: Any) -> Tensors:
-        (grad,) = grads
+        grad = grads[0]
         input, weight, *masks = saved
         d_input = d_weight = d_bias = None
         if needs[0] and needs[1]:
@@ -95,8 +95,36 @@ class DropConnectLinear(Differentiable):
         assert tensors[0] is not None
         rows = tensors[0].movedim(dims[0], 1)  # so that these rows follow each other
         flat = rows.reshape(-1, rows.shape[-1])
-        output = cls.call((flat, *tensors[1:]), (p, rows_per_mask * items, scale))
-        return output.reshape(*rows.shape[:2], output.shape[-1]), 1
+        results = cls.call((flat, *tensors[1:]), (p, rows_per_mask * items, scale))
+        output, *bits = results if cls.constants else (results,)
+        output = output.reshape(*rows.shape[:2], output.shape[-1])
+        return ((output, *bits), (1, None)) if bits else (output, 1)
+
+
+class DropConnectLinearWithBits(DropConnectLinear):
+    """The same, and the masks, for backward to read. Tensors: input, weight, bias, rng_state."""
+
+    name = "dropconnect_linear_with_bits"
+    constants = 1
+
+    @staticmethod
+    def fake(
+        input: Tensor, weight: Tensor, bias: Tensor | None, rng_state: Tensor, *settings: Any
+    ) -> tuple[Tensor, Tensor]:
+        p, rows_per_mask, _ = settings
+        masks = (input.shape[0] + rows_per_mask - 1) // rows_per_mask
+        return (
+            DropConnectLinear.fake(input, weight, bias),
+            fake_mask_bits(weight, rng_state, masks, p),
+        )
+
+    @staticmethod
+    def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
+        return DropConnectLinear.save((*tensors, None), settings, needs)[:-1]
+
+    @staticmethod
+    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Any:
+        return DropConnectLinear.jvp(saved, settings, *tangents), None
 
 
 class DInput(Differentiable):
@@ -290,6 +318,7 @@ def stored_shape(masks: int, out_features: int, in_features: int) -> tuple[int, 
 
 OPERATORS = (
     DropConnectLinear,
+    DropConnectLinearWithBits,
     DInput,
     DWeight,
     DBoth,

@@ -22,7 +22,11 @@ from fused_dropout._core.rates import (
     philox_calls,
 )
 from fused_dropout._core.rng import check_single_source, resolve_rng_state
-from fused_dropout._ops.dropconnect import DropConnectLinear, stored_shape
+from fused_dropout._ops.dropconnect import (
+    DropConnectLinear,
+    DropConnectLinearWithBits,
+    stored_shape,
+)
 
 MaskMode = Literal["row", "example", "batch"]  # or a number of rows
 ROW, EXAMPLE, BATCH = MASK_MODES = get_args(MaskMode)
@@ -36,9 +40,11 @@ AUTO, REGENERATE, PACKED = MASK_STORAGES = get_args(MaskStorage)
 PACKED_MAX_BYTES = {0: 0, 1: 0, 2: 16 << 20}
 PACKED_MAX_BYTES_OF_MANY_DIGITS = 64 << 20
 
-# On a GPU reading bits takes a few instructions and drawing them 50 to 60 a digit, so they pay from
-# two digits on, wherever they lie: in the level-2 cache, or in this part of the memory.
+# On a GPU reading bits takes a few instructions and drawing them 50 to 60 a digit, so they pay
+# wherever they lie: in the level-2 cache, or in this part of the memory. One digit gains a tenth of
+# a step, and only where forward stores what it draws: where no rows share a mask.
 PACKED_SHARE_OF_GPU_MEMORY = 1 / 16
+PACKED_SHARE_AT_ONE_DIGIT = 1 / 64
 
 
 def dropconnect_linear(
@@ -96,8 +102,8 @@ def dropconnect_linear(
         mask_storage: how backward gets the masks back: ``"regenerate"`` draws them again,
             ``"packed"`` keeps 1 bit per connection (in_features rounded up to 128), ``"auto"``
             picks the faster: packed where the bits take at most 64 MiB and q needs at least 3
-            binary digits, or at most 16 MiB and 2 digits; on a GPU where q needs at least 2
-            digits and the bits take at most a sixteenth of its memory.
+            binary digits, or at most 16 MiB and 2 digits; on a GPU where the bits take at most a
+            sixteenth of its memory, or with 1 digit a 64th and no rows that share a mask.
 
     Returns:
         A tensor ``[..., out_features]``, differentiable twice in input, weight and bias.
@@ -179,13 +185,14 @@ def _multiply(
     """The layer on a matrix, in training."""
     extension.require_kernels(input)
     state = resolve_rng_state(input, generator, seed, rng_state)
-    bits = None
+    output: Tensor
     if is_grad_enabled() and (input.requires_grad or weight.requires_grad):
         p, rows_per_mask, _ = settings
         n_masks = -(-input.shape[0] // rows_per_mask)
-        if stores_masks(mask_storage, p, n_masks, weight):
-            bits = extension.operators().dropconnect_mask_bits(weight, state, n_masks, p)
-    output: Tensor = DropConnectLinear.run((input, weight, bias, state, bits), settings)
+        if stores_masks(mask_storage, p, n_masks, weight, shared=rows_per_mask > 1):
+            output, _ = DropConnectLinearWithBits.run((input, weight, bias, state), settings)
+            return output
+    output = DropConnectLinear.run((input, weight, bias, state, None), settings)
     return output
 
 
@@ -261,23 +268,25 @@ def _rows_per_mask(input: Tensor, mask: MaskMode | int) -> int:
     return rows if mask == BATCH or input.dim() == 1 else rows // input.shape[0]
 
 
-def stores_masks(mask_storage: MaskStorage, p: float, n_masks: int, weight: Tensor) -> bool:
-    """Whether forward draws packed masks for backward to read."""
+def stores_masks(
+    mask_storage: MaskStorage, p: float, n_masks: int, weight: Tensor, shared: bool
+) -> bool:
+    """Whether forward leaves packed masks for backward; ``shared``: several rows have one mask."""
     if mask_storage != AUTO:
         return mask_storage == PACKED
     calls = philox_calls(p)
     if not weight.is_cuda:
         most = PACKED_MAX_BYTES.get(calls, PACKED_MAX_BYTES_OF_MANY_DIGITS)
-    elif calls > 1:
-        most = packed_max_bytes_of_gpu(weight.device.index)
-    else:
+    elif calls == 0 or (calls == 1 and shared):
         most = 0
+    else:
+        share = PACKED_SHARE_AT_ONE_DIGIT if calls == 1 else PACKED_SHARE_OF_GPU_MEMORY
+        most = packed_max_bytes_of_gpu(weight.device.index, share)
     return most > 0 and 4 * math.prod(stored_shape(n_masks, *weight.shape)) <= most
 
 
 @assume_constant_result
-def packed_max_bytes_of_gpu(index: int | None) -> int:
-    """How many bytes of packed bits pay on a GPU, for the current one if None."""
+def packed_max_bytes_of_gpu(index: int | None, share: float) -> int:
+    """``share`` of a GPU's memory in bytes, or its cache if that is more; None: the current GPU."""
     properties = torch.cuda.get_device_properties(index)
-    share = int(properties.total_memory * PACKED_SHARE_OF_GPU_MEMORY)
-    return max(properties.L2_cache_size, share)
+    return max(properties.L2_cache_size, int(properties.total_memory * share))

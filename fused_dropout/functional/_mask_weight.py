@@ -102,7 +102,8 @@ def mask_weight(
     rows = weight.shape[0] if weight.dim() > 1 else 1
     matrix = weight.reshape(rows, math.prod(weight.shape) // rows)
     bits = None
-    if is_grad_enabled() and weight.requires_grad and stores_masks(AUTO, p, count, matrix):
+    needs_masks_again = is_grad_enabled() and weight.requires_grad
+    if needs_masks_again and stores_masks(AUTO, p, count, matrix, shared=True):
         bits = extension.operators().dropconnect_mask_bits(matrix, state, count, p)
     scale = inverse(q) if convention == INVERTED else 1.0
     stack: Tensor = MaskWeight.run((matrix, state, bits), (p, count, scale))

@@ -67,6 +67,22 @@ def test_stored_masks(cuda: torch.device, sizes: tuple[int, int, int], p: float)
         assert torch.equal(there.cpu(), here)
 
 
+@pytest.mark.parametrize("p", PS)
+@pytest.mark.parametrize("rows_per_mask", [1, 3])
+@pytest.mark.parametrize("sizes", [(0, 4, 9), (5, 65, 260), (200, 130, 600)], ids=str)
+def test_masks_that_forward_leaves(
+    cuda: torch.device, sizes: tuple[int, int, int], rows_per_mask: int, p: float
+) -> None:
+    rows, outs, ins = sizes
+    forward = extension.operators().dropconnect_linear_with_bits
+    operands = [torch.ones(shape) for shape in ((rows, ins), (outs, ins), (outs,))]
+    state = fused_dropout.make_rng_state(11, 5)
+    output, here = forward(*operands, state, p, rows_per_mask, 1.0)
+    on_gpu, there = forward(*(t.to(cuda) for t in operands), state, p, rows_per_mask, 1.0)
+    assert torch.equal(on_gpu.cpu(), output)  # counts
+    assert torch.equal(there[:, :, :outs].cpu(), here[:, :, :outs])
+
+
 class Probe(NamedTuple):
     """Where unit operands come through, if one of them is hot in a single place."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 
 import fused_dropout
 from fused_dropout import reference
+from fused_dropout._core import extension
 from fused_dropout._tools.memory import kept_for_backward
 from fused_dropout.functional import dropconnect_linear
 from fused_dropout.functional._dropconnect import stores_masks
@@ -308,6 +310,25 @@ def test_packed_masks_take_one_bit_per_connection(place: torch.device) -> None:
     assert bits.numel() * bits.element_size() == 8 * 64 * 256 // 8
 
 
+@pytest.mark.parametrize("p", [0.0, 0.5, 0.1, 1.0])
+@pytest.mark.parametrize(("shape", "outs"), [*SHAPES, ((0, 9), 4), ((5, 0), 3), ((5, 9), 0)])
+@pytest.mark.parametrize("rows_per_mask", [1, 3, 2**62])
+def test_output_and_bits_are_those_of_two_operators(
+    shape: tuple[int, ...], outs: int, rows_per_mask: int, p: float, place: torch.device
+) -> None:
+    operators = extension.operators()
+    *operands, _ = random_operands((math.prod(shape[:-1]), shape[-1]), outs, torch.float32)
+    state, settings = fused_dropout.make_rng_state(4, 7), (p, rows_per_mask, 1.5)
+    output, bits = operators.dropconnect_linear_with_bits(*operands, state, *settings)
+    masks = -(-operands[0].shape[0] // rows_per_mask)
+    expected = operators.dropconnect_mask_bits(operands[1], state, masks, p)
+    assert bits.shape == expected.shape
+    assert torch.equal(bits[:, :, :outs], expected[:, :, :outs])  # the rest fills memory up
+    alone = operators.dropconnect_linear(*operands, state, None, *settings)
+    torch.testing.assert_close(output, alone)
+    assert not bits.requires_grad
+
+
 @pytest.mark.parametrize(("p", "mib"), [(0.25, 16), (0.125, 64)])
 @pytest.mark.parametrize(
     ("rows_too_many", "out_features", "in_features"),
@@ -341,7 +362,9 @@ class OnGpu:
 @pytest.mark.parametrize(
     ("p", "shape", "memory", "packed"),
     [
-        (0.5, (1024, 1024), 1 << 40, False),  # one digit
+        (0.5, (1024, 1024), 1 << 24, True),  # one digit; 16 MiB are the cache
+        (0.5, (1024, 2048), 1 << 31, True),  # 32 MiB are a 64th of the memory
+        (0.5, (1024, 2048), (1 << 31) - 64, False),
         (0.25, (1024, 1024), 1 << 40, True),  # two; 128 KiB a mask
         (0.1, (1024, 1024), 1 << 24, True),  # in the cache
         (0.1, (1024, 2048), 1 << 29, True),  # 32 MiB are a sixteenth of the memory
@@ -355,6 +378,8 @@ def test_auto_stores_what_fits_in_a_gpu(
     """With 128 masks, on a GPU with a cache of 16 MiB."""
     properties = SimpleNamespace(total_memory=memory, L2_cache_size=1 << 24)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    assert stores_masks("auto", p, 128, OnGpu(*shape)) == packed  # type: ignore[arg-type]
-    assert stores_masks("packed", p, 128, OnGpu(*shape))  # type: ignore[arg-type]
-    assert not stores_masks("regenerate", p, 128, OnGpu(*shape))  # type: ignore[arg-type]
+    stores = partial(stores_masks, p=p, n_masks=128, weight=OnGpu(*shape))  # type: ignore[arg-type]
+    assert stores("auto", shared=False) == packed
+    assert stores("auto", shared=True) == (packed and p != 0.5)  # which drawing would not store
+    assert stores("packed", shared=False)
+    assert not stores("regenerate", shared=False)

@@ -188,17 +188,25 @@ def test_autocast_does_not_hide_mistakes(place: torch.device) -> None:
         ({"weight": HALF}, RuntimeError, "weight must have dtype"),
         ({"input": torch.ones(3, 2, 8)}, RuntimeError, "must be matrices"),
         ({"bias": torch.ones(3)}, RuntimeError, "bias must have shape"),
-        ({"mask_bits": torch.zeros(4).int()}, RuntimeError, "mask_bits must be"),
     ],
 )
+@pytest.mark.parametrize("name", ["dropconnect_linear", "dropconnect_linear_with_bits"])
 def test_raw_operator_never_crashes(
-    change: dict, error: type[Exception], text: str, place: torch.device
+    name: str, change: dict, error: type[Exception], text: str, place: torch.device
 ) -> None:
-    operator = extension.operators().dropconnect_linear
-    arguments = {**good(), "rng_state": torch.zeros(2, dtype=torch.int64), "mask_bits": None}
+    operator = getattr(extension.operators(), name)
+    arguments = {**good(), "rng_state": torch.zeros(2, dtype=torch.int64)}
     arguments.update({"p": 0.5, "rows_per_mask": 1, "scale": 2.0})
+    if name == "dropconnect_linear":
+        arguments["mask_bits"] = None
     with pytest.raises(error, match=text):
         operator(**{**arguments, **moved(change, place)})
+
+
+def test_mask_bits_of_another_layer(place: torch.device) -> None:
+    bits, state = torch.zeros(4).int(), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="mask_bits must be"):
+        extension.operators().dropconnect_linear(*good().values(), state, bits, 0.5, 1, 2.0)
 
 
 @pytest.mark.parametrize("operator", ["forward", "d_input", "d_weight", "d_both"])

@@ -169,13 +169,16 @@ def loop_kernel(ffma: int, others: int, *before: str, **options: Any) -> Any:
 
 def test_goals() -> None:
     good = loop_kernel(60, 40)
-    assert (good.name, good.architecture) == ("dropconnect::forward_kernel<float, false, false>", "sm_90")
+    assert (good.name, good.architecture) == (
+        "dropconnect::forward_kernel<float, false, false>",
+        "sm_90",
+    )
     assert good.share("FFMA") == 0.6
     assert good.loop["R2P"] == 39
     assert good.problems() == []
     assert loop_kernel(59, 41).problems() == [
-        "dropconnect::forward_kernel<float, false, false> for sm_90: main loop is 59.0% FFMA, the goal is "
-        "60%"
+        "dropconnect::forward_kernel<float, false, false> for sm_90: main loop is 59.0% FFMA, "
+        "the goal is 60%"
     ]
     double = FORWARD.replace("IfL", "IdL")
     assert loop_kernel(1, 99, name=double).problems() == []

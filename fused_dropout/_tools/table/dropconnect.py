@@ -48,7 +48,7 @@ OPS = (
         operand_names=("input", "weight", "bias"), idle=IDLE[:1], elementwise=False,
         layers=(Layer(nn.DropConnectLinear, _LAYER, ((6, 9),)),),
         operators=(
-            _NAME, "dropconnect_mask_bits",
+            _NAME, f"{_NAME}_with_bits", "dropconnect_mask_bits",
             *(f"{_NAME}_{name}" for name in ("d_input", "d_weight", "d_both", "d_bias")),
         ),
     ),
@@ -77,6 +77,11 @@ def _calls() -> list[Arguments]:
     ]
 
 
+def _calls_with_bits() -> list[Arguments]:
+    input, weight, bias, _ = _matrices()
+    return [(input, weight, bias, state(), *_SETTINGS)]
+
+
 def _calls_of_d_input() -> list[Arguments]:
     _, weight, _, grad = _matrices()
     return [(grad, weight, state(), _bits(), *_SETTINGS)]
@@ -102,6 +107,7 @@ def _calls_of_mask_bits() -> list[Arguments]:
 
 OPERATORS = (
     Operator(_NAME, _calls, ("input", "weight", "bias")),
+    Operator(f"{_NAME}_with_bits", _calls_with_bits, ("input", "weight", "bias")),
     Operator(f"{_NAME}_d_input", _calls_of_d_input, ("grad_output", "weight")),
     Operator(f"{_NAME}_d_weight", _calls_of_d_weight, ("grad_output", "input")),
     Operator(f"{_NAME}_d_both", _calls_of_d_both, ("grad_output", "input", "weight")),
