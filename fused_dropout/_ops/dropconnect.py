@@ -108,15 +108,11 @@ class DropConnectLinearWithBits(DropConnectLinear):
     constants = 1
 
     @staticmethod
-    def fake(
-        input: Tensor, weight: Tensor, bias: Tensor | None, rng_state: Tensor, *settings: Any
-    ) -> tuple[Tensor, Tensor]:
-        p, rows_per_mask, _ = settings
+    def fake(input: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> Any:
+        rng_state, p, rows_per_mask, _ = others
         masks = (input.shape[0] + rows_per_mask - 1) // rows_per_mask
-        return (
-            DropConnectLinear.fake(input, weight, bias),
-            fake_mask_bits(weight, rng_state, masks, p),
-        )
+        bits = fake_mask_bits(weight, rng_state, masks, p)
+        return DropConnectLinear.fake(input, weight, bias), bits
 
     @staticmethod
     def save(tensors: Tensors, settings: Settings, needs: Sequence[bool]) -> Tensors:
