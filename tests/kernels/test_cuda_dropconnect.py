@@ -136,17 +136,20 @@ def test_one_gradient_is_that_of_both(device: Worker, layer: KernelLayer) -> Non
         torch.testing.assert_close(result, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_forward_stores_the_masks_that_it_draws(device: Worker, layer: KernelLayer) -> None:
+def test_forward_stores_the_masks_that_it_draws(
+    device: Worker, layer: KernelLayer, dtype: torch.dtype
+) -> None:
     """Those that the CPU stores, but for output features that only round up a row."""
-    operands = random_operands((layer.rows, layer.in_features), layer.out_features, torch.float32)
+    operands = random_operands((layer.rows, layer.in_features), layer.out_features, dtype)
     x, w, b, _ = (spread(tensor, layer.step) for tensor in operands)
     expected = layer.stored(SEED)
     bits, words = poisoned(device, expected.size, dtype=torch.float32)
     stored = bits.view(np.uint32)
-    output, result = poisoned(device, *operands[3].shape, dtype=torch.float32)
+    output, result = poisoned(device, *operands[3].shape, dtype=dtype)
     known = layer.known(SEED, stored=False)
-    assert device.call("forward_float32", *known, x, w, b, stored, output) == 0
+    assert device.call(f"forward_{name_of(dtype)}", *known, x, w, b, stored, output) == 0
     check_end(bits, words.numel())
     drawn = stored[: words.numel()].reshape(expected.shape)[:, :, : layer.out_features]
     assert np.array_equal(drawn, expected[:, :, : layer.out_features])
