@@ -170,8 +170,8 @@ inline int64_t common_rows(int64_t rows_per_mask, int64_t rows) {
 
 constexpr int64_t kBiasBlocks = 3 * 132;  // three for each of an H200's multiprocessors
 
-constexpr int64_t kFewestBiasRows =
-    128;  // of a slice: below these its sums cost more than it saves
+// Rows of a slice, at least: with fewer, the sums of more slices cost more than they save.
+constexpr int64_t kFewestBiasRows = 128;
 
 inline Slices bias_slices(int64_t rows, int64_t out_features, int64_t blocks = kBiasBlocks) {
   const int64_t groups = std::max<int64_t>(group_count(out_features), 1);
