@@ -49,8 +49,6 @@ LAYERS = (
     Layer(9, 140, 33, 2**63 - 1, 0.4),
     # Operands with gaps.
     Layer(40, 140, 70, 2, 0.5, step=3),
-    # More rows than a block of the bias's gradient takes at a time.
-    Layer(600, 3, 130, 2, 0.3),
 )
 NOT_WANTED = np.zeros(1, np.float64)
 
@@ -117,6 +115,23 @@ def test_a_bias_alone(device: Worker) -> None:
     own, truth = own_and_truth(reference.dropconnect_linear, operands, **keys)
     assert is_accurate(ours.output, own[0], truth[0])
     assert is_accurate(ours.d_bias, own[3], truth[3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("cut", [1, 4, MANY_BLOCKS])
+def test_bias_gradient_of_more_rows_than_a_block_takes_at_a_time(
+    device: Worker, cut: int, dtype: torch.dtype
+) -> None:
+    layer = Layer(600, 1, 130, 2, 0.3, cut=cut)
+    operands = random_operands((600, 1), 130, dtype)
+    state, sizes, p, scale, *_ = layer.known(SEED, stored=False)
+    memory_, d_bias = poisoned(device, 130, dtype=dtype)
+    grad = spread(operands[3], 1)
+    assert device.call(f"d_bias_{name_of(dtype)}", state, sizes, p, scale, grad, memory_) == 0
+    check_end(memory_, 130)
+    keys = {"p": layer.p, "mask": layer.rows_per_mask, "seed": SEED}
+    own, truth = own_and_truth(reference.dropconnect_linear, operands, **keys)
+    assert is_accurate(d_bias, own[3], truth[3])
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
