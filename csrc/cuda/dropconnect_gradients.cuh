@@ -76,18 +76,28 @@ struct GradientPlace {
   int64_t slice;
 };
 
-// The pairs (a, b) of a step that this thread brings: neighbouring threads have neighbouring output
-// features. Its others are kNextA a's or kNextB b's further on.
+// The pairs (a, b) of a step that this thread brings: the threads of a warp have the output
+// features of a row or two. Its others are kNextA a's or kNextB b's further on.
+//
+// The masks of a b lie in shared memory so that a warp's threads look at neighbouring ones, which
+// are in different banks: first the first a of each thread, then the second of each, and so on.
 template <bool kOutsAreResults>
 struct OwnPairs {
   static constexpr int kNextA = kOutsAreResults ? 0 : kGradientThreads / kChunk;
   static constexpr int kNextB = kOutsAreResults ? kGradientThreads / kResultRows : 0;
   static constexpr int kNextRow = kOutsAreResults ? kNextB : kNextA;
+  static constexpr int kNextMask = kNextB * kMaskStride + kNextA / kThreadTile;
+  static_assert(kNextA % kThreadTile == 0, "the same of a thread's a's");
   FUSED_DROPOUT_DEVICE static int a() {
-    return kOutsAreResults ? threadIdx.x % kResultRows : threadIdx.x / kChunk;
+    if constexpr (!kOutsAreResults) return threadIdx.x / kChunk;
+    const int place = threadIdx.x % kResultRows;  // in the order of masks, for the sake of banks
+    return place % kResultThreads * kThreadTile + place / kResultThreads;
   }
   FUSED_DROPOUT_DEVICE static int b() {
     return kOutsAreResults ? threadIdx.x / kResultRows : threadIdx.x % kChunk;
+  }
+  FUSED_DROPOUT_DEVICE static int mask() {
+    return b() * kMaskStride + a() % kThreadTile * kResultThreads + a() / kThreadTile;
   }
 };
 
@@ -140,11 +150,11 @@ template <class R, bool kOutsAreResults>
 FUSED_DROPOUT_DEVICE void start_masks(GradientShared<R>& shared, int stage,
                                       const MaskSource& source, const OwnPlace& own) {
   using Own = OwnPairs<kOutsAreResults>;
-  uint4* const to = &shared.mask[stage][Own::b()][Own::a()];
+  uint4* const to = &shared.mask[stage][0][0] + Own::mask();
 #pragma unroll
   for (int k = 0; k < kOwnPairs; ++k) {
     copy_async<16>(
-        to + k * (Own::kNextB * kMaskStride + Own::kNextA),
+        to + k * Own::kNextMask,
         source.problem.mask_bits + masks_of_pair<kOutsAreResults, false>(source, own, k));
   }
 }
@@ -155,12 +165,12 @@ FUSED_DROPOUT_DEVICE void start_masks_at_edge(GradientShared<R>& shared, int sta
                                               const MaskSource& source, const OwnPlace& own) {
   using Own = OwnPairs<kOutsAreResults>;
   const uint32_t* const bits = source.problem.mask_bits;
-  uint4* const to = &shared.mask[stage][Own::b()][Own::a()];
+  uint4* const to = &shared.mask[stage][0][0] + Own::mask();
 #pragma unroll 1
   for (int k = 0; k < kOwnPairs; ++k) {
     const bool is_there =
         own.out < source.problem.out_features && own.row + k * Own::kNextRow < source.problem.rows;
-    copy_async<16>(to + k * (Own::kNextB * kMaskStride + Own::kNextA),
+    copy_async<16>(to + k * Own::kNextMask,
                    is_there ? bits + masks_of_pair<kOutsAreResults, true>(source, own, k) : bits,
                    is_there ? 16 : 0);
   }
@@ -171,7 +181,7 @@ template <class Number, int kGroups, bool kShared, class R, bool kOutsAreResults
 FUSED_DROPOUT_DEVICE void draw_pairs(GradientShared<R>& shared, int stage, const MaskSource& source,
                                      const OwnPlace& own, int first, Keep keep) {
   using Own = OwnPairs<kOutsAreResults>;
-  uint4* const to = &shared.mask[stage][Own::b()][Own::a()];
+  uint4* const to = &shared.mask[stage][0][0] + Own::mask();
   uint64_t groups[kGroups];
   GroupBits bits[kGroups];
 #pragma unroll
@@ -182,7 +192,7 @@ FUSED_DROPOUT_DEVICE void draw_pairs(GradientShared<R>& shared, int stage, const
   keep(groups, bits);
 #pragma unroll
   for (int k = 0; k < kGroups; ++k) {
-    to[(first + k) * (Own::kNextB * kMaskStride + Own::kNextA)] =
+    to[(first + k) * Own::kNextMask] =
         make_uint4(bits[k].word[0], bits[k].word[1], bits[k].word[2], bits[k].word[3]);
   }
 }
@@ -229,8 +239,8 @@ FUSED_DROPOUT_DEVICE void add_source(const GradientShared<R>& shared, int stage,
   }
 #pragma unroll
   for (int a = 0; a < kThreadTile; ++a) {
-    const uint8_t* const bytes =
-        reinterpret_cast<const uint8_t*>(&shared.mask[stage][b][place.results * kThreadTile + a]);
+    const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(
+        &shared.mask[stage][b][a * kResultThreads + place.results]);
     uint32_t bits = uint32_t{bytes[place.columns]} << 8;
     hold(bits);
 #pragma unroll
