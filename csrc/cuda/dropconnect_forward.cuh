@@ -15,8 +15,7 @@ namespace {
 constexpr int kForwardThreads = 256;
 constexpr int kForwardRows = 64;
 constexpr int kForwardOuts = 64;
-constexpr int kSide = 16;  // threads along the rows, and along the output features
-constexpr int kPairs = kThreadTile * kThreadTile;
+constexpr int kSide = 16;      // threads along the rows, and along the output features
 constexpr int kStageRuns = 8;  // of a row
 constexpr int kStages = 2;
 constexpr int kByte = 8;  // columns whose bits one R2P turns into predicates

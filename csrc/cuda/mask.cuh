@@ -20,8 +20,6 @@ namespace fused_dropout {
 namespace {
 
 constexpr int kMaskThreads = 256;
-constexpr int kMaskBlocks =
-    1;  // of a multiprocessor, at least: where more must fit, registers spill
 constexpr int64_t kMaxBlocks = 1 << 14;
 
 FUSED_DROPOUT_DEVICE int64_t thread_in_grid() {

@@ -71,8 +71,8 @@ class Differentiable:
     name: ClassVar[str]
     inputs: ClassVar[int]
     linear: ClassVar[bool] = False  # in all inputs together, so that jvp depends on no input
-    # The last so many results are constants, which are saved behind what `save` returns.
-    constants: ClassVar[int] = 0
+    # So many of the last results are not differentiated; they are saved behind what `save` returns.
+    kept_results: ClassVar[int] = 0
     # Of a product: what torch.utils.flop_counter counts, from the shapes in place of the tensors.
     flops: ClassVar[Callable[..., int] | None] = None
 
@@ -215,9 +215,9 @@ def gradients(op: type[Differentiable], ctx: Any, grads: tuple[Any, ...]) -> tup
     return (*found, *[None] * (len(needs) - op.inputs))
 
 
-def constants_of(op: type[Differentiable], results: Results) -> Tensors:
-    """The results that are not differentiated."""
-    return tuple(results[-op.constants :]) if op.constants else ()
+def kept_of(op: type[Differentiable], results: Results) -> Tensors:
+    """The results that are not differentiated, and that derivatives need."""
+    return tuple(results[-op.kept_results :]) if op.kept_results else ()
 
 
 def item_by_item(
@@ -284,7 +284,7 @@ def _register_public_autograd(op: type[Differentiable], library: torch.library.L
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
         tensors, ctx.settings = inputs[: op.tensors], inputs[op.tensors :]
         saved = op.save(tensors, ctx.settings, ctx.needs_input_grad)
-        ctx.save_for_backward(*saved, *constants_of(op, output))
+        ctx.save_for_backward(*saved, *kept_of(op, output))
 
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         return gradients(op, ctx, grads)
@@ -310,10 +310,10 @@ def eager_function(op: type[Differentiable]) -> type[torch.autograd.Function]:
                 ctx.set_materialize_grads(False)
             saved = op.save(tensors, ctx.settings, ctx.needs_input_grad)
             results = run_below_autograd(op.kernel, tensors, ctx.settings)
-            if op.constants:
-                constants = constants_of(op, results)
-                ctx.mark_non_differentiable(*constants)
-                saved += constants
+            if op.kept_results:
+                kept = kept_of(op, results)
+                ctx.mark_non_differentiable(*kept)
+                saved += kept
             ctx.save_for_backward(*saved)
             return results
 
@@ -336,9 +336,9 @@ def _general_function(op: type[Differentiable]) -> type[torch.autograd.Function]
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
             *tensors, settings = inputs
-            constants = constants_of(op, output)
-            saved = op.save_all(tuple(tensors), settings.values) + constants
-            ctx.mark_non_differentiable(*constants)
+            kept = kept_of(op, output)
+            saved = op.save_all(tuple(tensors), settings.values) + kept
+            ctx.mark_non_differentiable(*kept)
             ctx.set_materialize_grads(False)
             ctx.save_for_backward(*saved)
             ctx.save_for_forward(*saved)

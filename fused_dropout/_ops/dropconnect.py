@@ -96,7 +96,7 @@ class DropConnectLinear(Differentiable):
         rows = tensors[0].movedim(dims[0], 1)  # so that these rows follow each other
         flat = rows.reshape(-1, rows.shape[-1])
         results = cls.call((flat, *tensors[1:]), (p, rows_per_mask * items, scale))
-        output, *bits = results if cls.constants else (results,)
+        output, *bits = results if cls.kept_results else (results,)
         output = output.reshape(*rows.shape[:2], output.shape[-1])
         return ((output, *bits), (1, None)) if bits else (output, 1)
 
@@ -105,7 +105,7 @@ class DropConnectLinearWithBits(DropConnectLinear):
     """The same, and the masks, for backward to read. Tensors: input, weight, bias, rng_state."""
 
     name = "dropconnect_linear_with_bits"
-    constants = 1
+    kept_results = 1
 
     @staticmethod
     def fake(input: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> Any:

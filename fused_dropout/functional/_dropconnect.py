@@ -185,14 +185,16 @@ def _multiply(
     """The layer on a matrix, in training."""
     extension.require_kernels(input)
     state = resolve_rng_state(input, generator, seed, rng_state)
+    p, rows_per_mask, _ = settings
+    n_masks = -(-input.shape[0] // rows_per_mask)
+    needs_masks_again = is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     output: Tensor
-    if is_grad_enabled() and (input.requires_grad or weight.requires_grad):
-        p, rows_per_mask, _ = settings
-        n_masks = -(-input.shape[0] // rows_per_mask)
-        if stores_masks(mask_storage, p, n_masks, weight, shared=rows_per_mask > 1):
-            output, _ = DropConnectLinearWithBits.run((input, weight, bias, state), settings)
-            return output
-    output = DropConnectLinear.run((input, weight, bias, state, None), settings)
+    if needs_masks_again and stores_masks(
+        mask_storage, p, n_masks, weight, shared=rows_per_mask > 1
+    ):
+        output, _ = DropConnectLinearWithBits.run((input, weight, bias, state), settings)
+    else:
+        output = DropConnectLinear.run((input, weight, bias, state, None), settings)
     return output
 
 

@@ -117,7 +117,7 @@ def test_a_bias_alone(device: Worker) -> None:
     assert is_accurate(ours.d_bias, own[3], truth[3])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("cut", [1, 4, MANY_BLOCKS])
 def test_bias_gradient_of_more_rows_than_a_block_takes_at_a_time(
     device: Worker, cut: int, dtype: torch.dtype
