@@ -41,8 +41,8 @@ PACKED_MAX_BYTES = {0: 0, 1: 0, 2: 16 << 20}
 PACKED_MAX_BYTES_OF_MANY_DIGITS = 64 << 20
 
 # On a GPU reading bits takes a few instructions and drawing them 50 to 60 a digit, so they pay
-# wherever they lie: in the level-2 cache, or in this part of the memory. One digit gains a tenth of
-# a step, and only where forward stores what it draws: where no rows share a mask.
+# wherever they lie: in the level-2 cache, or in this part of the memory. One digit is predicted to
+# gain a tenth of a step, and only where forward stores what it draws: where no rows share a mask.
 PACKED_SHARE_OF_GPU_MEMORY = 1 / 16
 PACKED_SHARE_AT_ONE_DIGIT = 1 / 64
 
