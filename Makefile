@@ -35,7 +35,7 @@ endif
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 BUILT := build/.built-$(subst /,_,$(PY))
 
-.PHONY: demo test hostile instruction-counts lint bench cuda-build gpu gpu-build gpu-test gpu-sanitize gpu-bench
+.PHONY: demo test reproduce-quick hostile instruction-counts lint bench cuda-build gpu gpu-build gpu-test gpu-sanitize gpu-bench
 .PHONY: wheel wheel-check format setup clean FORCE
 
 demo: setup
@@ -68,6 +68,10 @@ BENCHES = $(shell grep -l '^SCRIPT = ' bench/*.py)
 bench: setup
 	status=0; for file in $(BENCHES); do $(PY) $$file || status=1; done; exit $$status
 
+# Every experiment of `fused-dropout reproduce`, in seconds each; `make test` runs two of them.
+reproduce-quick: setup
+	$(PY) -m fused_dropout reproduce all --quick --out build/reproduce-quick
+
 setup: $(BUILT)
 
 $(VENV)/.ready: WANTED = $(TORCH)
@@ -82,7 +86,7 @@ $(VENVS:%=%/.ready): %/.ready: pyproject.toml Makefile %/.torch
 	test -x $(@D)/bin/python || python3 -m venv $(@D)
 	$(@D)/bin/python -m pip install $(ERRORS_ONLY) --upgrade pip 'setuptools>=77'
 	$(@D)/bin/python -m pip install $(ERRORS_ONLY) '$(WANTED)' numpy rich ninja \
-	    pytest pytest-xdist hypothesis matplotlib scikit-learn
+	    pytest pytest-xdist hypothesis matplotlib scikit-learn scipy
 	touch $@
 
 # --no-build-isolation: torch's headers are here, and pip would download another torch for them.

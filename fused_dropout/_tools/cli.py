@@ -36,6 +36,9 @@ _COMMANDS = {
     "bench": _Command(
         "bench.command", "measure the ops against their peers and their floors", "tools"
     ),
+    "reproduce": _Command(
+        "reproduce.command", "run experiments of the papers: figures beside theirs", "demo"
+    ),
     "demo": _Command(
         "demo.command", "train a small network twice: naive DropConnect and ours", "demo"
     ),

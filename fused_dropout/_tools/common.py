@@ -22,7 +22,7 @@ class ArgumentError(ValueError):
     """An argument that does not fit the data or the machine; the message is one clear line."""
 
 
-_MODULES_OF_EXTRAS = ("rich", "matplotlib", "sklearn")
+_MODULES_OF_EXTRAS = ("rich", "matplotlib", "sklearn", "scipy")
 
 
 @contextmanager
@@ -42,13 +42,17 @@ def explained_imports(extra: str) -> Iterator[None]:
 
 
 @contextmanager
-def output_file(option: str, path: Path) -> Iterator[Callable[[bytes], None]]:
+def output_file(option: str, path: Path | None) -> Iterator[Callable[[bytes], None]]:
     """Open a file before a long run, so that the run cannot end with nowhere to write.
 
     Yields a function that replaces the file's content. Until it is called, a file that was there
     before stays as it is; a new one is removed again if it never is. What cannot be opened or
-    written raises ArgumentError with the option and the path.
+    written raises ArgumentError with the option and the path. Without a path, the option was not
+    given: the function does nothing.
     """
+    if path is None:
+        yield lambda content: None
+        return
     with _naming(option, path):
         file, is_new = _open_for_output(path)
     written = False

@@ -32,7 +32,7 @@ def test_the_import_adds_little_to_that_of_torch() -> None:
     added = run_python(code).stdout.split()
     assert "fused_dropout._core.drop_block_gamma" in added
     heavy = ("torch._dynamo", "torch._inductor", "torch._numpy", "torch.onnx", "torch.distributed")
-    heavy += ("sympy", "mpmath", "rich", "matplotlib", "sklearn")
+    heavy += ("sympy", "mpmath", "rich", "matplotlib", "sklearn", "scipy")
     assert [name for name in added if name.startswith(heavy)] == []
 
 

@@ -18,7 +18,7 @@ class Hidden:
 
 sys.meta_path.insert(0, Hidden())
 """
-EXTRAS = ("rich", "matplotlib", "sklearn")
+EXTRAS = ("rich", "matplotlib", "sklearn", "scipy")
 
 
 def run_without(modules: tuple[str, ...], code: str) -> subprocess.CompletedProcess[str]:
@@ -41,6 +41,9 @@ def command_without(modules: tuple[str, ...], *argv: str) -> subprocess.Complete
         (("demo",), "rich", "demo"),
         (("demo",), "matplotlib", "demo"),
         (("demo",), "sklearn", "demo"),
+        (("reproduce", "claims", "--quick"), "matplotlib", "demo"),
+        (("reproduce", "d2l", "--quick"), "sklearn", "demo"),
+        (("reproduce", "d2l", "--quick"), "scipy", "demo"),
     ],
 )
 def test_a_command_names_what_it_lacks(argv: tuple[str, ...], module: str, extra: str) -> None:

@@ -19,7 +19,7 @@ from support.idx_files import (
     write_idx_folder,
 )
 
-from fused_dropout._tools.demo.datasets import DataError, load_digits, load_idx
+from fused_dropout._tools.datasets import DataError, load_digits, load_idx
 
 Damage = Callable[[bytes], bytes]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from support.idx_files import write_idx_folder
 
 from fused_dropout._tools.baselines import NaiveDropConnectLinear
 from fused_dropout._tools.cli import main
+from fused_dropout._tools.datasets import Dataset, load_digits
 from fused_dropout._tools.demo import training as training
-from fused_dropout._tools.demo.datasets import Dataset, load_digits
 from fused_dropout._tools.demo.progress import train_with_progress
 from fused_dropout._tools.demo.training import SameMaskNaiveLinear, Settings
+from fused_dropout._tools.pictures import digest, digest_in
 from fused_dropout.nn import DropConnectLinear
 
 pytest.importorskip("matplotlib")
@@ -97,6 +99,41 @@ def test_demo_on_idx_files_says_that_it_uses_a_subset(
     assert_picture(out)
 
 
+def test_the_json_file_has_what_the_table_and_the_picture_show(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_idx_folder(tmp_path, train=40, test=20, size=6)
+    out, figures = tmp_path / "picture.png", tmp_path / "figures.json"
+    status = demo(
+        *("--data", tmp_path, "--subset", "16", "--batch-size", "8", "--hidden", "8"),
+        *("--epochs", "2", "--seeds", "2", "--threads", "1", "--out", out, "--json", figures),
+    )
+    output = capsys.readouterr().out
+    assert status == 0 and f"Figures: {figures}" in output
+    assert digest_in(out.read_bytes()) == digest(figures.read_bytes())
+
+    document = json.loads(figures.read_text())
+    keys = {"command", "date", "commit", "versions", "device", "variables", "results"}
+    assert set(document) == keys and document["device"]["threads"] == 1
+    (result,) = document["results"]
+    assert (result["train_examples"], result["trained_examples"]) == (40, 16)
+    assert (result["features"], result["test_examples"]) == (36, 20)
+    assert result["settings"]["hidden"] == 8 and result["settings"]["epochs"] == 2
+    assert len(result["accuracies_with_other_masks"]) == 4
+    assert len(result["fused_on_all_examples"]["losses"]) == 2 * 5
+
+    naive, fused = result["rows"]
+    assert (naive["name"], fused["name"]) == ("naive", "fused")
+    for row in (naive, fused):
+        assert [len(history["losses"]) for history in row["histories"]] == [4, 4]
+        assert row["layer_step"] > 0 and row["step"] > 0
+    printed = table_row(output, "accuracy, 2 epochs of 16")
+    assert printed[:2] == [f"{row['accuracy']:.2f} %" for row in (naive, fused)]
+    for place, row in enumerate((naive, fused)):
+        number, unit = table_row(output, "training step")[place].split()
+        assert float(number) == float(f"{row['step'] * {'ms': 1e3, 's': 1.0}[unit]:.3g}")
+
+
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
 def test_same_seeds_give_the_same_masks_and_the_same_training(digits: Dataset, p: float) -> None:
     settings = replace(SETTINGS, p=p)
@@ -174,6 +211,7 @@ def test_progress_on_a_terminal_and_in_a_log(digits: Dataset) -> None:
         (["--data", "."], "train-images-idx3-ubyte (or train-images-idx3-ubyte.gz) is missing"),
         (["--out", "picture.jpg"], "--out must end in .png, got picture.jpg"),
         (["--out", "nowhere/picture.png"], "cannot write --out nowhere/picture.png: No such file"),
+        (["--json", "nowhere/x.json"], "cannot write --json nowhere/x.json: No such file"),
         (["--out", "/proc/x.png"], "cannot write --out /proc/x.png: No such file"),
         (["--hidden", "100000"], "the naive network needs about"),
         (["--hidden", "2000000", "--p", "0"], "the naive network needs about"),
@@ -193,19 +231,17 @@ def test_bad_arguments_give_one_line_and_status_2(
     assert captured.out == "" and not list(tmp_path.iterdir())
 
 
-def test_a_failed_training_leaves_no_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "picture.png"
+def test_a_failed_training_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, figures = tmp_path / "picture.png", tmp_path / "figures.json"
 
     def fail(*arguments: object) -> object:
-        assert out.exists()
+        assert out.exists() and figures.exists()
         raise RuntimeError("training failed")
 
     monkeypatch.setattr("fused_dropout._tools.demo.command._measure_and_train", fail)
     with pytest.raises(RuntimeError, match="training failed"):
-        demo("--hidden", "8", "--out", out)
-    assert not out.exists()
+        demo("--hidden", "8", "--out", out, "--json", figures)
+    assert not out.exists() and not figures.exists()
 
 
 def test_missing_matplotlib_says_how_to_get_it(

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fused_dropout._tools.baselines import NaiveDropConnectLinear
+from fused_dropout._tools.bench.harness import json_document
 from fused_dropout._tools.common import (
     ArgumentError,
     output_file,
@@ -27,8 +28,8 @@ from fused_dropout._tools.common import (
     report_console,
     thread_count,
 )
+from fused_dropout._tools.datasets import DataError, Dataset, load_digits, load_idx
 from fused_dropout._tools.demo import training as training
-from fused_dropout._tools.demo.datasets import DataError, Dataset, load_digits, load_idx
 from fused_dropout._tools.demo.progress import train_with_progress
 from fused_dropout._tools.demo.results import Results, Side
 from fused_dropout._tools.demo.training import SameMaskNaiveLinear, Settings
@@ -90,10 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where the picture goes (default: fused-dropout-demo.png in the current folder)",
     )
+    add("--json", type=Path, metavar="FILE", help="write all figures to FILE")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, print the table, save the picture.
+    """Train, print the table, save the picture and, where --json is given, the figures.
 
     Raises ArgumentError, before the training, for arguments or data that do not fit.
     """
@@ -107,12 +109,19 @@ def run(args: argparse.Namespace) -> int:
     trained = training.subset(data, _subset_size(args, data), settings.seed)
     _check_memory(data, settings)
     console = report_console()
-    with output_file("--out", out) as write:
+    with (
+        output_file("--out", out) as write_picture,
+        output_file("--json", args.json) as write_json,
+    ):
         with thread_count(args.threads):
             results = _measure_and_train(console, args, settings, data, trained)
+            document = json_document([results.figures()])
         _print_results(console, results)
-        write(plots.picture(results))
+        write_picture(plots.picture(results, document))
+        write_json(document)
     console.print(f"Picture: {out}", soft_wrap=True, highlight=False)
+    if args.json is not None:
+        console.print(f"Figures: {args.json}", soft_wrap=True, highlight=False)
     return 0
 
 

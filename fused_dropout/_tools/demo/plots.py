@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 import fused_dropout
 from fused_dropout._tools.demo.results import Results, Side
+from fused_dropout._tools.pictures import png_of
 
 _NAIVE = "#e08214"
 _FUSED = "#2166ac"
@@ -18,8 +17,8 @@ _DROPPED = "#eef2f6"
 _MASK_CORNER = 64
 
 
-def picture(results: Results) -> bytes:
-    """The picture as the content of a PNG file."""
+def picture(results: Results, document: bytes) -> bytes:
+    """The picture as the content of a PNG file; `document`: the results as JSON."""
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     loss, accuracy, mask = figure.subplots(1, 3, width_ratios=(1.1, 1.1, 1.0))
     _plot_loss(loss, results)
@@ -33,9 +32,7 @@ def picture(results: Results) -> bytes:
         f"fused layers {speed_up:.0f}x faster than naive ones",
         fontsize=13,
     )
-    content = BytesIO()
-    figure.savefig(content, dpi=120, format="png")
-    return content.getvalue()
+    return png_of(figure, document, dpi=120)
 
 
 def _plot_loss(axes: Axes, results: Results) -> None:

@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fused_dropout._tools.demo.datasets import Dataset
+from fused_dropout._tools.datasets import Dataset
 from fused_dropout._tools.demo.training import History, LayerType, Settings, train
 
 _SECONDS_BETWEEN_LINES = 15.0

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import fused_dropout
 from fused_dropout._core.rng import draw_rng_state
 from fused_dropout._tools.baselines import NaiveDropConnectLinear, masked_linear
-from fused_dropout._tools.demo.datasets import CLASSES, Dataset
+from fused_dropout._tools.datasets import CLASSES, Dataset
 from fused_dropout.nn import DropConnectLinear
 from fused_dropout.reference import keep_rate
 

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 
 from fused_dropout._tools.pages.api import api_page
+from fused_dropout._tools.pages.experiments import write_experiments
+from fused_dropout._tools.pages.performance import write_performance
 from fused_dropout._tools.pages.support import support_page
 
 
@@ -16,6 +18,8 @@ def main() -> None:
     folder = parser.parse_args().folder
     for name, page in (("support.md", support_page()), ("api.md", api_page())):
         (folder / name).write_text(page)
+    write_performance(folder)
+    write_experiments(folder)
 
 
 if __name__ == "__main__":

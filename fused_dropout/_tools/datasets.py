@@ -1,4 +1,4 @@
-"""Data for the demo: scikit-learn's bundled digits, and MNIST-like IDX files from a folder."""
+"""Images to train on: scikit-learn's bundled digits, and MNIST-like IDX files from a folder."""
 
 from __future__ import annotations
 

@@ -1,0 +1,134 @@
+"""Judges what an experiment found against what its source claims.
+
+A claim is about the mean over all seeds that there could be; a few of them were run. So it is
+contradicted only if the seeds are unlikely under it: a one-sided t test at the level `LEVEL`. An
+experiment whose claim is true fails by chance once in 1 / LEVEL runs of the claim.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fused_dropout._tools.reproduce.results import (
+    CONTRADICTED,
+    HOLDS,
+    NOT_JUDGED,
+    OPEN,
+    Results,
+    Verdict,
+)
+
+LEVEL = 0.01
+
+
+class Check(Protocol):
+    """A claim."""
+
+    def judge(self, results: Results) -> Verdict:
+        """What the results say of it."""
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """The mean of a metric is lower (or higher) in one setting than in another.
+
+    Seeds are paired: both settings start from the same weights and see the same batches.
+    """
+
+    claim: str
+    metric: str
+    better: str
+    worse: str
+    higher_is_better: bool = False
+
+    def judge(self, results: Results) -> Verdict:
+        """By a paired t test over the seeds that both settings have."""
+        pairs = zip(
+            results.values(self.better, self.metric),
+            results.values(self.worse, self.metric),
+            strict=True,
+        )
+        sign = 1.0 if self.higher_is_better else -1.0
+        gains = [sign * (better - worse) for better, worse in pairs]
+        return _of_gains(self.claim, gains, "difference in the claimed direction")
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """The mean of a metric is at least `bound` in a setting."""
+
+    claim: str
+    metric: str
+    setting: str
+    bound: float
+
+    def judge(self, results: Results) -> Verdict:
+        """By a t test over the seeds."""
+        values = results.values(self.setting, self.metric)
+        gains = [value - self.bound for value in values]
+        return _of_gains(self.claim, gains, f"distance above {self.bound:g}")
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """The mean of a metric is at most `bound` in a setting."""
+
+    claim: str
+    metric: str
+    setting: str
+    bound: float
+
+    def judge(self, results: Results) -> Verdict:
+        """By a t test over the seeds."""
+        values = results.values(self.setting, self.metric)
+        gains = [self.bound - value for value in values]
+        return _of_gains(self.claim, gains, f"distance below {self.bound:g}")
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A theorem: in every run of a setting `metric` is at most the metric `bound`."""
+
+    claim: str
+    setting: str
+    metric: str
+    bound: str
+
+    def judge(self, results: Results) -> Verdict:
+        """Without statistics: one run above its bound contradicts it."""
+        errors = results.values(self.setting, self.metric)
+        bounds = results.values(self.setting, self.bound)
+        # Written so that NaN contradicts.
+        holds = all(error <= bound for error, bound in zip(errors, bounds, strict=True))
+        reason = f"largest error {max(errors):.1e}, allowed {min(bounds):.1e}"
+        return Verdict(self.claim, HOLDS if holds else CONTRADICTED, reason)
+
+
+def _of_gains(claim: str, gains: Sequence[float], what: str) -> Verdict:
+    """Whether the mean of which these are a sample is above 0."""
+    mean = statistics.fmean(gains)
+    if len(gains) < 2 or not all(map(math.isfinite, gains)):
+        return Verdict(claim, NOT_JUDGED, f"{what} {mean:+.4f} in {len(gains)} seed(s)")
+    probability = probability_of_mean(gains)
+    reason = (
+        f"{what} {mean:+.4f} ± {statistics.stdev(gains):.4f} over {len(gains)} seeds, "
+        f"p = {probability:.2g}"
+    )
+    if probability < LEVEL:
+        return Verdict(claim, HOLDS, reason)
+    return Verdict(claim, CONTRADICTED if probability > 1.0 - LEVEL else OPEN, reason)
+
+
+def probability_of_mean(gains: Sequence[float]) -> float:
+    """The p-value of a one-sided t test: small if the mean behind the gains is above 0."""
+    from scipy.stats import t as student
+
+    error = statistics.stdev(gains) / math.sqrt(len(gains))
+    mean = statistics.fmean(gains)
+    if error == 0.0:
+        return 0.5 if mean == 0.0 else float(mean < 0.0)
+    return float(student.sf(mean / error, len(gains) - 1))

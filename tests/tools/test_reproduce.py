@@ -1,0 +1,277 @@
+"""`fused-dropout reproduce`: its arguments, its files, its exit status, and how it judges."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from support.idx_files import write_idx_folder
+
+from fused_dropout._tools import cli
+from fused_dropout._tools.pictures import digest, digest_in
+from fused_dropout._tools.reproduce import command, data, experiments
+from fused_dropout._tools.reproduce.checks import LEVEL, AtLeast, AtMost, Exact, Ordering
+from fused_dropout._tools.reproduce.collect import results_of
+from fused_dropout._tools.reproduce.experiment import Budget, Experiment, Job, Measured, Setting
+from fused_dropout._tools.reproduce.experiments import EXPERIMENTS, claims, d2l
+from fused_dropout._tools.reproduce.report import table_cells
+from fused_dropout._tools.reproduce.results import (
+    CONTRADICTED,
+    HOLDS,
+    NOT_JUDGED,
+    OPEN,
+    Results,
+)
+
+FOLDER = Path(experiments.__file__).parent
+
+
+def reproduce(*arguments: str | Path) -> int:
+    return cli.main(["reproduce", *map(str, arguments)])
+
+
+def results_with(values: dict[str, list[float]], metric: str = "error") -> Results:
+    """Results with these values of one metric, by setting."""
+    settings = {
+        name: {"values": {metric: found}, "curves": {}, "images": {}, "combined": {}}
+        for name, found in values.items()
+    }
+    return Results({"settings": settings, "data": "mnist", "verdicts": []})
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def test_without_a_name_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce() == 0
+    listed = capsys.readouterr().out
+    for experiment in EXPERIMENTS:
+        assert experiment.name in listed and experiment.default.time in listed
+
+
+def test_claims_hold_and_leave_their_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduce("claims", "--seeds", 2, "--processes", 1, "--out", tmp_path) == 0
+    assert "CONTRADICTED" not in capsys.readouterr().out
+    content = (tmp_path / "claims.json").read_bytes()
+    document = json.loads(content)
+    assert [verdict["state"] for verdict in document["verdicts"]] == [HOLDS] * len(claims.SETTINGS)
+    assert document["versions"]["torch"] and document["date"] and "commit" in document
+    assert document["budget"]["seeds"] == 2
+    assert digest_in((tmp_path / "claims.png").read_bytes()) == digest(content)
+
+
+def test_a_quick_run_is_the_same_in_any_number_of_processes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        assert reproduce("d2l", "--quick", "--processes", processes, "--out", out) == 0
+    one, two = (json.loads((tmp_path / name / "d2l.json").read_text()) for name in "12")
+    assert one["settings"] == two["settings"]
+    assert {verdict["state"] for verdict in one["verdicts"]} == {NOT_JUDGED}
+    assert "its figures mean nothing" in capsys.readouterr().out
+
+
+def test_a_contradicted_claim_is_exit_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = replace(claims.EXPERIMENT, checks=(Exact("0 > 1", "expectation", "allowed", "error"),))
+    monkeypatch.setattr(experiments, "EXPERIMENTS", (wrong,))
+    monkeypatch.setattr(command, "EXPERIMENTS", (wrong,))
+    assert reproduce("claims", "--seeds", 1, "--processes", 1, "--out", tmp_path) == 1
+    assert "contradicted: 0 > 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("d2L",), "no experiment is called 'd2L'; there are d2l, "),
+        (("d2l", "--seeds", "0"), "--seeds: must be an integer from 1"),
+        (("d2l", "--quick", "--full"), "not allowed with"),
+        (("d2l", "--data", "nowhere"), "--data nowhere does not exist"),
+        (("d2l", "--data", "."), "--data . holds none of what this needs (fashion-mnist: four IDX"),
+        (("claims", "--out", "file/out"), "cannot write --out file/out"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    try:
+        status = reproduce(*arguments)
+    except SystemExit as exit:  # argparse's own
+        status = exit.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_damaged_data_is_reported_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "fashion-mnist"
+    folder.mkdir()
+    write_idx_folder(folder)
+    path = folder / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert reproduce("d2l", "--data", tmp_path, "--out", tmp_path / "out") == 2
+    assert "truncated" in capsys.readouterr().err
+
+
+# ---- the data -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["mnist", "MNIST/raw", ".", "mnist/."])
+def test_where_the_files_may_lie(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / place
+    folder.mkdir(parents=True, exist_ok=True)
+    write_idx_folder(folder)
+    assert data.find(("fashion-mnist", "mnist"), str(tmp_path)) in ("mnist", "fashion-mnist")
+    images = data.load("mnist", str(tmp_path))
+    assert images.shape == (1, 5, 5) and images.features == 25 and len(images.train_x) == 6
+
+
+def test_the_folders_name_tells_the_data_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    write_idx_folder(folder)
+    assert data.find(("fashion-mnist", "mnist"), str(folder)) == "mnist"
+    with pytest.raises(ValueError, match="holds none of what this needs"):
+        data.find(("fashion-mnist",), str(folder))
+
+
+def test_a_part_has_the_seeds_examples() -> None:
+    images = data.load(data.DIGITS, None)
+    part, again, other = images.part(100, 0), images.part(100, 0), images.part(100, 1)
+    assert len(part.train_x) == len(part.train_y) == 100
+    assert (part.train_x == again.train_x).all() and not (part.train_x == other.train_x).all()
+    assert len(part.test_x) == len(images.test_x)
+    assert images.part(10**6, 0) is images is images.part(None, 0)
+
+
+# ---- the judgement ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("higher_is_better", [False, True])
+def test_orderings_are_scipys_paired_t_test(higher_is_better: bool) -> None:
+    rng = np.random.default_rng(0)
+    check = Ordering("", "error", "a", "b", higher_is_better)
+    for shift, spread in ((-1.0, 0.5), (0.0, 1.0), (1.0, 0.5), (0.2, 0.05)):
+        a, b = rng.normal(shift, spread, 6), rng.normal(0.0, spread, 6)
+        verdict = check.judge(results_with({"a": list(a), "b": list(b)}))
+        alternative = "greater" if higher_is_better else "less"
+        p = stats.ttest_rel(a, b, alternative=alternative).pvalue
+        assert verdict.state == (HOLDS if p < LEVEL else CONTRADICTED if p > 1 - LEVEL else OPEN)
+        assert f"p = {p:.2g}" in verdict.reason
+
+
+def test_a_true_claim_is_contradicted_as_rarely_as_stated() -> None:
+    """Of 4000 claims on the border of truth; the bound is exceeded once in 10^6 runs."""
+    rng = np.random.default_rng(1)
+    check = Ordering("", "error", "a", "b")
+    pairs = rng.normal(size=(4000, 2, 5))
+    states = [check.judge(results_with({"a": list(a), "b": list(b)})).state for a, b in pairs]
+    assert states.count(CONTRADICTED) <= stats.binom.ppf(1 - 1e-6, len(pairs), LEVEL)
+    assert states.count(CONTRADICTED) >= stats.binom.ppf(1e-6, len(pairs), LEVEL)
+
+
+@pytest.mark.parametrize(
+    ("values", "at_least", "at_most"),
+    [
+        ([0.9, 0.91, 0.92], HOLDS, CONTRADICTED),
+        ([0.4, 0.6, 0.5], OPEN, OPEN),
+        ([0.1, 0.12, 0.11], CONTRADICTED, HOLDS),
+        ([0.6, 0.6, 0.6], HOLDS, CONTRADICTED),
+        ([0.5, 0.5, 0.5], OPEN, OPEN),
+        ([0.9], NOT_JUDGED, NOT_JUDGED),
+        ([0.9, float("nan")], NOT_JUDGED, NOT_JUDGED),
+    ],
+)
+def test_bounds(values: list[float], at_least: str, at_most: str) -> None:
+    results = results_with({"a": values})
+    assert AtLeast("", "error", "a", 0.5).judge(results).state == at_least
+    assert AtMost("", "error", "a", 0.5).judge(results).state == at_most
+
+
+@pytest.mark.parametrize(("error", "state"), [(0.0, HOLDS), (2.0, CONTRADICTED)])
+def test_one_wrong_run_contradicts_a_theorem(error: float, state: str) -> None:
+    results = results_with({"a": [0.0, error]})
+    results.document["settings"]["a"]["values"]["allowed"] = [1.0, 1.0]
+    assert Exact("", "a", "error", "allowed").judge(results).state == state
+
+
+def test_a_theorem_does_not_hold_of_nan() -> None:
+    results = results_with({"a": [float("nan")]})
+    results.document["settings"]["a"]["values"]["allowed"] = [1.0]
+    assert Exact("", "a", "error", "allowed").judge(results).state == CONTRADICTED
+
+
+@pytest.mark.parametrize(
+    ("kind", "budget", "state"),
+    [("mnist", "default", CONTRADICTED), ("digits", "default", NOT_JUDGED),
+     ("mnist", "quick", NOT_JUDGED), ("mnist", "full", CONTRADICTED)],
+)  # fmt: skip
+def test_only_the_sources_data_contradict(kind: str, budget: str, state: str) -> None:
+    runs = {"a": [Measured({"error": float(value)}) for value in (1, 2, 3, 2)]}
+    results = results_of(small_experiment(), runs, budget=budget, data=kind, seconds=0.0)
+    assert [verdict.state for verdict in results.verdicts] == [state]
+
+
+def small_experiment() -> Experiment:
+    def run(job: Job) -> Measured:
+        raise AssertionError("not run here")
+
+    allowed = Budget(seeds=4, epochs=1)
+    return Experiment(
+        name="small", title="", question="", source="", data=("mnist",),
+        settings=(Setting("a", "A"),), metrics=(), run=run, draw=lambda figure, results: None,
+        quick=allowed, default=allowed, full=allowed, smaller="",
+        checks=(AtMost("", "error", "a", 0.1),),
+    )  # fmt: skip
+
+
+# ---- all experiments ----------------------------------------------------------------------------
+
+
+def test_every_file_is_in_the_list() -> None:
+    files = {path.stem.replace("_", "-") for path in FOLDER.glob("[!_]*.py")}
+    modules = {experiment.run.__module__.rpartition(".")[2] for experiment in EXPERIMENTS}
+    assert {module.replace("_", "-") for module in modules} == files
+    names = [experiment.name for experiment in EXPERIMENTS]
+    assert len(set(names)) == len(names) and files <= set(names)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+def test_what_an_experiment_names_exists(experiment: Experiment) -> None:
+    settings = {setting.name for setting in experiment.settings}
+    metrics = {metric.name for metric in experiment.metrics}
+    assert len(settings) == len(experiment.settings)
+    for setting, metric in experiment.published:
+        assert setting in settings and metric in metrics
+    for check in experiment.checks:
+        named = {getattr(check, field, None) for field in ("setting", "better", "worse")} - {None}
+        assert named and named <= settings
+        assert getattr(check, "metric") in metrics  # noqa: B009
+    assert experiment.default.seeds >= 3 and experiment.default.time and experiment.full.time
+    assert set(experiment.data) <= set(data.WHERE)
+
+
+def test_the_sources_figures_stand_beside_its_own_data_only() -> None:
+    runs = {s.name: [Measured({"test_accuracy": 0.8})] * 2 for s in d2l.SETTINGS}
+    for kind, shown in (("fashion-mnist", True), ("digits", False)):
+        results = results_of(d2l.EXPERIMENT, runs, budget="quick", data=kind, seconds=0.0)
+        header, rows = table_cells(d2l.EXPERIMENT, results)
+        assert ("in the source" in header) == shown
+        assert any(".84 to .86" in row for row in rows) == shown
+        assert all(len(row) == len(header) for row in rows)
