@@ -6,7 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tree=$1
-parts=(setup.py pyproject.toml MANIFEST.in README.md LICENSE Makefile
+parts=(setup.py pyproject.toml MANIFEST.in LICENSE Makefile
+    README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff
     csrc fused_dropout tests bench docs examples)
 
 # What a folder has of the sources, sorted.

@@ -169,7 +169,7 @@ def built_extension() -> Path:
     for place in (package and package.submodule_search_locations) or ():
         for file in Path(place).glob("_C.*"):
             return file
-    raise ReportError("fused_dropout's extension is not built (see README.md, 'How to build')")
+    raise ReportError("fused_dropout's extension is not built (see docs/install.md)")
 
 
 def kernels_in(file: Path, assemble_for: str | None) -> list[Kernel]:
