@@ -9,14 +9,17 @@ from __future__ import annotations
 from fused_dropout import functional, nn, reference, schedules
 from fused_dropout._core.rng import make_rng_state
 from fused_dropout._masks import mask, normal_noise, packed_mask, uniform_noise
+from fused_dropout._models.check import Finding, check
 from fused_dropout._models.convert import to_dropconnect, to_linear
 from fused_dropout._models.max_norm import max_norm_
 from fused_dropout._models.monte_carlo import MCPrediction, mc_dropout, mc_predict
 from fused_dropout._version import __version__
 
 __all__ = [
+    "Finding",
     "MCPrediction",
     "__version__",
+    "check",
     "functional",
     "make_rng_state",
     "mask",
