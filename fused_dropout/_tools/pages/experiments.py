@@ -35,14 +35,8 @@ def write_experiments(docs: Path) -> None:
 
 def committed_results(docs: Path) -> list[tuple[Experiment, Results]]:
     """The experiments of which docs/experiments has a JSON file, in the order of the list."""
-    files = {
-        experiment: docs / "experiments" / f"{experiment.name}.json" for experiment in EXPERIMENTS
-    }
-    return [
-        (experiment, Results(json.loads(path.read_text())))
-        for experiment, path in files.items()
-        if path.is_file()
-    ]
+    files = [(each, docs / "experiments" / f"{each.name}.json") for each in EXPERIMENTS]
+    return [(each, Results(json.loads(path.read_text()))) for each, path in files if path.is_file()]
 
 
 def with_experiments(readme: str, found: list[tuple[Experiment, Results]]) -> str:

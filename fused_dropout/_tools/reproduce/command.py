@@ -1,12 +1,15 @@
 """`fused-dropout reproduce`: the experiments of the founding papers, a name each.
 
-Exit status: 0 done, 1 the data contradict a claim, 2 bad arguments.
+Exit status: 0 done, 1 the data contradict a claim or a process was killed, 2 bad arguments.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +25,7 @@ from fused_dropout._tools.reproduce.results import CONTRADICTED, Results
 from fused_dropout._tools.reproduce.runner import Runner, Task, default_processes
 
 _OUT = "fused-dropout-reproduce"
+_KILLED = "a process was killed, perhaps for want of memory; --processes 1 takes the least"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
         _print_list(console)
         return 0
     experiments = _chosen(args.names)
+    for module in ("matplotlib", "scipy"):  # better missed now than after the training
+        importlib.import_module(module)
     budget = "quick" if args.quick else "full" if args.full else "default"
     kinds = [data.find(experiment.data, args.data) for experiment in experiments]
     folder = _output_folder(args.out)
@@ -72,6 +78,9 @@ def run(args: argparse.Namespace) -> int:
                 soft_wrap=True,
                 highlight=False,
             )
+    except BrokenProcessPool:
+        print(f"fused-dropout reproduce: error: {_KILLED}", file=sys.stderr)
+        return 1
     finally:
         runner.close()
     for claim in contradicted:

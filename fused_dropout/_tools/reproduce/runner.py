@@ -29,7 +29,9 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_BETWEEN_REPORTS = 0.25
 _SECONDS_BETWEEN_LINES = 30.0  # in a log
 
-_reports: Any = None  # in a worker: the queue of (run, share done)
+Report = tuple[str, int, float]  # experiment, place of the run among its tasks, share done
+
+_reports: Any = None  # in a worker: the queue of reports
 
 
 class Task(NamedTuple):
@@ -51,7 +53,7 @@ class Runner:
         self._executor: ProcessPoolExecutor | None = None
         if processes > 1:
             context = multiprocessing.get_context("spawn")
-            self._queue: Queue[tuple[int, float]] = context.Queue()
+            self._queue: Queue[Report] = context.Queue()
             self._executor = ProcessPoolExecutor(
                 processes, mp_context=context, initializer=_start_worker, initargs=(self._queue,)
             )
@@ -66,7 +68,7 @@ class Runner:
                 self._executor.submit(_run_in_worker, place, task)
                 for place, task in enumerate(tasks)
             ]
-            self._watch(futures, show)
+            self._watch(title, futures, show)
             return [future.result() for future in futures]
 
     def close(self) -> None:
@@ -76,14 +78,16 @@ class Runner:
                 process.terminate()
             self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _watch(self, futures: Sequence[Future[Measured]], show: _Shares) -> None:
+    def _watch(self, title: str, futures: Sequence[Future[Measured]], show: _Shares) -> None:
         pending = set(futures)
         while pending:
             done, pending = wait(pending, _SECONDS_BETWEEN_LOOKS, return_when="FIRST_EXCEPTION")
             for future in done:
                 future.result()  # raises what the run raised
             while not self._queue.empty():
-                show.update(*self._queue.get())
+                experiment, place, share = self._queue.get()
+                if experiment == title:  # the last reports of the one before may come late
+                    show.update(place, share)
 
     @staticmethod
     def _run_here(task: Task, place: int, show: _Shares) -> Measured:
@@ -96,7 +100,7 @@ def default_processes() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _start_worker(reports: Queue[tuple[int, float]]) -> None:
+def _start_worker(reports: Queue[Report]) -> None:
     global _reports
     _reports = reports
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
@@ -111,7 +115,7 @@ def _run_in_worker(place: int, task: Task) -> Measured:
         now = time.monotonic()
         if share >= 1.0 or now - last > _SECONDS_BETWEEN_REPORTS:
             last = now
-            _reports.put((place, share))
+            _reports.put((task.experiment, place, share))
 
     return _run(task, report)
 
