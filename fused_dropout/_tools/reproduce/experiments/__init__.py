@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from fused_dropout._tools.reproduce.experiment import Experiment
-from fused_dropout._tools.reproduce.experiments import claims, d2l, dropconnect, dropconnect_cnn
+from fused_dropout._tools.reproduce.experiments import (
+    activations,
+    attention,
+    batchnorm,
+    claims,
+    conv,
+    d2l,
+    data_size,
+    dropconnect,
+    dropconnect_cnn,
+    features,
+    random_labels,
+    rates,
+    regularizers,
+    uncertainty,
+)
 
 EXPERIMENTS: tuple[Experiment, ...] = (
+    claims.EXPERIMENT,
     d2l.EXPERIMENT,
     dropconnect.EXPERIMENT,
     dropconnect_cnn.EXPERIMENT,
     dropconnect_cnn.CIFAR10,
-    claims.EXPERIMENT,
+    features.EXPERIMENT,
+    activations.EXPERIMENT,
+    rates.EXPERIMENT,
+    data_size.EXPERIMENT,
+    regularizers.EXPERIMENT,
+    random_labels.EXPERIMENT,
+    conv.EXPERIMENT,
+    batchnorm.EXPERIMENT,
+    attention.EXPERIMENT,
+    uncertainty.EXPERIMENT,
 )
 
 
