@@ -35,22 +35,22 @@ def labels_of(settings: Sequence[Setting], *names: str) -> dict[str, str]:
     }
 
 
-def draw_bars(
-    axes: Axes, results: Results, labels: Mapping[str, str], metric: str, *, scale: float = 1.0
+def draw_seeds(
+    axes: Axes, results: Results, labels: Mapping[str, str], metric: str, *, colors: int = 7
 ) -> None:
-    """A bar for each setting in `labels`: the mean over seeds, with every seed as a dot."""
+    """A row for each setting in `labels`: every seed as a dot, their mean as a stroke.
+
+    `colors`: how many there are before they begin again. A run that diverged has no dot.
+    """
     for place, name in enumerate(labels):
-        color = COLORS[place % len(COLORS)]
-        values = scale * np.array(results.values(name, metric))
-        axes.barh(place, values.mean(), color=color, alpha=0.55, height=0.68)
-        axes.plot(values, np.full(len(values), place), "o", color=color, markersize=4, alpha=0.9)
+        color = COLORS[place % colors]
+        values = np.array(results.values(name, metric))
+        axes.plot(values, np.full(len(values), place), "o", color=color, markersize=5, alpha=0.6)
+        axes.plot([values.mean()], [place], "|", color=color, markersize=22, markeredgewidth=3)
     axes.set_yticks(range(len(labels)), list(labels.values()))
-    axes.invert_yaxis()
-    lowest = min(min(results.values(name, metric)) for name in labels) * scale
-    highest = max(max(results.values(name, metric)) for name in labels) * scale
-    margin = 0.25 * max(highest - lowest, 1e-9)
-    axes.set_xlim(max(0.0, lowest - margin) if lowest >= 0 else lowest - margin, highest + margin)
-    decorate(axes, "x")
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.margins(x=0.12)
+    decorate(axes)
 
 
 def draw_curves(

@@ -72,7 +72,7 @@ class Results:
     def deviation(self, setting: str, metric: str) -> float:
         """The standard deviation over the seeds; 0 for a single one."""
         values = self.values(setting, metric)
-        return statistics.stdev(values) if len(values) > 1 else 0.0
+        return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
     def curves(self, setting: str, name: str) -> np.ndarray:
         """A curve by seed: [seeds, points]."""

@@ -39,7 +39,7 @@ from fused_dropout._tools.reproduce.experiment import (
     Setting,
 )
 from fused_dropout._tools.reproduce.networks import autoencoder, initialise_normal, mlp
-from fused_dropout._tools.reproduce.plots import COLORS, decorate, draw_bars, labels_of
+from fused_dropout._tools.reproduce.plots import COLORS, decorate, draw_seeds, labels_of
 from fused_dropout._tools.reproduce.training import (
     Recipe,
     fit,
@@ -185,7 +185,7 @@ def draw(figure: Figure, results: Results) -> None:
     variance.set_ylim(0.0, 1.5 * variance.get_ylim()[1])  # leaves room for the legend
     variance.legend(frameon=False, fontsize=9)
     decorate(variance)
-    draw_bars(removal, results, labels_of(SETTINGS), "change")
+    draw_seeds(removal, results, labels_of(SETTINGS), "change")
     removal.set_title("sensitivity to removing a unit")
     removal.set_xlabel("change of the test loss, mean over units, %")
 

@@ -24,7 +24,7 @@ from fused_dropout._tools.reproduce.experiment import (
     Setting,
 )
 from fused_dropout._tools.reproduce.networks import initialise_normal
-from fused_dropout._tools.reproduce.plots import decorate, draw_bars, draw_curves, labels_of
+from fused_dropout._tools.reproduce.plots import decorate, draw_curves, draw_seeds, labels_of
 from fused_dropout._tools.reproduce.training import Recipe, fit, tested
 from fused_dropout.nn import DropConnectLinear, Dropout, GaussianDropout
 
@@ -125,7 +125,7 @@ def draw(figure: Figure, results: Results) -> None:
     """Accuracy of all, curves and variances with and without dropout."""
     bars, curves, variance = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
     two = labels_of(SETTINGS, "none", "dropout")
-    draw_bars(bars, results, labels_of(SETTINGS), "test_accuracy")
+    draw_seeds(bars, results, labels_of(SETTINGS), "test_accuracy")
     bars.set_title("test accuracy, last epoch of the book's schedule")
     draw_curves(curves, results, two, "test_accuracy")
     curves.set_title("test accuracy over time")

@@ -27,7 +27,7 @@ from fused_dropout._tools.reproduce.experiment import (
     Setting,
 )
 from fused_dropout._tools.reproduce.experiments.dropconnect import vote
-from fused_dropout._tools.reproduce.plots import COLORS, draw_bars, draw_curves, labels_of
+from fused_dropout._tools.reproduce.plots import draw_curves, draw_seeds, labels_of
 from fused_dropout._tools.reproduce.training import Recipe, fit, outputs
 from fused_dropout.nn import DropConnectLinear, Dropout
 
@@ -125,9 +125,7 @@ def draw(figure: Figure, results: Results) -> None:
     """The error of every setting, and the curves without changes to the images."""
     bars, errors, losses = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
     shown = [setting for setting in SETTINGS if setting.name in results.settings]
-    draw_bars(bars, results, labels_of(shown), "error")
-    for place, bar in enumerate(bars.patches):
-        bar.set_color(COLORS[place % len(_KINDS)])
+    draw_seeds(bars, results, labels_of(shown), "error", colors=len(_KINDS))
     bars.set_title("test error, %")
     for axes, curve, title in (
         (errors, "error", "test error, %"),

@@ -31,7 +31,7 @@ from fused_dropout._tools.reproduce.experiment import (
     Setting,
 )
 from fused_dropout._tools.reproduce.networks import Noise, mlp
-from fused_dropout._tools.reproduce.plots import draw_bars, draw_curves
+from fused_dropout._tools.reproduce.plots import draw_curves, draw_seeds
 from fused_dropout._tools.reproduce.training import Recipe, fit, tested
 from fused_dropout.nn import DropConnectLinear, Dropout
 
@@ -100,7 +100,7 @@ def draw(figure: Figure, results: Results) -> None:
         axes.set_title(f"training accuracy, {kind} labels")
         axes.set_xlabel("epoch")
         axes.set_ylim(0.0, 1.03)
-    draw_bars(bars, results, _short_labels("true"), "test_accuracy")
+    draw_seeds(bars, results, _short_labels("true"), "test_accuracy")
     bars.set_title("test accuracy, true labels")
 
 

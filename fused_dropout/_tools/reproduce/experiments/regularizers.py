@@ -30,7 +30,7 @@ from fused_dropout._tools.reproduce.experiment import (
     Setting,
 )
 from fused_dropout._tools.reproduce.networks import mlp
-from fused_dropout._tools.reproduce.plots import COLORS, decorate, draw_bars, labels_of
+from fused_dropout._tools.reproduce.plots import COLORS, decorate, draw_seeds, labels_of
 from fused_dropout._tools.reproduce.training import Recipe, fit, tested
 from fused_dropout.nn import Dropout
 
@@ -146,7 +146,7 @@ def run(job: Job) -> Measured:
 def draw(figure: Figure, results: Results) -> None:
     """The test errors here, and those that the source printed."""
     ours, printed = figure.subplots(1, 2, width_ratios=(1.4, 1))
-    draw_bars(ours, results, labels_of(SETTINGS), "test_error")
+    draw_seeds(ours, results, labels_of(SETTINGS), "test_error")
     ours.set_title("Here (a dot for each seed)")
     labels = labels_of(SETTINGS, *_PRINTED)
     for place, name in enumerate(labels):

@@ -214,7 +214,7 @@ EXPERIMENT = Experiment(
         epochs=5,
         examples=500,
         time="5 s",
-        options={"tests": 500, "rotated": 10, "masks": 10},
+        options={"tests": 300, "rotated": 10, "masks": 5},
     ),
     default=Budget(
         seeds=5,
