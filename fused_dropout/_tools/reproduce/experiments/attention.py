@@ -167,7 +167,7 @@ EXPERIMENT = Experiment(
     run=run,
     draw=draw,
     quick=Budget(seeds=2, epochs=1, examples=200, time="8 s", options={"tests": 500}),
-    default=Budget(seeds=7, epochs=45, examples=400, time="8 min", options={"tests": 10_000}),
+    default=Budget(seeds=5, epochs=45, examples=400, time="8 min", options={"tests": 10_000}),
     full=Budget(seeds=5, epochs=100, time="50 h", options={"tests": 10_000}),
     smaller=(
         "the source trained encoders and decoders of 6 blocks and width 512 on 4.5 million pairs "

@@ -92,7 +92,7 @@ def run(job: Job) -> Measured:
         job.budget.epochs, batch_size=50, lr=0.1, momentum=0.9, weight_decay=1e-4, decays=True
     )
     train = (data.train_x, data.train_y)
-    fewer = data.with_fewer_tests(500)
+    fewer = data.with_fewer_tests(200)
     curves = fit(layers, train, (fewer.test_x, fewer.test_y), recipe, job.seed, job.report)
     accuracy, loss = tested(layers, data.test_x, data.test_y)
     return Measured(
@@ -139,8 +139,8 @@ EXPERIMENT = Experiment(
     draw=draw,
     quick=Budget(seeds=2, epochs=1, examples=200, time="8 s", options={"blocks": 4, "tests": 500}),
     default=Budget(
-        seeds=5,
-        epochs=50,
+        seeds=4,
+        epochs=30,
         examples=500,
         time="8 min",
         options={"blocks": 18, "tests": 10_000},

@@ -184,10 +184,10 @@ def run(job: Job) -> Measured:
 
 def draw(figure: Figure, results: Results) -> None:
     """The test errors, and what each noise gains over its network without noise, seed by seed."""
-    bars, gains = figure.subplots(1, 2)
-    draw_seeds(bars, results, labels_of(SETTINGS), "test_error")
-    bars.set_xlabel("test error, %")
-    bars.set_title("Test error")
+    errors, gains = figure.subplots(1, 2)
+    draw_seeds(errors, results, labels_of(SETTINGS), "test_error", colors=len(COLORS))
+    errors.set_xlabel("test error, %")
+    errors.set_title("Test error")
     names = list(labels_of(SETTINGS))
     for place, name in enumerate(names):
         baseline = results.values(_BASELINES.get(name, "none"), "test_error")
@@ -197,10 +197,10 @@ def draw(figure: Figure, results: Results) -> None:
             gains.plot(gain, [place] * len(gain), "o", color=COLORS[place % len(COLORS)])
     gains.axvline(0.0, color=COLORS[7], linewidth=0.8)
     gains.set_yticks(range(len(names)), [""] * len(names))
-    gains.set_ylim(bars.get_ylim())
+    gains.set_ylim(errors.get_ylim())
     gains.set_xlabel("percentage points")
     gains.set_title("Gain over the same network without noise")
-    decorate(gains, "both")
+    decorate(gains)
 
 
 EXPERIMENT = Experiment(

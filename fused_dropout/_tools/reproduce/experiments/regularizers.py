@@ -147,16 +147,15 @@ def draw(figure: Figure, results: Results) -> None:
     """The test errors here, and those that the source printed."""
     ours, printed = figure.subplots(1, 2, width_ratios=(1.4, 1))
     draw_seeds(ours, results, labels_of(SETTINGS), "test_error")
-    ours.set_title("Here (a dot for each seed)")
+    ours.set_title("Here: a dot for each seed, a stroke for the mean")
     labels = labels_of(SETTINGS, *_PRINTED)
     for place, name in enumerate(labels):
-        color = COLORS[list(labels_of(SETTINGS)).index(name) % len(COLORS)]
-        printed.barh(place, _PRINTED[name], color=color, alpha=0.55, height=0.68)
+        color = COLORS[place + 1]  # as on the left, where "none" comes first
+        printed.plot([_PRINTED[name]], [place], "|", color=color, markersize=22, markeredgewidth=3)
     printed.set_yticks(range(len(labels)), list(labels.values()))
-    printed.invert_yaxis()
-    printed.set_xlim(0.8, 1.8)
+    printed.set_ylim(len(labels) - 0.5, -0.5)
     printed.set_title("Table 9 of the source, 60000 images")
-    decorate(printed, "x")
+    decorate(printed)
     for axes in (ours, printed):
         axes.set_xlabel("test error, %")
 
