@@ -14,7 +14,7 @@ from support.idx_files import write_idx_folder
 from fused_dropout._tools import cli
 from fused_dropout._tools.pictures import digest, digest_in
 from fused_dropout._tools.reproduce import command, data, experiments
-from fused_dropout._tools.reproduce.checks import LEVEL, AtLeast, AtMost, Exact, Ordering
+from fused_dropout._tools.reproduce.checks import LEVEL, AtLeast, AtMost, Between, Exact, Ordering
 from fused_dropout._tools.reproduce.collect import results_of
 from fused_dropout._tools.reproduce.experiment import Budget, Experiment, Job, Measured, Setting
 from fused_dropout._tools.reproduce.experiments import EXPERIMENTS, claims, d2l
@@ -202,6 +202,21 @@ def test_bounds(values: list[float], at_least: str, at_most: str) -> None:
     results = results_with({"a": values})
     assert AtLeast("", "error", "a", 0.5).judge(results).state == at_least
     assert AtMost("", "error", "a", 0.5).judge(results).state == at_most
+
+
+@pytest.mark.parametrize(
+    ("values", "state"),
+    [
+        ([0.3, 0.5, 0.4], HOLDS),
+        ([0.19, 0.2, 0.1], OPEN),
+        ([0.5, 0.7, 0.9], OPEN),
+        ([0.9, 0.91, 0.92], CONTRADICTED),
+        ([0.1, 0.11, 0.12], CONTRADICTED),
+        ([0.4], NOT_JUDGED),
+    ],
+)
+def test_ranges(values: list[float], state: str) -> None:
+    assert Between("", "error", "a", 0.2, 0.6).judge(results_with({"a": values})).state == state
 
 
 @pytest.mark.parametrize(("error", "state"), [(0.0, HOLDS), (2.0, CONTRADICTED)])

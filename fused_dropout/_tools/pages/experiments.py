@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from fused_dropout._tools.pages.markdown import markdown_table
 from fused_dropout._tools.reproduce import plots
 from fused_dropout._tools.reproduce.checks import LEVEL
+from fused_dropout._tools.reproduce.data import WHERE
 from fused_dropout._tools.reproduce.experiment import Experiment
 from fused_dropout._tools.reproduce.experiments import EXPERIMENTS
 from fused_dropout._tools.reproduce.report import WORDS, data_text, notes, table_cells
@@ -79,9 +81,15 @@ def experiments_page(found: list[tuple[Experiment, Results]]) -> str:
         "    fused-dropout reproduce d2l --data DIR      # one experiment on the source's data",
         "    fused-dropout reproduce all --data DIR --out docs/experiments    # what is below",
         "",
-        "DIR holds folders `mnist` and `fashion-mnist` with the four IDX files of each. Without "
-        "`--data` the 8x8 digits of scikit-learn stand in, and no claim is judged. `--quick` shows "
-        "in seconds that an experiment runs; `--full` is the source's own schedule.",
+        "DIR holds folders `mnist` and `fashion-mnist`, each with its four IDX files, plain or "
+        "gzipped. For one experiment it may be such a folder itself. Where to get the data:",
+        "",
+        *(f"- {kind}: {_linked(place)}" for kind, place in WHERE.items()),
+        "",
+        "Without `--data` the 8x8 digits of scikit-learn stand in, and no claim is judged. "
+        "`--quick` shows in seconds that an experiment runs; `--full` is the source's own "
+        "schedule. A run takes one process for each processor (`--processes`), and its figures "
+        "depend on the seeds alone, not on how many run at once.",
         "",
         "A setting is trained with several seeds; tables show mean ± standard deviation over "
         "them. Settings with the same seed start from the same weights and see the same batches. "
@@ -112,6 +120,12 @@ def experiments_page(found: list[tuple[Experiment, Results]]) -> str:
     for experiment, results in found:
         lines += ["", *_section(experiment, results)]
     return "\n".join(lines) + "\n"
+
+
+def _linked(text: str) -> str:
+    """Addresses become links, and code is shown as code."""
+    text = re.sub(r"https?://[\w./-]*\w", r"<\g<0>>", text)
+    return re.sub(r"torchvision\.\S+\([^)]*\)", r"`\g<0>`", text)
 
 
 def _summary(results: Results) -> str:

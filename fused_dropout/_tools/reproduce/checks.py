@@ -90,6 +90,32 @@ class AtMost:
 
 
 @dataclass(frozen=True)
+class Between:
+    """The mean of a metric is in the range that the source printed."""
+
+    claim: str
+    metric: str
+    setting: str
+    low: float
+    high: float
+
+    def judge(self, results: Results) -> Verdict:
+        """In the range it holds; outside, a t test says whether that may be chance."""
+        values = results.values(self.setting, self.metric)
+        if len(values) < 2 or not all(map(math.isfinite, values)):
+            return Verdict(self.claim, NOT_JUDGED, f"{len(values)} seed(s)")
+        mean = statistics.fmean(values)
+        reason = f"{mean:.4f} ± {statistics.stdev(values):.4f} over {len(values)} seeds"
+        if self.low <= mean <= self.high:
+            return Verdict(self.claim, HOLDS, reason)
+        bound = self.low if mean < self.low else self.high
+        sign = 1.0 if mean < self.low else -1.0
+        probability = probability_of_mean([sign * (bound - value) for value in values])
+        state = CONTRADICTED if probability < LEVEL else OPEN
+        return Verdict(self.claim, state, f"{reason}, p = {probability:.2g}")
+
+
+@dataclass(frozen=True)
 class Exact:
     """A theorem: in every run of a setting `metric` is at most the metric `bound`."""
 

@@ -96,16 +96,15 @@ def _run_experiment(
     budget_name: str,
     args: argparse.Namespace,
 ) -> Results:
-    budget = experiment.budget(budget_name)
+    seeds = experiment.budget(budget_name).seeds
     start = time.monotonic()
-    seeds = args.seeds or budget.seeds
     if kind:
         data.load(kind, args.data)  # so that damaged files are reported before any process starts
     tasks = [
         Task(experiment.name, place, seed, budget_name, kind, args.data)
-        for seed in range(seeds)
+        for seed in range(args.seeds or seeds)
         for place, setting in enumerate(experiment.settings)
-        if setting.seeds is None or seed < setting.seeds
+        if args.seeds or setting.seeds is None or seed < setting.seeds
     ]
     found = runner.run(tasks, console)
     runs = {

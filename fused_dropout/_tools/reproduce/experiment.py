@@ -38,7 +38,7 @@ class Setting:
     name: str  # in the JSON file
     label: str  # in the table and the picture
     options: Mapping[str, Any] = field(default_factory=dict)  # what `run` reads
-    seeds: int | None = None  # at most; None: all of the budget
+    seeds: int | None = None  # at most, unless the user asks for a number; None: the budget's
 
 
 @dataclass(frozen=True)

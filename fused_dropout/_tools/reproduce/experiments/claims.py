@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _UNITS = 6  # of the layers whose masks are all summed
 _DRAWS = 2**16  # masks drawn at once, until all 2^6 are found
+_TRIES = 16  # after which a mask that is missing makes a claim fail
 _RATES = (0.5, 0.25)
 _SAMPLES = 2**20
 _DEVIATIONS = 5.0  # standard errors allowed: chance exceeds them once in 1.7 million means
@@ -198,11 +199,11 @@ def _all_masks(seed: int, p: float, units: int = _UNITS) -> tuple[Tensor, Tensor
     """All 2^units masks [2^units, units] as they were drawn, and the probability of each."""
     digits = 2 ** torch.arange(units)
     found = torch.empty(0, dtype=torch.int64)
-    offset = 0
-    while len(found) < 2**units:
+    for offset in range(_TRIES):
         drawn = fused_dropout.mask((_DRAWS, units), p, seed=seed, offset=offset)
         found = torch.cat([found, (drawn * digits).sum(1)]).unique()
-        offset += 1
+        if len(found) == 2**units:
+            break
     masks = (found[:, None] & digits > 0).double()
     keep = keep_rate(p)
     kept = masks.sum(1)

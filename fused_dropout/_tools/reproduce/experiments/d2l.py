@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fused_dropout._tools.reproduce.checks import AtLeast, AtMost
+from fused_dropout._tools.reproduce.checks import Between
 from fused_dropout._tools.reproduce.experiment import (
     Budget,
     Experiment,
@@ -167,8 +167,9 @@ EXPERIMENT = Experiment(
         ("dropout", "test_accuracy"): ".84 to .86",
     },
     checks=(
-        AtLeast("dropout reaches the book's .84", "test_accuracy", "dropout", 0.84),
-        AtMost("dropout stays at the book's .86", "test_accuracy", "dropout", 0.86),
+        Between(
+            "dropout has the book's accuracy, .84 to .86", "test_accuracy", "dropout", 0.84, 0.86
+        ),
     ),
     run=run,
     draw=draw,
