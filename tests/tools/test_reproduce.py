@@ -12,13 +12,14 @@ from scipy import stats
 from support.idx_files import write_idx_folder
 
 from fused_dropout._tools import cli
+from fused_dropout._tools.common import report_console
 from fused_dropout._tools.pictures import digest, digest_in
-from fused_dropout._tools.reproduce import command, data, experiments
+from fused_dropout._tools.reproduce import command, data, experiments, plots
 from fused_dropout._tools.reproduce.checks import LEVEL, AtLeast, AtMost, Between, Exact, Ordering
 from fused_dropout._tools.reproduce.collect import results_of
 from fused_dropout._tools.reproduce.experiment import Budget, Experiment, Job, Measured, Setting
 from fused_dropout._tools.reproduce.experiments import EXPERIMENTS, claims, d2l
-from fused_dropout._tools.reproduce.report import table_cells
+from fused_dropout._tools.reproduce.report import print_report, table_cells
 from fused_dropout._tools.reproduce.results import (
     CONTRADICTED,
     HOLDS,
@@ -290,3 +291,20 @@ def test_the_sources_figures_stand_beside_its_own_data_only() -> None:
         assert ("in the source" in header) == shown
         assert any(".84 to .86" in row for row in rows) == shown
         assert all(len(row) == len(header) for row in rows)
+
+
+def test_a_run_that_diverged_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = {
+        s.name: [Measured({"test_accuracy": v}) for v in (0.8, float("nan"))] for s in d2l.SETTINGS
+    }
+    for measured in runs.values():
+        for run in measured:
+            run.curves = {
+                name: [0.5, 0.4] for name in ("test_accuracy", "variance_1", "variance_2")
+            }
+    results = results_of(d2l.EXPERIMENT, runs, budget="default", data="fashion-mnist", seconds=0.0)
+    assert [verdict.state for verdict in results.verdicts] == [NOT_JUDGED]
+    print_report(report_console(), d2l.EXPERIMENT, results)
+    assert "nan ± nan" in capsys.readouterr().out
+    again = Results(json.loads(results.to_json()))
+    assert digest_in(plots.picture(d2l.EXPERIMENT, again)) == digest(results.to_json())

@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         for experiment, kind in zip(experiments, kinds, strict=True):
             results = _run_experiment(console, runner, experiment, kind, budget, args)
+            _write(folder / f"{experiment.name}.json", results.to_json())  # first: it took long
             print_report(console, experiment, results)
-            _write(folder / f"{experiment.name}.json", results.to_json())
             _write(folder / f"{experiment.name}.png", plots.picture(experiment, results))
             contradicted += [v.claim for v in results.verdicts if v.state == CONTRADICTED]
             console.print(
