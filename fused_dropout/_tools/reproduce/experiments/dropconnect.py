@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _KINDS = {"none": "No-Drop", "dropout": "Dropout", "dropconnect": "DropConnect"}
 _WIDTH = 800
 _WIDTHS = (100, 200, 400)  # of Fig. 2a, besides 800
-_RATES = (0.25, 0.75, 0.875)  # of Fig. 2b, besides 0.5
+_RATES = (0.125, 0.25, 0.75)  # of Fig. 2b, besides 0.5
 _SWEEP_WIDTH = 400
 _SWEEP_SEEDS = 3
 _VOTERS = 5
@@ -193,7 +193,7 @@ EXPERIMENT = Experiment(
     draw=draw,
     combine=vote,
     quick=Budget(2, 1, time="10 s", options={"examples": 256, "lr": 0.1, "momentum": 0.9}),
-    default=Budget(5, 25, time="10 min", options={"examples": 5000, "lr": 0.1, "momentum": 0.95}),
+    default=Budget(5, 25, time="10 min", options={"examples": 5000, "lr": 0.06, "momentum": 0.95}),
     full=Budget(5, 1020, time="300 h", options={"examples": None, "lr": 0.1, "momentum": 0.9}),
     smaller="5000 training examples instead of 60,000, 25 epochs instead of 1020.",
     figure_size=(15.0, 4.4),
