@@ -122,6 +122,11 @@ def experiments_page(found: list[tuple[Experiment, Results]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _escaped(cells: list[str]) -> list[str]:
+    """A bar in a cell is not the end of the cell."""
+    return [cell.replace("|", "\\|") for cell in cells]
+
+
 def _linked(text: str) -> str:
     """Addresses become links, and code is shown as code."""
     text = re.sub(r"https?://[\w./-]*\w", r"<\g<0>>", text)
@@ -140,7 +145,8 @@ def _section(experiment: Experiment, results: Results) -> Iterator[str]:
     yield from (f"## {experiment.name}", "")
     yield f"{experiment.question} Source: {experiment.source}."
     yield from ("", f"![{experiment.title}](experiments/{experiment.name}.png)", "")
-    yield from markdown_table(*table_cells(experiment, results))
+    header, rows = table_cells(experiment, results)
+    yield from markdown_table(_escaped(header), [_escaped(row) for row in rows])
     yield ""
     for note in notes(experiment, results):
         yield f"- {note}"
