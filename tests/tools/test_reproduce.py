@@ -308,3 +308,12 @@ def test_a_run_that_diverged_is_shown(capsys: pytest.CaptureFixture[str]) -> Non
     assert "nan ± nan" in capsys.readouterr().out
     again = Results(json.loads(results.to_json()))
     assert digest_in(plots.picture(d2l.EXPERIMENT, again)) == digest(results.to_json())
+
+
+def test_the_file_has_all_numbers_however_it_is_written() -> None:
+    numbers = [0.1, -2e-9, 1e300, 3, float("inf"), 5e-324]
+    settings = {"a": {"values": {"error": numbers, "none": []}, "curves": {"c": [numbers, [1.5]]}}}
+    document = {"settings": settings, "verdicts": [], "data": "a [1,\n 2] b"}
+    text = Results(document).to_json()
+    assert json.loads(text) == document
+    assert b"[0.1, -2e-09, 1e+300, 3, Infinity, 5e-324]" in text and text.count(b"\n") < 25

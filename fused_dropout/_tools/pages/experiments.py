@@ -20,8 +20,8 @@ from fused_dropout._tools.reproduce.report import WORDS, data_text, notes, table
 from fused_dropout._tools.reproduce.results import CONTRADICTED, HOLDS, NOT_JUDGED, OPEN, Results
 
 _START, _END = "<!-- experiments -->", "<!-- /experiments -->"
-_COLUMNS = 3  # of pictures in the README
-_WIDTH = 270  # of such a picture, in pixels
+_COLUMNS = 4  # of pictures in the README
+_WIDTH = 210  # of such a picture, in pixels
 
 
 def write_experiments(docs: Path) -> None:
@@ -136,7 +136,7 @@ def _linked(text: str) -> str:
 def _summary(results: Results) -> str:
     states = [verdict.state for verdict in results.verdicts]
     counts = {WORDS[state]: states.count(state) for state in dict.fromkeys(states)}
-    return ", ".join(f"{count} {word}" for word, count in counts.items())
+    return ", ".join(f"{word}: {count}" for word, count in counts.items())
 
 
 def _section(experiment: Experiment, results: Results) -> Iterator[str]:

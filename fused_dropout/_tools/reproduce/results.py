@@ -11,12 +11,15 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+_NUMBERS = re.compile(r"\[[\s\d.eE+,NaInfity-]+\]")  # a list of them in JSON
 
 # What the data say of a claim.
 HOLDS = "holds"
@@ -89,5 +92,10 @@ class Results:
         return options
 
     def to_json(self) -> bytes:
-        """The file."""
-        return (json.dumps(self.document, indent=1, allow_nan=True) + "\n").encode()
+        """The file, with each list of numbers on a line."""
+        text = json.dumps(self.document, indent=1)
+        return (_NUMBERS.sub(_on_one_line, text) + "\n").encode()
+
+
+def _on_one_line(numbers: re.Match[str]) -> str:
+    return f"[{' '.join(numbers[0][1:-1].split())}]"

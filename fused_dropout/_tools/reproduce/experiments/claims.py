@@ -274,7 +274,10 @@ EXPERIMENT = Experiment(
     source="Srivastava et al. 2014; Wan et al. 2013; Bishop 1995; Goodfellow et al. 2016, 7.12",
     data=(),
     settings=SETTINGS,
-    metrics=(Metric("error", "error", -1), Metric("allowed", "allowed", -1)),
+    metrics=(
+        Metric("error", "error; of means, in standard errors", -1),
+        Metric("allowed", "allowed", -1),
+    ),
     checks=tuple(Exact(setting.label, setting.name, "error", "allowed") for setting in SETTINGS),
     run=run,
     draw=draw,
