@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from scipy import stats
 from support.idx_files import write_idx_folder
 
 from fused_dropout._tools import cli
-from fused_dropout._tools.common import report_console
+from fused_dropout._tools.common import ArgumentError, report_console
 from fused_dropout._tools.pictures import digest, digest_in
 from fused_dropout._tools.reproduce import command, data, experiments, plots
 from fused_dropout._tools.reproduce.checks import LEVEL, AtLeast, AtMost, Between, Exact, Ordering
@@ -150,6 +152,48 @@ def test_the_folders_name_tells_the_data_apart(tmp_path: Path) -> None:
     assert data.find(("fashion-mnist", "mnist"), str(folder)) == "mnist"
     with pytest.raises(ValueError, match="holds none of what this needs"):
         data.find(("fashion-mnist",), str(folder))
+
+
+class FakeCifar10:
+    """As torchvision.datasets.CIFAR10 holds its images: [N, height, width, channels]."""
+
+    def __init__(self, root: str, train: bool) -> None:
+        count = 6 if train else 4
+        self.data = np.arange(count * 32 * 32 * 3, dtype=np.uint8).reshape(count, 32, 32, 3)
+        self.targets = list(range(count))
+
+
+class FakeSvhn:
+    """As torchvision.datasets.SVHN holds its images: [N, channels, height, width]."""
+
+    def __init__(self, root: str, split: str) -> None:
+        if split == "test":
+            raise RuntimeError("Dataset not found or corrupted")
+        self.data, self.labels = np.zeros((2, 3, 32, 32), np.uint8), np.zeros(2)
+
+
+def test_data_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torchvision = ModuleType("torchvision")
+    torchvision.datasets = SimpleNamespace(CIFAR10=FakeCifar10, SVHN=FakeSvhn)
+    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
+    wanted = ("cifar10", "svhn", "fashion-mnist")
+    (tmp_path / "train_32x32.mat").touch()
+    assert data.find(wanted, str(tmp_path)) == "svhn"
+    with pytest.raises(ArgumentError, match="cannot read svhn: Dataset not found"):
+        data.load("svhn", str(tmp_path))
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert data.find(wanted, str(tmp_path)) == "cifar10"
+    images = data.load("cifar10", str(tmp_path))
+    assert images.shape == (3, 32, 32) and images.train_y.tolist() == list(range(6))
+    pixel = images.test_x.view(-1, *images.shape)[2, 1, 5, 7] * 255.0
+    assert round(pixel.item()) == FakeCifar10("", False).data[2, 5, 7, 1]
+
+
+def test_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(ArgumentError, match="cifar10 needs torchvision"):
+        data.load("cifar10", str(tmp_path))
 
 
 def test_a_part_has_the_seeds_examples() -> None:

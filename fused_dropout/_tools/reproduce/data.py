@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -135,20 +134,23 @@ def _of_idx(name: str, read: Callable[[], object]) -> Images:
 
 
 def _of_torchvision(kind: str, folder: Path) -> Images:
-    if find_spec("torchvision") is None:
-        raise ArgumentError(f"--data {folder}: {kind} needs torchvision, which is not installed")
-    from torchvision import datasets
-
-    if kind == "cifar10":
-        train = datasets.CIFAR10(str(folder), train=True)
-        test = datasets.CIFAR10(str(folder), train=False)
-        pixels = [np.transpose(part.data, (0, 3, 1, 2)) for part in (train, test)]
-        labels = [np.asarray(part.targets) for part in (train, test)]
-    else:
-        train = datasets.SVHN(str(folder), split="train")
-        test = datasets.SVHN(str(folder), split="test")
-        pixels = [part.data for part in (train, test)]
-        labels = [part.labels for part in (train, test)]
+    try:
+        from torchvision import datasets
+    except ModuleNotFoundError as error:
+        raise ArgumentError(
+            f"--data {folder}: {kind} needs torchvision, which is not installed"
+        ) from error
+    try:
+        if kind == "cifar10":
+            parts = [datasets.CIFAR10(str(folder), train=train) for train in (True, False)]
+            pixels = [np.transpose(part.data, (0, 3, 1, 2)) for part in parts]
+            labels = [np.asarray(part.targets) for part in parts]
+        else:
+            parts = [datasets.SVHN(str(folder), split=split) for split in ("train", "test")]
+            pixels = [part.data for part in parts]
+            labels = [part.labels for part in parts]
+    except (RuntimeError, OSError) as error:  # incomplete or damaged
+        raise ArgumentError(f"--data {folder}: torchvision cannot read {kind}: {error}") from error
     train_x, test_x = (
         torch.from_numpy(part.reshape(len(part), -1).astype(np.float32) / 255.0) for part in pixels
     )
