@@ -94,7 +94,7 @@ def test_a_contradicted_claim_is_exit_status_1(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("d2L",), "no experiment is called 'd2L'; there are d2l, "),
+        (("d2L",), "no experiment is called 'd2L'; there are claims, d2l, "),
         (("d2l", "--seeds", "0"), "--seeds: must be an integer from 1"),
         (("d2l", "--quick", "--full"), "not allowed with"),
         (("d2l", "--data", "nowhere"), "--data nowhere does not exist"),

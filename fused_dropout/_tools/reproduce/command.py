@@ -132,7 +132,7 @@ def _print_list(console: Console) -> None:
 def _chosen(names: list[str]) -> list[Experiment]:
     if names == ["all"]:
         return list(EXPERIMENTS)
-    known = {experiment.name for experiment in EXPERIMENTS}
+    known = [experiment.name for experiment in EXPERIMENTS]
     for name in names:
         if name not in known:
             raise ArgumentError(f"no experiment is called {name!r}; there are {', '.join(known)}")
