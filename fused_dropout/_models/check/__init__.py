@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from fused_dropout._models.check.rates import check_rates
 
 __all__ = ["Finding", "check"]
 
-MISTAKES = (
+Mistake = Literal[
     "dropout-on-in-evaluation",
     "dropout-off-in-training",
     "dropout-ignores-mode",
@@ -30,11 +30,12 @@ MISTAKES = (
     "dropout-twice",
     "dropout-before-softmax",
     "alpha-dropout-without-selu",
-)
+]
+MISTAKES = get_args(Mistake)
 
 
 def check(
-    model: nn.Module, example_inputs: Any = None, *, ignore: Sequence[str] = ()
+    model: nn.Module, example_inputs: Any = None, *, ignore: Sequence[Mistake] = ()
 ) -> list[Finding]:
     """Names the classic mistakes with dropout in ``model``: what, where, why, and what to do.
 
