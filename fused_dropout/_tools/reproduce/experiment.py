@@ -92,6 +92,7 @@ class Experiment:
     default: Budget
     full: Budget
     smaller: str  # what is smaller in the default than in the source
+    chosen: str = ""  # how recipe and rules were chosen, where results were seen before
     checks: tuple[Check, ...] = ()
     # Settings and metrics with what the source printed for them, on the source's own data.
     published: Mapping[tuple[str, str], str] = field(default_factory=dict)

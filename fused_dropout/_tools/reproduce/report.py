@@ -87,6 +87,8 @@ def notes(experiment: Experiment, results: Results) -> Iterator[str]:
         yield "--quick shows that it runs; its figures mean nothing."
     elif budget == "default" and experiment.smaller:
         yield f"Smaller than in the source: {experiment.smaller}"
+    if experiment.chosen:
+        yield f"Chosen after results were seen: {experiment.chosen}"
 
 
 def is_sources_data(experiment: Experiment, results: Results) -> bool:

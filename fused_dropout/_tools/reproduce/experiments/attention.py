@@ -164,6 +164,10 @@ EXPERIMENT = Experiment(
         ),
         Ordering("dropout of residual branches lowers the error", "error", "residual", "none"),
     ),
+    chosen=(
+        "the number of images and epochs was chosen where the network overfits; the error was "
+        "open at five seeds, and it stayed at five."
+    ),
     run=run,
     draw=draw,
     quick=Budget(seeds=2, epochs=1, examples=200, time="8 s", options={"tests": 500}),

@@ -154,6 +154,10 @@ EXPERIMENT = Experiment(
             higher_is_better=True,
         ),
     ),
+    chosen=(
+        "the optimiser was chosen among several with the pictures in view, so the size of the "
+        "effect depends on it."
+    ),
     run=run,
     draw=draw,
     quick=Budget(seeds=2, epochs=2, examples=1000, time="5 s"),
