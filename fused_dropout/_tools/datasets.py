@@ -6,9 +6,10 @@ import gzip
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedIOBase
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,18 @@ class Dataset:
     @property
     def features(self) -> int:
         return self.train_x.shape[1]
+
+
+_Data = TypeVar("_Data", bound=Dataset)
+
+
+def subset(data: _Data, examples: int, seed: int) -> _Data:
+    """`examples` training examples, drawn at random; the test set stays whole."""
+    if examples == len(data.train_x):
+        return data
+    shuffled = torch.randperm(len(data.train_x), generator=torch.Generator().manual_seed(seed))
+    chosen = shuffled[:examples]
+    return replace(data, train_x=data.train_x[chosen], train_y=data.train_y[chosen])
 
 
 class DataError(ValueError):

@@ -15,7 +15,7 @@ from support.idx_files import write_idx_folder
 
 from fused_dropout._tools.baselines import NaiveDropConnectLinear
 from fused_dropout._tools.cli import main
-from fused_dropout._tools.datasets import Dataset, load_digits
+from fused_dropout._tools.datasets import Dataset, load_digits, subset
 from fused_dropout._tools.demo import training as training
 from fused_dropout._tools.demo.progress import train_with_progress
 from fused_dropout._tools.demo.training import SameMaskNaiveLinear, Settings
@@ -163,11 +163,11 @@ def test_the_fused_layer_learns_the_digits(digits: Dataset) -> None:
 
 
 def test_subset_is_drawn_by_seed_and_keeps_the_test_set(digits: Dataset) -> None:
-    part = training.subset(digits, 100, seed=1)
+    part = subset(digits, 100, seed=1)
     assert part.train_x.shape == (100, 64) and part.test_x is digits.test_x
-    assert torch.equal(part.train_x, training.subset(digits, 100, seed=1).train_x)
-    assert not torch.equal(part.train_x, training.subset(digits, 100, seed=2).train_x)
-    assert training.subset(digits, len(digits.train_x), seed=1) is digits
+    assert torch.equal(part.train_x, subset(digits, 100, seed=1).train_x)
+    assert not torch.equal(part.train_x, subset(digits, 100, seed=2).train_x)
+    assert subset(digits, len(digits.train_x), seed=1) is digits
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 11, 60])

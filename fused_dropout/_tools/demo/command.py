@@ -28,7 +28,7 @@ from fused_dropout._tools.common import (
     report_console,
     thread_count,
 )
-from fused_dropout._tools.datasets import DataError, Dataset, load_digits, load_idx
+from fused_dropout._tools.datasets import DataError, Dataset, load_digits, load_idx, subset
 from fused_dropout._tools.demo import training as training
 from fused_dropout._tools.demo.progress import train_with_progress
 from fused_dropout._tools.demo.results import Results, Side
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError(f"--out must end in .png, got {out}")
     data = _load(args.data)
     settings = _settings(args)
-    trained = training.subset(data, _subset_size(args, data), settings.seed)
+    trained = subset(data, _subset_size(args, data), settings.seed)
     _check_memory(data, settings)
     console = report_console()
     with (
@@ -143,7 +143,7 @@ def _measure_and_train(
     naive_layer = NaiveDropConnectLinear if args.own_masks else SameMaskNaiveLinear
     for index in range(args.seeds):
         seeded = replace(settings, seed=settings.seed + index, mask_seed=settings.seed + index)
-        part = training.subset(data, len(trained.train_x), seeded.seed)
+        part = subset(data, len(trained.train_x), seeded.seed)
         suffix = f", seed {seeded.seed}" if args.seeds > 1 else ""
         for label, layer, side in (
             ("naive", naive_layer, naive),

@@ -91,15 +91,6 @@ def standardised(data: Dataset) -> Dataset:
     )
 
 
-def subset(data: Dataset, examples: int, seed: int) -> Dataset:
-    """`examples` training examples, drawn at random; the test set stays whole."""
-    if examples == len(data.train_x):
-        return data
-    shuffled = torch.randperm(len(data.train_x), generator=torch.Generator().manual_seed(seed))
-    chosen = shuffled[:examples]
-    return replace(data, train_x=data.train_x[chosen], train_y=data.train_y[chosen])
-
-
 def build(layer: LayerType, features: int, settings: Settings) -> nn.Sequential:
     """features -> hidden -> hidden -> classes, DropConnect in the first two layers.
 

@@ -41,17 +41,15 @@ def results_of(
     }
     results = Results(document)
     verdicts = [check.judge(results) for check in experiment.checks]
-    if results.data not in ("", *experiment.data[:1]) or budget == "quick":
-        verdicts = [_without_judgement(verdict, experiment, results) for verdict in verdicts]
+    if experiment.data and (results.is_stand_in or budget == "quick"):  # theorems need no data
+        verdicts = [_without_judgement(verdict, results) for verdict in verdicts]
     document["verdicts"] = [asdict(verdict) for verdict in verdicts]
     return results
 
 
-def _without_judgement(verdict: Verdict, experiment: Experiment, results: Results) -> Verdict:
+def _without_judgement(verdict: Verdict, results: Results) -> Verdict:
     """Claims are about the source's data and a training of some length."""
-    if not experiment.data:  # a theorem needs neither
-        return verdict
-    reason = "too short a run" if results.data == experiment.data[0] else "not the source's data"
+    reason = "not the source's data" if results.is_stand_in else "too short a run"
     return Verdict(verdict.claim, NOT_JUDGED, f"{reason}: {verdict.reason}")
 
 

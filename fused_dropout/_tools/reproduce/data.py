@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from fused_dropout._tools.common import ArgumentError
-from fused_dropout._tools.datasets import DataError, load_digits, load_idx
+from fused_dropout._tools.datasets import DataError, Dataset, load_digits, load_idx, subset
 
-CLASSES = 10
 DIGITS = "digits"  # of scikit-learn: small, and always there
 
 # Where people get them; `--data DIR` takes the folder that holds them.
@@ -34,28 +33,25 @@ _FILES_OF_TORCHVISION = {"cifar10": "cifar-10-batches-py", "svhn": "train_32x32.
 
 
 @dataclass(frozen=True)
-class Images:
-    """Images as rows of features in [0, 1], channel by channel, with their labels in 0..9."""
+class Images(Dataset):
+    """A data set whose rows are images, channel by channel."""
 
-    name: str
     shape: tuple[int, int, int]  # channels, height, width of an image
-    train_x: Tensor  # float32 [N, features]
-    train_y: Tensor  # int64 [N]
-    test_x: Tensor
-    test_y: Tensor
 
     @property
-    def features(self) -> int:
-        """Numbers in an image."""
-        return self.train_x.shape[1]
+    def train(self) -> tuple[Tensor, Tensor]:
+        """Training images and labels."""
+        return self.train_x, self.train_y
+
+    @property
+    def test(self) -> tuple[Tensor, Tensor]:
+        """Test images and labels."""
+        return self.test_x, self.test_y
 
     def part(self, examples: int | None, seed: int) -> Images:
         """That many training images drawn by the seed (None: all); the test set stays whole."""
-        if examples is None or examples >= len(self.train_x):
-            return self
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(self.train_x), generator=generator)[:examples]
-        return replace(self, train_x=self.train_x[chosen], train_y=self.train_y[chosen])
+        there_are = len(self.train_x)
+        return subset(self, there_are if examples is None else min(examples, there_are), seed)
 
     def with_fewer_tests(self, examples: int | None) -> Images:
         """The first test images only (None: all)."""
@@ -118,19 +114,15 @@ def _has_idx(folder: Path) -> bool:
     return any((folder / f"{_IDX_FILE}{suffix}").is_file() for suffix in ("", ".gz"))
 
 
-def _of_idx(name: str, read: Callable[[], object]) -> Images:
-    from fused_dropout._tools.datasets import Dataset
-
+def _of_idx(name: str, read: Callable[[], Dataset]) -> Images:
     try:
         data = read()
     except DataError as error:
         raise ArgumentError(str(error)) from error
-    assert isinstance(data, Dataset)
     side = round(data.features**0.5)
     if side * side != data.features:
         raise ArgumentError(f"{name}: images must be square, got {data.features} pixels")
-    shape = (1, side, side)
-    return Images(name, shape, data.train_x, data.train_y, data.test_x, data.test_y)
+    return Images(name, data.train_x, data.train_y, data.test_x, data.test_y, shape=(1, side, side))
 
 
 def _of_torchvision(kind: str, folder: Path) -> Images:
@@ -155,4 +147,4 @@ def _of_torchvision(kind: str, folder: Path) -> Images:
         torch.from_numpy(part.reshape(len(part), -1).astype(np.float32) / 255.0) for part in pixels
     )
     train_y, test_y = (torch.from_numpy(part.astype(np.int64)) for part in labels)
-    return Images(kind, (3, 32, 32), train_x, train_y, test_x, test_y)
+    return Images(kind, train_x, train_y, test_x, test_y, shape=(3, 32, 32))

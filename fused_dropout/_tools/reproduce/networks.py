@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from fused_dropout._tools.reproduce.data import CLASSES
+from fused_dropout._tools.datasets import CLASSES
 
 Noise = Callable[[], nn.Module]  # makes the layer that follows an activation
 

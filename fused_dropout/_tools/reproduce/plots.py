@@ -53,6 +53,17 @@ def draw_seeds(
     decorate(axes)
 
 
+def draw_errors_and_losses(
+    error: Axes, loss: Axes, results: Results, labels: Mapping[str, str]
+) -> None:
+    """Beside each other what `training.final_figures` found on the test images."""
+    draw_seeds(error, results, labels, "error")
+    error.set_title("test error, %")
+    draw_seeds(loss, results, labels, "loss")
+    loss.set_yticklabels([])
+    loss.set_title("test cross entropy, nats")
+
+
 def draw_curves(
     axes: Axes,
     results: Results,

@@ -40,18 +40,15 @@ def table_cells(experiment: Experiment, results: Results) -> tuple[list[str], li
         if any(results.values(name, metric.name) for name in results.settings)
         or any(results.combined(name, metric.name) is not None for name in results.settings)
     ]
-    shows_source = is_sources_data(experiment, results)
     header, cells = [""], {setting.name: [setting.label] for setting in experiment.settings}
     for metric in metrics:
-        printed = [
-            experiment.published.get((setting.name, metric.name), "") if shows_source else ""
-            for setting in experiment.settings
-        ]
+        printed = [experiment.published.get((s.name, metric.name), "") for s in experiment.settings]
+        shows_source = any(printed) and not results.is_stand_in
         header.append(metric.label)
-        header += ["in the source"] * any(printed)
+        header += ["in the source"] * shows_source
         for setting, source in zip(experiment.settings, printed, strict=True):
             cells[setting.name].append(_cell(results, setting.name, metric))
-            cells[setting.name] += [source] * any(printed)
+            cells[setting.name] += [source] * shows_source
     return header, list(cells.values())
 
 
@@ -76,7 +73,7 @@ def notes(experiment: Experiment, results: Results) -> Iterator[str]:
     """The verdicts; what differs from the source."""
     for verdict in results.verdicts:
         yield f"{WORDS[verdict.state]}: {verdict.claim} ({verdict.reason})"
-    if experiment.data and not is_sources_data(experiment, results):
+    if results.is_stand_in:
         own = experiment.data[0]
         yield (
             f"The source's data are {own}, these are {results.data}: no claim is judged. "
@@ -89,11 +86,6 @@ def notes(experiment: Experiment, results: Results) -> Iterator[str]:
         yield f"Smaller than in the source: {experiment.smaller}"
     if experiment.chosen:
         yield f"Chosen after results were seen: {experiment.chosen}"
-
-
-def is_sources_data(experiment: Experiment, results: Results) -> bool:
-    """Whether the run used what the source used."""
-    return not experiment.data or results.data == experiment.data[0]
 
 
 def data_text(results: Results) -> str:

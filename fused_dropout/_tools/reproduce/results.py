@@ -54,6 +54,11 @@ class Results:
         return str(self.document["data"])
 
     @property
+    def is_stand_in(self) -> bool:
+        """Whether the data are others than the source's."""
+        return bool(self.document["stand_in"])
+
+    @property
     def verdicts(self) -> list[Verdict]:
         """What the data say of each claim."""
         return [Verdict(**verdict) for verdict in self.document["verdicts"]]
@@ -85,11 +90,6 @@ class Results:
         """Images of the first seed, uint8 [N, height, width]."""
         kept = self.document["settings"][setting]["images"][name]
         return np.frombuffer(base64.b85decode(kept["bytes"]), np.uint8).reshape(kept["shape"])
-
-    def options(self) -> Mapping[str, Any]:
-        """What the budget says besides seeds, epochs and examples."""
-        options: Mapping[str, Any] = self.document["budget"]["options"]
-        return options
 
     def to_json(self) -> bytes:
         """The file, with each list of numbers on a line."""

@@ -1,4 +1,4 @@
-"""How the experiments train: minibatch SGD or Adam, tested after every epoch."""
+"""How the experiments train and test: minibatch SGD or Adam."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fused_dropout import max_norm_
+from fused_dropout._tools.reproduce.data import Images
 
+Examples = tuple[Tensor, Tensor]  # inputs and labels
 Penalty = Callable[[nn.Module], Tensor]
 _TEST_BATCH = 500
 
@@ -33,7 +35,7 @@ class Recipe:
 
 @dataclass
 class Curves:
-    """What training found after each epoch; accuracies and the test loss in evaluation mode."""
+    """What training found after each epoch; tests in evaluation mode."""
 
     train_loss: list[float] = field(default_factory=list)  # of the dropping network, over the epoch
     test_accuracy: list[float] = field(default_factory=list)
@@ -42,65 +44,42 @@ class Curves:
 
 def fit(
     network: nn.Module,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
+    train: Examples,
     recipe: Recipe,
     seed: int,
     report: Callable[[float], None] = lambda share: None,
+    *,
+    test: Examples | None = None,
     after_epoch: Callable[[int], None] = lambda epoch: None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
 ) -> Curves:
-    """Train a classifier; `train` and `test` are inputs and labels.
+    """Train a classifier, and test it on `test` after each epoch (None: no test, empty curves).
 
     The order of the batches depends on `seed` alone. `after_epoch` is called with the number of
     epochs done, in evaluation mode. `augment` changes a batch of inputs before the network sees it.
     """
     inputs, labels = train
-    optimizer = _optimizer(network, recipe)
-    order = torch.Generator().manual_seed(seed)
     changes = torch.Generator().manual_seed(seed)  # of `augment`, so that it moves no batch
     curves = Curves()
-    batches_per_epoch = -(-len(inputs) // recipe.batch_size)
-    steps = recipe.epochs * batches_per_epoch
-    step = 0
-    for epoch in range(1, recipe.epochs + 1):
-        network.train()
-        total = torch.zeros(())
-        for batch in torch.randperm(len(inputs), generator=order).split(recipe.batch_size):
-            if recipe.decays:
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.lr * (1.0 - step / steps)
-            x = inputs[batch]
-            if augment is not None:
-                x = augment(x, changes)
-            loss = F.cross_entropy(
-                network(x), labels[batch], label_smoothing=recipe.label_smoothing
-            )
-            total += loss.detach() * len(batch)
-            if recipe.penalty is not None:
-                loss = loss + recipe.penalty(network)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if recipe.max_norm is not None:
-                max_norm_(network, recipe.max_norm)
-            step += 1
-            if step % 16 == 0:
-                report(step / steps)
-        network.eval()
+    total = torch.zeros(())
+
+    def loss_of(batch: Tensor) -> Tensor:
+        x = inputs[batch] if augment is None else augment(inputs[batch], changes)
+        loss = F.cross_entropy(network(x), labels[batch], label_smoothing=recipe.label_smoothing)
+        total.add_(loss.detach() * len(batch))
+        return loss if recipe.penalty is None else loss + recipe.penalty(network)
+
+    def close_epoch(epoch: int) -> None:
         curves.train_loss.append(total.item() / len(inputs))
-        accuracy, loss_value = tested(network, *test)
-        curves.test_accuracy.append(accuracy)
-        curves.test_loss.append(loss_value)
+        total.zero_()
+        if test is not None:
+            accuracy, test_loss = tested(network, *test)
+            curves.test_accuracy.append(accuracy)
+            curves.test_loss.append(test_loss)
         after_epoch(epoch)
+
+    _minimise(loss_of, network, len(inputs), recipe, seed, report, close_epoch)
     return curves
-
-
-def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters, lr, decay = network.parameters(), recipe.lr, recipe.weight_decay
-    if recipe.adam:
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay)
-    return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=decay)
 
 
 def fit_autoencoder(
@@ -114,22 +93,54 @@ def fit_autoencoder(
 ) -> None:
     """Train a network to give back its inputs; `loss_of` its outputs and the inputs falls.
 
-    Of the recipe it reads epochs, batch size, learning rate and momentum. The order of the batches
-    depends on `seed` alone. `after_epoch` is called as by `fit`.
+    Label smoothing and a penalty are not read. The rest is as for `fit`.
     """
-    optimizer = torch.optim.SGD(network.parameters(), lr=recipe.lr, momentum=recipe.momentum)
+
+    def loss_of_batch(batch: Tensor) -> Tensor:
+        x = inputs[batch]
+        return loss_of(network(x), x)
+
+    _minimise(loss_of_batch, network, len(inputs), recipe, seed, report, after_epoch)
+
+
+def _minimise(
+    loss_of: Callable[[Tensor], Tensor],
+    network: nn.Module,
+    examples: int,
+    recipe: Recipe,
+    seed: int,
+    report: Callable[[float], None],
+    after_epoch: Callable[[int], None],
+) -> None:
+    """The recipe's epochs; `loss_of` takes the indices of a batch's examples."""
+    optimizer = _optimizer(network, recipe)
     order = torch.Generator().manual_seed(seed)
+    steps = recipe.epochs * -(-examples // recipe.batch_size)
+    step = 0
     for epoch in range(1, recipe.epochs + 1):
         network.train()
-        for batch in torch.randperm(len(inputs), generator=order).split(recipe.batch_size):
-            x = inputs[batch]
-            loss = loss_of(network(x), x)
+        for batch in torch.randperm(examples, generator=order).split(recipe.batch_size):
+            if recipe.decays:
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.lr * (1.0 - step / steps)
+            loss = loss_of(batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        report(epoch / recipe.epochs)
+            if recipe.max_norm is not None:
+                max_norm_(network, recipe.max_norm)
+            step += 1
+            if step % 16 == 0:
+                report(step / steps)
         network.eval()
         after_epoch(epoch)
+
+
+def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters, lr, decay = network.parameters(), recipe.lr, recipe.weight_decay
+    if recipe.adam:
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay)
+    return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=decay)
 
 
 def half_squared_distance(decoded: Tensor, inputs: Tensor) -> Tensor:
@@ -156,3 +167,13 @@ def tested(network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, f
     logits = outputs(network, inputs)
     accuracy = (logits.argmax(1) == labels).float().mean().item()
     return accuracy, F.cross_entropy(logits, labels).item()
+
+
+def final_figures(network: nn.Module, data: Images) -> dict[str, float]:
+    """Cross entropy on the training and the test images, and the test error in percent."""
+    accuracy, loss = tested(network, *data.test)
+    return {
+        "train_loss": tested(network, *data.train)[1],
+        "loss": loss,
+        "error": 100.0 * (1.0 - accuracy),
+    }

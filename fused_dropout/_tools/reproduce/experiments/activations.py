@@ -103,8 +103,7 @@ def run(job: Job) -> Measured:
         linear = options.get("linear", nn.Linear)
         network = mlp(data.features, (_HIDDEN, _HIDDEN), (noise, noise), linear=linear)
         recipe = Recipe(job.budget.epochs, batch_size=100, lr=0.05, momentum=0.9)
-        train = (data.train_x, data.train_y)
-        fit(network, train, (images, labels), recipe, job.seed, job.report, measure_variances)
+        fit(network, data.train, recipe, job.seed, job.report, after_epoch=measure_variances)
         loss = partial(F.cross_entropy, target=labels)
 
     hidden = _activations(network, images)

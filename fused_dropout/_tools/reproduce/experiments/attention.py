@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fused_dropout import functional
+from fused_dropout._tools.datasets import CLASSES
 from fused_dropout._tools.reproduce.checks import Ordering
-from fused_dropout._tools.reproduce.data import CLASSES
 from fused_dropout._tools.reproduce.experiment import (
     Budget,
     Experiment,
@@ -27,8 +27,8 @@ from fused_dropout._tools.reproduce.experiment import (
     Metric,
     Setting,
 )
-from fused_dropout._tools.reproduce.plots import draw_curves, draw_seeds, labels_of
-from fused_dropout._tools.reproduce.training import Recipe, fit, tested
+from fused_dropout._tools.reproduce.plots import draw_curves, draw_errors_and_losses, labels_of
+from fused_dropout._tools.reproduce.training import Recipe, final_figures, fit
 from fused_dropout.nn import BiasActDropoutAdd, Dropout
 
 if TYPE_CHECKING:
@@ -118,29 +118,16 @@ def run(job: Job) -> Measured:
     data = job.data.with_fewer_tests(job.budget.options["tests"])
     encoder = Encoder(data.shape, **job.options)
     recipe = Recipe(job.budget.epochs, batch_size=25, lr=4e-3, adam=True, decays=True)
-    train = (data.train_x, data.train_y)
     fewer = data.with_fewer_tests(500)
-    curves = fit(encoder, train, (fewer.test_x, fewer.test_y), recipe, job.seed, job.report)
-    accuracy, loss = tested(encoder, data.test_x, data.test_y)
-    return Measured(
-        {
-            "train_loss": tested(encoder, *train)[1],
-            "loss": loss,
-            "error": 100.0 * (1.0 - accuracy),
-        },
-        {"test_loss": curves.test_loss},
-    )
+    curves = fit(encoder, data.train, recipe, job.seed, job.report, test=fewer.test)
+    return Measured(final_figures(encoder, data), {"test_loss": curves.test_loss})
 
 
 def draw(figure: Figure, results: Results) -> None:
     """Test errors and losses, and the test loss over time."""
     error, loss, curves = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
     labels = labels_of(SETTINGS)
-    draw_seeds(error, results, labels, "error")
-    error.set_title("test error, %")
-    draw_seeds(loss, results, labels, "loss")
-    loss.set_yticklabels([])
-    loss.set_title("test cross entropy, nats")
+    draw_errors_and_losses(error, loss, results, labels)
     draw_curves(curves, results, labels, "test_loss")
     curves.set_title("test cross entropy over time")
     curves.set_xlabel("epoch")

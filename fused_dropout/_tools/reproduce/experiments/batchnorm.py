@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fused_dropout._tools.datasets import CLASSES
 from fused_dropout._tools.reproduce.checks import Ordering
-from fused_dropout._tools.reproduce.data import CLASSES
 from fused_dropout._tools.reproduce.experiment import (
     Budget,
     Experiment,
@@ -112,9 +112,7 @@ def run(job: Job) -> Measured:
     data = job.data.with_fewer_tests(job.budget.options["tests"])
     layers = network(data.shape, job.options["p"], job.options["before"])
     recipe = Recipe(job.budget.epochs, batch_size=50, lr=0.1, momentum=0.9, decays=True)
-    train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
-    fewer = data.with_fewer_tests(200)  # after every epoch; all of them at the end
-    fit(layers, train, (fewer.test_x, fewer.test_y), recipe, job.seed, job.report)
+    fit(layers, data.train, recipe, job.seed, job.report)
     found, predicted = variance_ratios(layers, data.train_x[:_PROBE])
     renewed = with_new_statistics(layers, data.train_x)
     return Measured(
@@ -122,8 +120,8 @@ def run(job: Job) -> Measured:
             "ratio": found[0],
             "predicted": predicted[0],
             "shift": statistics.fmean(abs(ratio - 1.0) for ratio in found),
-            "error": 100.0 * (1.0 - tested(layers, *test)[0]),
-            "error_renewed": 100.0 * (1.0 - tested(renewed, *test)[0]),
+            "error": 100.0 * (1.0 - tested(layers, *data.test)[0]),
+            "error_renewed": 100.0 * (1.0 - tested(renewed, *data.test)[0]),
         }
     )
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from fused_dropout._tools.datasets import CLASSES
 from fused_dropout._tools.reproduce.checks import Ordering
-from fused_dropout._tools.reproduce.data import CLASSES
 from fused_dropout._tools.reproduce.experiment import (
     Budget,
     Experiment,
@@ -24,8 +24,8 @@ from fused_dropout._tools.reproduce.experiment import (
     Metric,
     Setting,
 )
-from fused_dropout._tools.reproduce.plots import draw_seeds, labels_of
-from fused_dropout._tools.reproduce.training import Recipe, fit, tested
+from fused_dropout._tools.reproduce.plots import draw_errors_and_losses, labels_of
+from fused_dropout._tools.reproduce.training import Recipe, final_figures, fit
 from fused_dropout.nn import DropBlock2d, Dropout, Dropout2d
 from fused_dropout.schedules import LinearSchedule
 
@@ -108,28 +108,14 @@ def run(job: Job) -> Measured:
             schedule.step()
 
     recipe = Recipe(epochs, batch_size=32, lr=0.05, momentum=0.9, decays=True)
-    train = (data.train_x, data.train_y)
-    fewer = data.with_fewer_tests(200)  # after every epoch; all of them at the end
-    fit(layers, train, (fewer.test_x, fewer.test_y), recipe, job.seed, job.report, after_epoch)
-    accuracy, loss = tested(layers, data.test_x, data.test_y)
-    return Measured(
-        {
-            "train_loss": tested(layers, *train)[1],
-            "loss": loss,
-            "error": 100.0 * (1.0 - accuracy),
-        }
-    )
+    fit(layers, data.train, recipe, job.seed, job.report, after_epoch=after_epoch)
+    return Measured(final_figures(layers, data))
 
 
 def draw(figure: Figure, results: Results) -> None:
     """Test errors and losses."""
     error, loss = figure.subplots(1, 2)
-    labels = labels_of(SETTINGS)
-    draw_seeds(error, results, labels, "error")
-    error.set_title("test error, %")
-    draw_seeds(loss, results, labels, "loss")
-    loss.set_yticklabels([])
-    loss.set_title("test cross entropy, nats")
+    draw_errors_and_losses(error, loss, results, labels_of(SETTINGS))
 
 
 EXPERIMENT = Experiment(

@@ -94,15 +94,22 @@ def run(job: Job) -> Measured:
         lr=0.5,
         weight_decay=options.get("weight_decay", 0.0),
     )
-    train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
     snapshot = {}
 
     def after_epoch(epoch: int) -> None:
         measure_variances(epoch)
         if epoch == epochs:
-            snapshot["train_accuracy"] = tested(layers, *train)[0]
+            snapshot["train_accuracy"] = tested(layers, *data.train)[0]
 
-    curves = fit(layers, train, test, recipe, job.seed, job.report, after_epoch)
+    curves = fit(
+        layers,
+        data.train,
+        recipe,
+        job.seed,
+        job.report,
+        test=data.test,
+        after_epoch=after_epoch,
+    )
     values = {
         "train_loss": curves.train_loss[epochs - 1],
         "train_accuracy": snapshot["train_accuracy"],

@@ -67,19 +67,9 @@ def _test_error(job: Job, data: Images, *, dropout: bool) -> float:
     updates_per_epoch = -(-len(data.train_x) // _BATCH)
     epochs = max(1, job.budget.options["updates"] // updates_per_epoch)
     recipe = Recipe(epochs, _BATCH, lr=0.05, momentum=0.9, decays=True)
-    train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
-    some = data.with_fewer_tests(1)  # `fit` tests after every epoch, and most are very short here
     done = 0.5 * dropout
-
-    fit(
-        network,
-        train,
-        (some.test_x, some.test_y),
-        recipe,
-        job.seed,
-        lambda share: job.report(done + 0.5 * share),
-    )
-    return 100.0 * (1.0 - tested(network, *test)[0])
+    fit(network, data.train, recipe, job.seed, lambda share: job.report(done + 0.5 * share))
+    return 100.0 * (1.0 - tested(network, *data.test)[0])
 
 
 def draw(figure: Figure, results: Results) -> None:

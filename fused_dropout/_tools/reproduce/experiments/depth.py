@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fused_dropout._tools.datasets import CLASSES
 from fused_dropout._tools.reproduce.checks import Ordering
-from fused_dropout._tools.reproduce.data import CLASSES
 from fused_dropout._tools.reproduce.experiment import (
     Budget,
     Experiment,
@@ -23,8 +23,8 @@ from fused_dropout._tools.reproduce.experiment import (
     Metric,
     Setting,
 )
-from fused_dropout._tools.reproduce.plots import draw_curves, draw_seeds, labels_of
-from fused_dropout._tools.reproduce.training import Recipe, fit, tested
+from fused_dropout._tools.reproduce.plots import draw_curves, draw_errors_and_losses, labels_of
+from fused_dropout._tools.reproduce.training import Recipe, final_figures, fit
 from fused_dropout.functional import linear_drop_rates
 from fused_dropout.nn import DropPathAdd
 
@@ -91,29 +91,16 @@ def run(job: Job) -> Measured:
     recipe = Recipe(
         job.budget.epochs, batch_size=50, lr=0.1, momentum=0.9, weight_decay=1e-4, decays=True
     )
-    train = (data.train_x, data.train_y)
     fewer = data.with_fewer_tests(200)
-    curves = fit(layers, train, (fewer.test_x, fewer.test_y), recipe, job.seed, job.report)
-    accuracy, loss = tested(layers, data.test_x, data.test_y)
-    return Measured(
-        {
-            "train_loss": tested(layers, *train)[1],
-            "loss": loss,
-            "error": 100.0 * (1.0 - accuracy),
-        },
-        {"test_loss": curves.test_loss},
-    )
+    curves = fit(layers, data.train, recipe, job.seed, job.report, test=fewer.test)
+    return Measured(final_figures(layers, data), {"test_loss": curves.test_loss})
 
 
 def draw(figure: Figure, results: Results) -> None:
     """Test errors and losses, and the test loss over time."""
     error, loss, curves = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
     labels = labels_of(SETTINGS)
-    draw_seeds(error, results, labels, "error")
-    error.set_title("test error, %")
-    draw_seeds(loss, results, labels, "loss")
-    loss.set_yticklabels([])
-    loss.set_title("test cross entropy, nats")
+    draw_errors_and_losses(error, loss, results, labels)
     draw_curves(curves, results, labels, "test_loss")
     curves.set_title("test cross entropy over time")
     curves.set_xlabel("epoch")

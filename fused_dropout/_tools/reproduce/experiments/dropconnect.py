@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from fused_dropout._tools.reproduce.results import Results
 
-_KINDS = {"none": "No-Drop", "dropout": "Dropout", "dropconnect": "DropConnect"}
+KINDS = {"none": "No-Drop", "dropout": "Dropout", "dropconnect": "DropConnect"}
 _WIDTH = 800
 _WIDTHS = (100, 200, 400)  # of Fig. 2a, besides 800
 _RATES = (0.125, 0.25, 0.75)  # of Fig. 2b, besides 0.5
@@ -44,8 +44,18 @@ _SWEEP_WIDTH = 400
 _SWEEP_SEEDS = 3
 _VOTERS = 5
 
+METRICS = (
+    Metric("error", "test error, %", 2),
+    Metric("voting_error", "error of 5 networks' vote, %", 2),
+    Metric("train_loss", "training loss", 4),
+)
+CLAIMS = (
+    Ordering("Dropout's error is below No-Drop's", "error", "dropout", "none"),
+    Ordering("DropConnect's error is below No-Drop's", "error", "dropconnect", "none"),
+)
+
 SETTINGS = (
-    *(Setting(kind, label, {"kind": kind, "votes": True}) for kind, label in _KINDS.items()),
+    *(Setting(kind, label, {"kind": kind, "votes": True}) for kind, label in KINDS.items()),
     *(
         Setting(
             f"{kind}_width_{width}",
@@ -54,12 +64,12 @@ SETTINGS = (
             _SWEEP_SEEDS,
         )
         for width in _WIDTHS
-        for kind, label in _KINDS.items()
+        for kind, label in KINDS.items()
     ),
     *(
         Setting(
             f"{kind}_rate_{p:g}",
-            f"{_KINDS[kind]}, {_SWEEP_WIDTH}-{_SWEEP_WIDTH}, p = {p:g}",
+            f"{KINDS[kind]}, {_SWEEP_WIDTH}-{_SWEEP_WIDTH}, p = {p:g}",
             {"kind": kind, "width": _SWEEP_WIDTH, "p": p},
             _SWEEP_SEEDS,
         )
@@ -98,10 +108,10 @@ def run(job: Job) -> Measured:
     curves = fit(
         layers,
         (data.train_x - mean, data.train_y),
-        (test_x, data.test_y),
         recipe,
         job.seed,
         job.report,
+        test=(test_x, data.test_y),
     )
     arrays = {}
     if options.get("votes"):
@@ -131,12 +141,12 @@ def vote(runs: Mapping[str, Sequence[Measured]]) -> Combined:
 def draw(figure: Figure, results: Results) -> None:
     """Table 2 and the three panels of Fig. 2."""
     figure_curves, widths, rates = figure.subplots(1, 3)
-    draw_curves(figure_curves, results, _KINDS, "error")
+    draw_curves(figure_curves, results, KINDS, "error")
     figure_curves.set_yscale("log")
     figure_curves.set_xlabel("epoch")
     figure_curves.set_ylabel("test error, %")
     figure_curves.set_title("800-800, p = .5 (Fig. 2c)")
-    for place, (kind, label) in enumerate(_KINDS.items()):
+    for place, (kind, label) in enumerate(KINDS.items()):
         names = [f"{kind}_width_{width}" for width in _WIDTHS] + [kind]
         _draw_errors(widths, results, (*_WIDTHS, _WIDTH), names, label, place)
         if kind != "none":
@@ -172,11 +182,7 @@ EXPERIMENT = Experiment(
     source="Wan et al. 2013, Table 2 (rectified linear units) and Fig. 2",
     data=("mnist",),
     settings=SETTINGS,
-    metrics=(
-        Metric("error", "test error, %", 2),
-        Metric("voting_error", "error of 5 networks' vote, %", 2),
-        Metric("train_loss", "training loss", 4),
-    ),
+    metrics=METRICS,
     published={
         ("none", "error"): "1.62 ± 0.037",
         ("dropout", "error"): "1.28 ± 0.040",
@@ -185,10 +191,7 @@ EXPERIMENT = Experiment(
         ("dropout", "voting_error"): "1.20",
         ("dropconnect", "voting_error"): "1.12",
     },
-    checks=(
-        Ordering("Dropout's error is below No-Drop's", "error", "dropout", "none"),
-        Ordering("DropConnect's error is below No-Drop's", "error", "dropconnect", "none"),
-    ),
+    checks=CLAIMS,
     chosen=(
         "about seven recipes (images, epochs, learning rate, momentum, DropConnect in one "
         "layer or both) were tried on one or two of the seeds below, and one with a large "

@@ -23,10 +23,9 @@ from fused_dropout._tools.reproduce.experiment import (
     Experiment,
     Job,
     Measured,
-    Metric,
     Setting,
 )
-from fused_dropout._tools.reproduce.experiments.dropconnect import vote
+from fused_dropout._tools.reproduce.experiments.dropconnect import CLAIMS, KINDS, METRICS, vote
 from fused_dropout._tools.reproduce.plots import draw_curves, draw_seeds, labels_of
 from fused_dropout._tools.reproduce.training import Recipe, fit, outputs
 from fused_dropout.nn import DropConnectLinear, Dropout
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
     from fused_dropout._tools.reproduce.results import Results
 
-_KINDS = {"none": "No-Drop", "dropout": "Dropout", "dropconnect": "DropConnect"}
 _CHANGES = {"": "", "crop": ", crop", "turn": ", crop, rotation, scaling"}
 _SHIFT = 2  # pixels: a 24x24 crop of a 28x28 image is a shift by up to 2
 _ANGLE = 15.0  # degrees
@@ -46,9 +44,9 @@ _TESTED_EACH_EPOCH = 1000  # test images, for the curves; the last error is of a
 SETTINGS = tuple(
     Setting(f"{kind}_{change}" if change else kind, label + text, {"kind": kind, "change": change})
     for change, text in _CHANGES.items()
-    for kind, label in _KINDS.items()
+    for kind, label in KINDS.items()
 )
-CIFAR_SETTINGS = SETTINGS[: len(_KINDS)]
+CIFAR_SETTINGS = SETTINGS[: len(KINDS)]
 
 
 def network(shape: tuple[int, int, int], kind: str, units: int) -> nn.Sequential:
@@ -105,10 +103,10 @@ def run(job: Job) -> Measured:
     curves = fit(
         layers,
         (data.train_x - mean, data.train_y),
-        (test_x[:_TESTED_EACH_EPOCH], data.test_y[:_TESTED_EACH_EPOCH]),
         recipe,
         job.seed,
         job.report,
+        test=(test_x[:_TESTED_EACH_EPOCH], data.test_y[:_TESTED_EACH_EPOCH]),
         augment=partial(changed, shape=data.shape, turns=change == "turn") if change else None,
     )
     errors = [100.0 * (1.0 - accuracy) for accuracy in curves.test_accuracy]
@@ -125,23 +123,18 @@ def draw(figure: Figure, results: Results) -> None:
     """The error of every setting, and the curves without changes to the images."""
     bars, errors, losses = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
     shown = [setting for setting in SETTINGS if setting.name in results.settings]
-    draw_seeds(bars, results, labels_of(shown), "error", colors=len(_KINDS))
+    draw_seeds(bars, results, labels_of(shown), "error", colors=len(KINDS))
     bars.set_title("test error, %")
     for axes, curve, title in (
         (errors, "error", "test error, %"),
         (losses, "train_loss", "training loss"),
     ):
-        draw_curves(axes, results, _KINDS, curve)
+        draw_curves(axes, results, KINDS, curve)
         axes.set_yscale("log")
         axes.set_title(f"{title}, images as they are")
         axes.set_xlabel("epoch")
 
 
-_METRICS = (
-    Metric("error", "test error, %", 2),
-    Metric("voting_error", "error of 5 networks' vote, %", 2),
-    Metric("train_loss", "training loss", 4),
-)
 _PUBLISHED: Mapping[tuple[str, str], str] = {
     ("none", "error"): "0.77 ± 0.051",
     ("dropout", "error"): "0.59 ± 0.039",
@@ -163,10 +156,6 @@ _PUBLISHED: Mapping[tuple[str, str], str] = {
     ("dropconnect_turn", "voting_error"): "0.21",
 }
 _SMALL = {"examples": None, "tests": None, "units": 64, "lr": 0.05}
-_CLAIMS = (
-    Ordering("Dropout's error is below No-Drop's", "error", "dropout", "none"),
-    Ordering("DropConnect's error is below No-Drop's", "error", "dropconnect", "none"),
-)
 
 EXPERIMENT = Experiment(
     name="dropconnect-cnn",
@@ -175,10 +164,10 @@ EXPERIMENT = Experiment(
     source="Wan et al. 2013, Table 3",
     data=("mnist",),
     settings=SETTINGS,
-    metrics=_METRICS,
+    metrics=METRICS,
     published=_PUBLISHED,
     checks=(
-        *_CLAIMS,
+        *CLAIMS,
         Ordering("Cropped images lower No-Drop's error", "error", "none_crop", "none"),
     ),
     run=run,
@@ -204,13 +193,13 @@ CIFAR10 = Experiment(
     source="Wan et al. 2013, Table 4",
     data=("cifar10", "svhn", "fashion-mnist"),
     settings=CIFAR_SETTINGS,
-    metrics=_METRICS,
+    metrics=METRICS,
     published={
         ("none", "error"): "23.5",
         ("dropout", "error"): "19.7",
         ("dropconnect", "error"): "18.7",
     },
-    checks=_CLAIMS,
+    checks=CLAIMS,
     run=run,
     draw=draw,
     combine=vote,

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from fused_dropout import normal_noise
+from fused_dropout._tools.datasets import CLASSES
 from fused_dropout._tools.reproduce.checks import Ordering
-from fused_dropout._tools.reproduce.data import CLASSES
 from fused_dropout._tools.reproduce.experiment import (
     Budget,
     Experiment,
@@ -170,10 +170,8 @@ def run(job: Job) -> Measured:
         decays=True,
         penalty=penalty if learned or sparse else None,
     )
-    train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
-    some = data.with_fewer_tests(100)
-    fit(network, train, (some.test_x, some.test_y), recipe, job.seed, job.report)
-    values = {"test_error": 100.0 * (1.0 - tested(network, *test)[0])}
+    fit(network, data.train, recipe, job.seed, job.report)
+    values = {"test_error": 100.0 * (1.0 - tested(network, *data.test)[0])}
     if learned:
         values["rate"] = torch.stack([module.p for module in learned]).mean().item()
     if sparse:  # the rate p of Gaussian dropout has alpha = p / (1 - p)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fused_dropout._tools.datasets import CLASSES
 from fused_dropout._tools.reproduce.checks import AtLeast, AtMost, Ordering
-from fused_dropout._tools.reproduce.data import CLASSES
 from fused_dropout._tools.reproduce.experiment import (
     Budget,
     Experiment,
@@ -62,7 +62,7 @@ def run(job: Job) -> Measured:
     """Train on true or random labels; after each epoch the accuracy on what was learned from."""
     data, options = job.data, job.options
     assert data is not None
-    train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
+    train, test = data.train, data.test
     if options["random"]:
         labels = torch.Generator().manual_seed(job.seed)
         train, test = (_with_random_labels(inputs, labels) for inputs, _ in (train, test))
@@ -81,7 +81,7 @@ def run(job: Job) -> Measured:
         accuracies.append(tested(network, *train)[0])
 
     recipe = Recipe(job.budget.epochs, batch_size=50, lr=0.05, momentum=0.9, decays=True)
-    fit(network, train, (test[0][:100], test[1][:100]), recipe, job.seed, job.report, after_epoch)
+    fit(network, train, recipe, job.seed, job.report, after_epoch=after_epoch)
     return Measured(
         {"train_accuracy": accuracies[-1], "test_accuracy": tested(network, *test)[0]},
         {"train_accuracy": accuracies},

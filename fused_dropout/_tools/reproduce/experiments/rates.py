@@ -65,13 +65,11 @@ def run(job: Job) -> Measured:
         input_noise=partial(Dropout, rates["input"]),
     )
     recipe = Recipe(job.budget.epochs, batch_size=100, lr=0.1, momentum=0.9, decays=True)
-    train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
-    some = data.with_fewer_tests(100)
-    fit(network, train, (some.test_x, some.test_y), recipe, job.seed, job.report)
+    fit(network, data.train, recipe, job.seed, job.report)
     return Measured(
         {
-            "test_error": 100.0 * (1.0 - tested(network, *test)[0]),
-            "train_error": 100.0 * (1.0 - tested(network, *train)[0]),
+            "test_error": 100.0 * (1.0 - tested(network, *data.test)[0]),
+            "train_error": 100.0 * (1.0 - tested(network, *data.train)[0]),
         }
     )
 

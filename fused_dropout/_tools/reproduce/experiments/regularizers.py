@@ -125,7 +125,6 @@ def run(job: Job) -> Measured:
     held_out = round(len(data.train_x) * _HELD_OUT) if "early_stopping" in options else 0
     validation = (data.train_x[:held_out], data.train_y[:held_out])
     train = (data.train_x[held_out:], data.train_y[held_out:])
-    some = data.with_fewer_tests(100)
     least, best = math.inf, network.state_dict()
 
     def after_epoch(epoch: int) -> None:
@@ -136,10 +135,10 @@ def run(job: Job) -> Measured:
             if loss < least:
                 least, best = loss, copy.deepcopy(network.state_dict())
 
-    fit(network, train, (some.test_x, some.test_y), recipe, job.seed, job.report, after_epoch)
+    fit(network, train, recipe, job.seed, job.report, after_epoch=after_epoch)
     if held_out:
         network.load_state_dict(best)
-    accuracy, loss = tested(network, data.test_x, data.test_y)
+    accuracy, loss = tested(network, *data.test)
     return Measured({"test_error": 100.0 * (1.0 - accuracy), "test_loss": loss})
 
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fused_dropout import mc_predict
+from fused_dropout._tools.datasets import CLASSES
 from fused_dropout._tools.reproduce.checks import AtLeast, Ordering
-from fused_dropout._tools.reproduce.data import CLASSES
 from fused_dropout._tools.reproduce.experiment import (
     Budget,
     Experiment,
@@ -75,9 +75,7 @@ def run(job: Job) -> Measured:
     noises, linear = options.get("noises", ()), options.get("linear", nn.Linear)
     network = mlp(data.features, _HIDDEN, noises, linear=linear)
     recipe = Recipe(job.budget.epochs, batch_size=100, lr=0.05, momentum=0.9)
-    train, few = (data.train_x, data.train_y), (data.test_x[:100], data.test_y[:100])
-    # The accuracy after each epoch is not looked at: a few test images are enough.
-    fit(network, train, few, recipe, job.seed, job.report)
+    fit(network, data.train, recipe, job.seed, job.report)
     predict = partial(_predict, network, masks=amounts["masks"] if options["masks"] else 0)
 
     probabilities, agreement = predict(data.test_x)
