@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -113,8 +112,8 @@ def run(args: argparse.Namespace) -> int:
     console = report_console()
     with (
         thread_count(args.threads),
-        _file("--json", args.json) as write_json,
-        _file("--plot", args.plot) as write_plot,
+        output_file("--json", args.json) as write_json,
+        output_file("--plot", args.plot) as write_plot,
     ):
         jobs, left_out = _jobs(named, asked, args, device)
         console.print(device.name(), markup=False)
@@ -325,14 +324,6 @@ def _verdicts(
     console.print(f"measuring again what looks slower: {', '.join(sorted(suspects))}")
     again = _measure_all([job for job in jobs if job.op in suspects], None)
     return compare.confirmed(verdicts, compare.compare(old["records"], again))
-
-
-def _write_nothing(content: bytes) -> None:
-    pass
-
-
-def _file(option: str, path: Path | None) -> AbstractContextManager[Callable[[bytes], None]]:
-    return nullcontext(_write_nothing) if path is None else output_file(option, path)
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -1,8 +1,8 @@
 """Judges what an experiment found against what its source claims.
 
 A claim is about the mean over all seeds that there could be; a few of them were run. So it is
-contradicted only if the seeds are unlikely under it: a one-sided t test at the level `LEVEL`. An
-experiment whose claim is true fails by chance once in 1 / LEVEL runs of the claim.
+contradicted only if the seeds are unlikely under it: a one-sided t test at the level `LEVEL`. A
+claim that is just true is called contradicted once in 1 / LEVEL runs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from fused_dropout._tools.reproduce.results import (
     CONTRADICTED,
@@ -58,35 +58,32 @@ class Ordering:
 
 
 @dataclass(frozen=True)
-class AtLeast:
+class _Bound:
+    claim: str
+    metric: str
+    setting: str
+    bound: float
+
+    _SIGN: ClassVar[float]
+    _SIDE: ClassVar[str]
+
+    def judge(self, results: Results) -> Verdict:
+        """By a t test over the seeds."""
+        values = results.values(self.setting, self.metric)
+        gains = [self._SIGN * (value - self.bound) for value in values]
+        return _of_gains(self.claim, gains, f"distance {self._SIDE} {self.bound:g}")
+
+
+class AtLeast(_Bound):
     """The mean of a metric is at least `bound` in a setting."""
 
-    claim: str
-    metric: str
-    setting: str
-    bound: float
-
-    def judge(self, results: Results) -> Verdict:
-        """By a t test over the seeds."""
-        values = results.values(self.setting, self.metric)
-        gains = [value - self.bound for value in values]
-        return _of_gains(self.claim, gains, f"distance above {self.bound:g}")
+    _SIGN, _SIDE = 1.0, "above"
 
 
-@dataclass(frozen=True)
-class AtMost:
+class AtMost(_Bound):
     """The mean of a metric is at most `bound` in a setting."""
 
-    claim: str
-    metric: str
-    setting: str
-    bound: float
-
-    def judge(self, results: Results) -> Verdict:
-        """By a t test over the seeds."""
-        values = results.values(self.setting, self.metric)
-        gains = [self.bound - value for value in values]
-        return _of_gains(self.claim, gains, f"distance below {self.bound:g}")
+    _SIGN, _SIDE = -1.0, "below"
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ class Between:
     def judge(self, results: Results) -> Verdict:
         """In the range it holds; outside, a t test says whether that may be chance."""
         values = results.values(self.setting, self.metric)
-        if len(values) < 2 or not all(map(math.isfinite, values)):
+        if not _can_be_judged(values):
             return Verdict(self.claim, NOT_JUDGED, f"{len(values)} seed(s)")
         mean = statistics.fmean(values)
         reason = f"{mean:.4f} ± {statistics.stdev(values):.4f} over {len(values)} seeds"
@@ -134,10 +131,15 @@ class Exact:
         return Verdict(self.claim, HOLDS if holds else CONTRADICTED, reason)
 
 
+def _can_be_judged(values: Sequence[float]) -> bool:
+    """A test needs two seeds, and runs that did not diverge."""
+    return len(values) > 1 and all(map(math.isfinite, values))
+
+
 def _of_gains(claim: str, gains: Sequence[float], what: str) -> Verdict:
     """Whether the mean of which these are a sample is above 0."""
     mean = statistics.fmean(gains)
-    if len(gains) < 2 or not all(map(math.isfinite, gains)):
+    if not _can_be_judged(gains):
         return Verdict(claim, NOT_JUDGED, f"{what} {mean:+.4f} in {len(gains)} seed(s)")
     probability = probability_of_mean(gains)
     reason = (

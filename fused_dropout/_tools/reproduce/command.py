@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fused_dropout._tools.common import ArgumentError, positive_int, report_console
+from fused_dropout._tools.common import ArgumentError, output_file, positive_int, report_console
 from fused_dropout._tools.reproduce import data, plots
 from fused_dropout._tools.reproduce.collect import results_of
 from fused_dropout._tools.reproduce.experiment import Experiment
@@ -67,10 +67,14 @@ def run(args: argparse.Namespace) -> int:
     contradicted = []
     try:
         for experiment, kind in zip(experiments, kinds, strict=True):
-            results = _run_experiment(console, runner, experiment, kind, budget, args)
-            _write(folder / f"{experiment.name}.json", results.to_json())  # first: it took long
-            print_report(console, experiment, results)
-            _write(folder / f"{experiment.name}.png", plots.picture(experiment, results))
+            with (
+                output_file("--out", folder / f"{experiment.name}.json") as write_json,
+                output_file("--out", folder / f"{experiment.name}.png") as write_png,
+            ):
+                results = _run_experiment(console, runner, experiment, kind, budget, args)
+                write_json(results.to_json())  # first: it took long
+                print_report(console, experiment, results)
+                write_png(plots.picture(experiment, results))
             contradicted += [v.claim for v in results.verdicts if v.state == CONTRADICTED]
             console.print(
                 f"{experiment.name}: {results.document['seconds']:.0f} s; "
@@ -143,16 +147,6 @@ def _output_folder(name: str) -> Path:
     folder = Path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise ArgumentError(f"cannot write --out {folder}: {error.strerror}") from error
     return folder
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise ArgumentError(f"cannot write --out {path}: {error.strerror}") from error
