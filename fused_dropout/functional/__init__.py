@@ -17,6 +17,7 @@ from fused_dropout.functional._drop_path import (
     linear_drop_rates,
     stochastic_depth,
 )
+from fused_dropout.functional._drop_path_skip import drop_path_skip
 from fused_dropout.functional._dropconnect import dropconnect_linear
 from fused_dropout.functional._dropout import dropout
 from fused_dropout.functional._gaussian_dropout import gaussian_dropout
@@ -33,6 +34,7 @@ __all__ = [
     "drop_block3d",
     "drop_path",
     "drop_path_add",
+    "drop_path_skip",
     "dropconnect_linear",
     "dropout",
     "dropout1d",

@@ -242,7 +242,7 @@ def drop_path_add(
     checks.check_dense(branch, "branch")
     checks.check_shape(branch, "branch", x.shape)
     checks.check_same_device(branch, "branch", x, "x")
-    dtype = x.dtype if x.dtype == branch.dtype else _common_dtype(x, branch)
+    dtype = x.dtype if x.dtype == branch.dtype else common_dtype(x, branch)
     if not training or drop_prob == 0.0 or x.numel() == 0:
         return x + branch
     q, settings = _settings(branch, drop_prob, "row", scale_by_keep)
@@ -251,7 +251,7 @@ def drop_path_add(
     return run_dropout(branch, q, settings, False, generator, seed, rng_state, x, "branch")
 
 
-def _common_dtype(x: Tensor, branch: Tensor) -> torch.dtype:
+def common_dtype(x: Tensor, branch: Tensor) -> torch.dtype:
     """The dtype of ``x + branch``."""
     try:
         return torch.promote_types(x.dtype, branch.dtype)

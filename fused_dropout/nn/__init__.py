@@ -7,7 +7,7 @@ torchvision and timm, and call the functions of :mod:`fused_dropout.functional`.
 from fused_dropout.nn._bias_act_dropout_add import BiasActDropoutAdd
 from fused_dropout.nn._concrete_dropout import ConcreteDropout, ConcreteRegularisation
 from fused_dropout.nn._drop_block import DropBlock1d, DropBlock2d, DropBlock3d
-from fused_dropout.nn._drop_path import DropPath, DropPathAdd, StochasticDepth
+from fused_dropout.nn._drop_path import DropPath, DropPathAdd, DropPathSkip, StochasticDepth
 from fused_dropout.nn._dropconnect import DropConnectLinear
 from fused_dropout.nn._dropout import (
     AlphaDropout,
@@ -32,6 +32,7 @@ __all__ = [
     "DropConnectLinear",
     "DropPath",
     "DropPathAdd",
+    "DropPathSkip",
     "Dropout",
     "Dropout1d",
     "Dropout2d",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.fx
 from torch import Tensor
@@ -14,6 +16,7 @@ from fused_dropout.functional._drop_path import (
     drop_path_add,
     stochastic_depth,
 )
+from fused_dropout.functional._drop_path_skip import drop_path_skip
 from fused_dropout.nn._package_name import ShowsPackage
 
 # torch.fx traces the calls below as single nodes, as it does torchvision's.
@@ -128,3 +131,47 @@ class DropPathAdd(DropPath):
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:  # type: ignore[override]
         return drop_path_add(x, branch, self.drop_prob, self.training, self.scale_by_keep)
+
+
+class DropPathSkip(DropPath):
+    """Stochastic depth that does not compute the branch of dropped samples.
+
+    It is called with the branch, and takes the place of a :class:`DropPath` behind it:
+    ``x + self.drop_path(self.attn(self.norm(x)))`` becomes
+    ``self.drop_path(x, lambda x: self.attn(self.norm(x)), residual=x)``. The branch's parameters
+    stay where they are, and so do their names in checkpoints. In evaluation the result is
+    ``module(x)``, plus ``residual``. The layer calls
+    :func:`fused_dropout.functional.drop_path_skip`.
+
+    Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
+
+    Args:
+        drop_prob: drop probability in [0, 1].
+        scale_by_keep: divide what is kept by the keep rate.
+
+    Shape:
+        x: ``[N, ...]``, or a tuple of such tensors and None, the arguments of ``module``; output:
+        that of ``module``, a row for each sample; residual: the same.
+
+    Raises:
+        ValueError: drop_prob out of range.
+        TypeError: an argument, or what ``module`` returns, of the wrong type.
+        RuntimeError: when called, what :func:`fused_dropout.functional.drop_path_skip` refuses.
+
+    Example:
+        >>> from fused_dropout import nn
+        >>> drop_path = nn.DropPathSkip(0.1)
+        >>> x, block = torch.ones(4, 8), torch.nn.Linear(8, 8)
+        >>> drop_path(x, block, residual=x).shape
+        torch.Size([4, 8])
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor | tuple[Tensor | None, ...],
+        module: Callable[..., Tensor],
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        return drop_path_skip(
+            x, module, self.drop_prob, self.training, self.scale_by_keep, residual=residual
+        )

@@ -62,6 +62,12 @@ def draft_of(random: Random, op: Op) -> Draft:
                 draft.expect, draft.names = "either", (name,)
         else:
             draft.arguments[name] = repr(value)
+    for name, value in getattr(op.function, "keywords", {}).items():  # of a partial
+        draft.arguments[name] = repr(value)
+        if callable(value):  # one of torch's; it or the drawing may refuse an operand first
+            own = value.__name__
+            draft.arguments[name] = f"torch.{own}"
+            draft.names += (name, own, f"{own}_cpu", "generator")
     if "training" in parameters:
         draft.arguments["training"] = "True"
     if op.inplace:

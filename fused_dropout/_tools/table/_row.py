@@ -81,6 +81,7 @@ class Op:
         operand_names: what the function calls them; () for ops that make noise out of nothing.
         inplace: whether the function takes `inplace=`.
         idle: settings with which nothing is drawn.
+        runs_module: whether it calls a module that it is given, which torch.fx then records.
         elementwise: whether an output element depends on one element of each operand.
         layers: the modules that run the op.
         operators: its operators in `torch.ops.fused_dropout`.
@@ -96,6 +97,7 @@ class Op:
     operand_names: tuple[str, ...] = ("input",)
     inplace: bool = False
     idle: tuple[Case, ...] = ()
+    runs_module: bool = False
     elementwise: bool = True
     layers: tuple[Layer, ...] = ()
     operators: tuple[str, ...] = ()
@@ -106,7 +108,9 @@ class Op:
         held = {"threads", "compile", "CPU = CUDA"}
         if self.operand_names:
             held |= {"dtypes", "strides", "gradient", "forward mode", "torch.func", "vmap"}
-            held |= {"random sources", "make_fx", "export", "fx", "fake and meta"}
+            held |= {"random sources", "make_fx", "export", "fake and meta"}
+            if not self.runs_module:
+                held.add("fx")
         if self.inplace:
             held.add("in place")
         if self.layers:

@@ -25,6 +25,10 @@ def _drop_path_add(x: Tensor, branch: Tensor, drop_prob: float, seed: int) -> Te
     return x + _drop_path(branch, drop_prob, seed)
 
 
+def _drop_path_skip(x: Tensor, drop_prob: float, seed: int) -> Tensor:
+    return _drop_path(-x, drop_prob, seed)
+
+
 def _two(shape: Shape, draw: torch.Generator) -> list[Tensor]:
     return [normal(shape, draw), normal(shape, draw)]
 
@@ -50,6 +54,10 @@ OPS = (
         "drop_path_add", partial(f.drop_path_add, training=True), _drop_path_add, _RATES,
         small=_SMALL, operands=_two, operand_names=("x", "branch"), idle=_IDLE,
         layers=(Layer(nn.DropPathAdd, case(drop_prob=0.4), ((16, 5), (16, 5))),),
+    ),
+    Op(  # around a module that rounds nothing
+        "drop_path_skip", partial(f.drop_path_skip, module=torch.neg, training=True),
+        _drop_path_skip, _RATES, small=_SMALL, operand_names=("x",), idle=_IDLE, runs_module=True,
     ),
 )  # fmt: skip
 
