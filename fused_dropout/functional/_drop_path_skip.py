@@ -53,9 +53,9 @@ def drop_path_skip(
     Which samples are kept is computed by the host from the random state, without waiting for the
     device. Where the host does not know that state or may not decide by it (a CUDA graph is
     captured, ``rng_state`` is on a GPU, torch.compile, torch.export, torch.fx, torch.func's
-    transforms, forward mode, modes such as make_fx's), ``module`` runs on all samples and the dropped ones are
-    zeroed: the same result without the saving. A compiled ``module`` in an eager block skips; it
-    should be compiled with dynamic shapes, since the number of samples changes.
+    transforms, forward mode, modes such as make_fx's), ``module`` runs on all samples and the
+    dropped ones are zeroed: the same result without the saving. A compiled ``module`` in an eager
+    block skips; it should be compiled with dynamic shapes, since the number of samples changes.
 
     Source: Huang, Sun, Liu, Sedra and Weinberger, "Deep Networks with Stochastic Depth", ECCV 2016,
     section 3.
