@@ -100,7 +100,7 @@ def drop_path_skip(
     """
     inputs = x if isinstance(x, tuple) else (x,)
     overridable = tuple(each for each in (*inputs, residual) if each is not None)
-    sources = {"generator": generator, "seed": seed, "rng_state": rng_state}
+    sources: dict[str, Any] = {"generator": generator, "seed": seed, "rng_state": rng_state}
     if any(isinstance(each, torch.fx.Proxy) for each in overridable):
         # torch.fx takes no function as an argument of a node: it records what the module does.
         if residual is None:
@@ -297,7 +297,7 @@ class _Gather(torch.autograd.Function):
         return _gathered(x, kept)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _placed(grad, ctx.kept, ctx.count), None
 
 
@@ -313,7 +313,7 @@ class _AddAt(torch.autograd.Function):
         return residual.clone().index_copy_(0, kept, rows)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         to_branch = None
         if ctx.needs_input_grad[1]:
             to_branch = _scaled(_gathered(grad, ctx.kept), None, ctx.scaling)
