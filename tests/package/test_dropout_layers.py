@@ -234,3 +234,74 @@ def test_a_mode_that_decides_about_more_than_dropout() -> None:
     with warnings.catch_warnings(), mc_dropout(model, types=Both):
         warnings.simplefilter("error")
         assert model[0].training
+
+
+# ---- attention as transformers has it ------------------------------------------------------------
+
+
+def eager_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0
+) -> Tensor:
+    """A function outside of the class, which goes by the module's mode or by what it is given."""
+    weights = (query @ key.transpose(-1, -2)).softmax(-1)
+    return F.dropout(weights, p=dropout, training=module.training) @ value
+
+
+def sdpa_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0
+) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+
+
+ALL_ATTENTION_FUNCTIONS = {"eager": eager_attention, "sdpa": sdpa_attention}
+
+
+class HuggingFaceAttention(nn.Module):
+    """The rate is a float, as in Llama, or the p of a Dropout that is never called, as in BERT."""
+
+    def __init__(self, how: str, *, holds_a_layer: bool) -> None:
+        super().__init__()
+        self.how = how
+        self.dropout = nn.Dropout(0.5)
+        self.attention_dropout = 0.5
+        self.holds_a_layer = holds_a_layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        attend = ALL_ATTENTION_FUNCTIONS[self.how]
+        if self.holds_a_layer:
+            return attend(self, x, x, x, dropout=0.0 if not self.training else self.dropout.p)
+        return attend(self, x, x, x, dropout=0.0 if not self.training else self.attention_dropout)
+
+
+@pytest.mark.parametrize("how", ALL_ATTENTION_FUNCTIONS)
+@pytest.mark.parametrize("holds_a_layer", [True, False])
+def test_attention_functions_outside_of_the_class(how: str, holds_a_layer: bool) -> None:
+    model = nn.Sequential(HuggingFaceAttention(how, holds_a_layer=holds_a_layer)).eval()
+    x = torch.randn(2, 4, 6)
+    variance = mc_predict(model, x, 5).variance
+    assert (variance > 0).all() and not model[0].training
+
+
+@pytest.mark.parametrize("how", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", ["Bert", "GPT2"])
+def test_models_of_transformers(name: str, how: str) -> None:
+    """Small ones, in which attention alone drops; called with keywords, as from a tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 50, "attn_implementation": how}
+    if name == "Bert":
+        sizes |= {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        sizes |= {"intermediate_size": 32, "hidden_dropout_prob": 0.0}
+        sizes |= {"attention_probs_dropout_prob": 0.5}
+    else:
+        sizes |= {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "attn_pdrop": 0.5}
+        sizes |= {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 2}
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    batch = {"input_ids": torch.randint(50, (3, 7)), "attention_mask": torch.ones(3, 7).long()}
+    first = model(**batch).last_hidden_state
+    found = mc_predict(model, None, 5, kwargs=batch, transform=lambda it: it.last_hidden_state)
+    assert found.mean.shape == first.shape
+    assert found.variance.mean() > 1e-3, "attention has not dropped"
+    assert torch.equal(model(**batch).last_hidden_state, first)

@@ -23,6 +23,7 @@ from fused_dropout._models.monte_carlo.statistics import (
     ClassEntropies,
     MCPrediction,
     Moments,
+    check_batch,
     concatenated,
     prediction,
 )
@@ -116,8 +117,8 @@ def mc_predict(
         IndexError: the output has no dimension ``class_dim``.
         TypeError: an argument, or the output, of the wrong type.
         RuntimeError: an output that is not floating point; ``"pass"`` with a tensor that has not
-            one row per item, or such an output, or with a model that vmap refuses; a loader with an
-            output without dimensions.
+            one row per item, or such an output, or with a model that vmap refuses; a loader with
+            outputs that differ in more than their rows.
 
     Example:
         >>> import fused_dropout
@@ -148,8 +149,11 @@ def mc_predict(
     if not from_loader:
         run.prepare(x)  # mistakes in the arguments come before a warning about the model
     with dropping(switched, types), torch.set_grad_enabled(enable_grad):
-        batches = loaded(x, inputs, switched) if from_loader else (x,)
-        found = [run.of_batch(batch) for batch in batches]
+        found: list[MCPrediction] = []
+        for batch in loaded(x, inputs, switched) if from_loader else (x,):
+            found.append(run.of_batch(batch))
+            if from_loader:
+                check_batch(found[-1], found[0])
     if not found:
         raise ValueError(f"x must give a batch at least, got an empty {type(x).__name__}")
     if run.all_equal:

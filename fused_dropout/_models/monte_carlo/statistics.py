@@ -63,15 +63,24 @@ def prediction(mean: Tensor, variance: Tensor, further: dict[str, Tensor]) -> MC
     return result
 
 
+def check_batch(part: MCPrediction, first: MCPrediction) -> None:
+    """The result of a further batch can stand behind that of the first."""
+    shape, wanted = part.mean.shape, first.mean.shape
+    if len(shape) == 0:
+        raise RuntimeError("batches take a model whose output has a row for each item; it has none")
+    if shape[1:] != wanted[1:]:
+        raise RuntimeError(
+            "the outputs of all batches must have one shape behind the items, got "
+            f"{list(wanted[1:])} and {list(shape[1:])}; transform= can make them equal"
+        )
+
+
 def concatenated(parts: Sequence[MCPrediction]) -> MCPrediction:
     """The predictions of a batch after the other as those of one."""
-    if any(part.mean.dim() == 0 for part in parts):
-        raise RuntimeError("batches take a model whose output has a row for each item, got none")
-    names = list(vars(parts[0]))
     # `samples` counts the predictions first, and then the items.
     further = {
         name: torch.cat([vars(part)[name] for part in parts], 1 if name == "samples" else 0)
-        for name in names
+        for name in vars(parts[0])
     }
     mean, variance = (torch.cat(moments) for moments in zip(*parts, strict=True))
     return prediction(mean, variance, further)
