@@ -25,7 +25,6 @@ from fused_dropout._models.monte_carlo.statistics import (
     Moments,
     check_batch,
     concatenated,
-    prediction,
 )
 from fused_dropout._models.monte_carlo.switching import dropping, modules_of
 
@@ -218,7 +217,7 @@ class _Run:
         if self.keep_samples:
             further["samples"] = torch.cat(kept)
         variance = moments.squares / (self.samples - self.correction)
-        return prediction(moments.mean, variance, further)
+        return MCPrediction(moments.mean, variance, **further)
 
 
 def _warn_of_one_at_a_time(error: RuntimeError) -> None:

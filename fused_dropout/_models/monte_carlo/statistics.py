@@ -36,7 +36,21 @@ class MCPrediction(_MeanAndVariance):
     mutual_information: Tensor
     samples: Tensor
 
-    # No `__slots__`: what is optional is in the instance's dictionary, which pickle keeps.
+    # No `__slots__`: what was asked for is in the instance's dictionary, which pickle keeps.
+
+    def __new__(
+        cls,
+        mean: Tensor,
+        variance: Tensor,
+        *,
+        entropy: Tensor | None = None,
+        mutual_information: Tensor | None = None,
+        samples: Tensor | None = None,
+    ) -> MCPrediction:
+        self = super().__new__(cls, mean, variance)
+        further = {"entropy": entropy, "mutual_information": mutual_information, "samples": samples}
+        vars(self).update({name: it for name, it in further.items() if it is not None})
+        return self
 
     def __getattr__(self, name: str) -> Any:
         arguments = {
@@ -51,16 +65,9 @@ class MCPrediction(_MeanAndVariance):
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __repr__(self) -> str:
-        values = {**self._asdict(), **vars(self)}
+        values = {"mean": self.mean, "variance": self.variance, **vars(self)}
         shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
         return f"{type(self).__name__}({shown})"
-
-
-def prediction(mean: Tensor, variance: Tensor, further: dict[str, Tensor]) -> MCPrediction:
-    """A result with these attributes."""
-    result = MCPrediction(mean, variance)
-    vars(result).update(further)
-    return result
 
 
 def check_batch(part: MCPrediction, first: MCPrediction) -> None:
@@ -83,7 +90,7 @@ def concatenated(parts: Sequence[MCPrediction]) -> MCPrediction:
         for name in vars(parts[0])
     }
     mean, variance = (torch.cat(moments) for moments in zip(*parts, strict=True))
-    return prediction(mean, variance, further)
+    return MCPrediction(mean, variance, **further)
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -164,7 +171,7 @@ class ClassEntropies:
         if self.count == 0:
             self.total, self.entropies, self.improper = total, entropies, improper
             self.dtype = torch.promote_types(values.dtype, torch.float32)
-            self._check()  # before all other predictions are made
+            self._refuse_improper()  # before all other predictions are made
         else:
             self.total, self.entropies = self.total + total, self.entropies + entropies
             self.improper = self.improper | improper
@@ -172,13 +179,13 @@ class ClassEntropies:
 
     def results(self) -> dict[str, Tensor]:
         """By the attribute's name."""
-        self._check()
+        self._refuse_improper()
         dim = self.class_dim % self.total.dim()
         entropy = _entropy(self.total / self.count, dim)
         information = (entropy - self.entropies / self.count).clamp_min(0)
         return {"entropy": entropy.to(self.dtype), "mutual_information": information.to(self.dtype)}
 
-    def _check(self) -> None:
+    def _refuse_improper(self) -> None:
         """Raises for what are no probabilities; NaNs pass."""
         if self.improper.is_meta:
             return
