@@ -248,6 +248,42 @@ def test_a_module_that_is_compiled(place: torch.device) -> None:
     assert 0 < seen.samples[0] < 30
 
 
+def test_a_gpu_is_not_waited_for(cuda: torch.device) -> None:
+    """The host knows what is kept; where the state is on the GPU it does not, and all run."""
+    x = torch.randn(30, 4, device=cuda, requires_grad=True)
+    expected = drop_path_skip(x, square, 0.5, True, residual=x, seed=1)
+    seen = Seen()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        output = drop_path_skip(x, seen, 0.5, True, residual=x, seed=1)
+        output.sum().backward()
+        drop_path_skip(x, seen, 0.5, True)
+        state = fused_dropout.make_rng_state(1, 0, cuda)
+        on_gpu = drop_path_skip(x, seen, 0.5, True, residual=x, rng_state=state)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(output, expected) and torch.equal(on_gpu, expected)
+    assert 0 < seen.samples[0] < 30 and seen.samples[2] == 30
+
+
+def test_zeroes_while_a_graph_is_captured(cuda: torch.device) -> None:
+    """So that every replay may drop other samples."""
+    x = torch.ones(64, 4, device=cuda)
+    seen, graph = Seen(), torch.cuda.CUDAGraph()
+    drop_path_skip(x, square, 0.5, True)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        output = drop_path_skip(x, seen, 0.5, True)
+        fixed = drop_path_skip(x, seen, 0.5, True, seed=1)
+    assert seen.samples == [64, 64]
+    replays = []
+    for _ in range(2):
+        graph.replay()
+        replays.append(output.clone())
+        assert torch.equal(fixed, drop_path_skip(x, square, 0.5, True, seed=1))
+    assert not torch.equal(*replays)
+
+
 # ---- derivatives ---------------------------------------------------------------------------------
 
 
@@ -450,9 +486,8 @@ def test_module(clone: Any) -> None:
 def test_bad_arguments(
     change: dict[str, Any], error: type[Exception], text: str, training: bool
 ) -> None:
-    """The module does not run."""
-    if "rng_state" in change and not training:
-        pytest.skip("in evaluation nothing looks at it")
+    """The module does not run. A random state is looked at where something is drawn."""
+    training = training or "rng_state" in change
     seen = Seen()
     arguments = {"x": torch.ones(4, 3), "module": seen, "drop_prob": 0.5, **change}
     with pytest.raises(error, match=text):
