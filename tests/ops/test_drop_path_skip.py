@@ -102,6 +102,9 @@ def test_the_module_sees_the_kept_samples_alone(place: torch.device) -> None:
         kept = reference.mask(40, p, seed=6).to(place)
         assert 0 < kept.sum() < 40
         assert torch.equal(given.pop(), x[kept])
+    drop_path_skip(x, note, 0.001, True, seed=6)
+    assert reference.mask(40, 0.001, seed=6).all()
+    assert given.pop() is x, "where all are kept there is no copy"
 
 
 def test_without_a_kept_sample_the_module_runs_on_the_first(place: torch.device) -> None:
