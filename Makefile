@@ -100,7 +100,7 @@ CUDA_TREE := build/cuda
 TORCH_TESTS := tests/table tests/hostile tests/ops/test_dropout_autograd.py tests/ops/test_drop_block_api.py \
     tests/ops/test_dropconnect_module.py \
     $(addprefix tests/package/,test_private_torch.py test_random_state.py test_extension.py \
-        test_bad_input.py test_fx.py test_monte_carlo.py)
+        test_bad_input.py test_fx.py test_monte_carlo.py test_mc_statistics.py)
 IN_CUDA_TREE = cd $(CUDA_TREE) && CUDA_VISIBLE_DEVICES= PYTHONPATH=$(CURDIR)/$(CUDA_TREE) $(CUDA_PY)
 
 cuda-build: $(CUDA_VENV_READY)

@@ -267,6 +267,15 @@ def test_batches_of_keywords(place: torch.device) -> None:
     assert found.mean.shape == (5, 3) and (found.variance[:, 1:] > 0).all()
 
 
+def test_batches_are_moved_to_the_model_s_device() -> None:
+    """Here one without data, which every machine has."""
+    model = classifier().to("meta")
+    batches = [torch.randn(2, 6), torch.randn(3, 6)]
+    found = mc_predict(model, iter(batches), 5, transform=softmax, class_dim=-1)
+    assert found.mean.shape == (5, 3) and found.entropy.shape == (5,)
+    assert found.mean.is_meta and found.entropy.is_meta
+
+
 def test_loaders_that_are_none(place: torch.device) -> None:
     model, x = classifier(), torch.randn(4, 6)
     for loader in (iter(()), DataLoader(TensorDataset(x[:0]), batch_size=2)):
