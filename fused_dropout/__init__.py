@@ -13,11 +13,19 @@ from fused_dropout._models.check import Finding, check
 from fused_dropout._models.convert import to_dropconnect, to_linear
 from fused_dropout._models.max_norm import max_norm_
 from fused_dropout._models.monte_carlo import MCPrediction, mc_dropout, mc_predict
+from fused_dropout._models.replace import (
+    ReplacementReport,
+    register_converter,
+    replace,
+    replacement_report,
+    restore,
+)
 from fused_dropout._version import __version__
 
 __all__ = [
     "Finding",
     "MCPrediction",
+    "ReplacementReport",
     "__version__",
     "check",
     "functional",
@@ -30,6 +38,10 @@ __all__ = [
     "normal_noise",
     "packed_mask",
     "reference",
+    "register_converter",
+    "replace",
+    "replacement_report",
+    "restore",
     "schedules",
     "to_dropconnect",
     "to_linear",

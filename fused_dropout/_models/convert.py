@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 from torch import nn
 
 from fused_dropout._core import checks
 from fused_dropout._core.rates import Convention
+from fused_dropout._models.replace.become import (
+    all_or_nothing,
+    become,
+    forget_original,
+    modules_of,
+)
+from fused_dropout._models.replace.linear import obstacle
+from fused_dropout._models.replace.plan import make_plan
 from fused_dropout.functional._dropconnect import MaskMode, MaskStorage
 from fused_dropout.nn import DropConnectLinear
 
 LinearFilter = Callable[[str, nn.Linear], bool]
-_Layer = TypeVar("_Layer", bound=nn.Module)
 
 
 def to_dropconnect(
@@ -29,7 +35,7 @@ def to_dropconnect(
 
     The new layers hold the same Parameter objects, so optimizers, tied weights, requires_grad flags
     and state_dict keys stay valid and nothing is copied; the training flag, device, dtype and hooks
-    carry over. A layer used in several places is replaced by one layer there too. Only the exact
+    carry over, since each layer stays the same object. Only the exact
     type :class:`torch.nn.Linear` is replaced: a subclass, or a layer whose weight is computed
     (weight_norm, parametrizations), means more than its weight and is left alone.
 
@@ -51,7 +57,7 @@ def to_dropconnect(
             for which it returns True are replaced. Default: all are.
 
     Returns:
-        ``module``, or the new layer where ``module`` itself was replaced.
+        ``module``, the same object.
 
     Raises:
         ValueError: p, mask, convention or mask_storage out of range; nothing is changed then.
@@ -66,29 +72,19 @@ def to_dropconnect(
         )
     """
 
-    def build(in_features: int, out_features: int, bias: bool) -> DropConnectLinear:
-        return DropConnectLinear(
-            in_features,
-            out_features,
-            bias,
-            p,
-            mask=mask,
-            convention=convention,
-            mask_storage=mask_storage,
-            device="meta",
-        )
+    checks.check_module(module, "module")
+    p = checks.check_probability(p)
 
-    build(1, 1, False)  # rejects bad arguments even where there is no layer to replace
-
-    def swap(name: str, layer: nn.Module) -> nn.Module | None:
-        if type(layer) is not nn.Linear or "weight" not in layer._parameters:
+    def rate(name: str, layer: nn.Module) -> float | None:
+        if not isinstance(layer, nn.Linear) or obstacle(layer, places=None) is not None:
             return None
-        if filter is not None and not filter(name, layer):
-            return None
-        new = build(layer.in_features, layer.out_features, layer.bias is not None)
-        return _take_over(layer, new)
+        return p if filter is None or filter(name, layer) else None
 
-    return _replace(module, swap)
+    options = {"mask": mask, "convention": convention, "mask_storage": mask_storage}
+    with all_or_nothing(module):
+        for layer, new in make_plan(module, rate, False, options, tied=True).replacements:
+            become(layer, new)
+    return module
 
 
 def to_linear(module: nn.Module) -> nn.Module:
@@ -102,37 +98,24 @@ def to_linear(module: nn.Module) -> nn.Module:
         module: changed in place; may itself be a :class:`fused_dropout.nn.DropConnectLinear`.
 
     Returns:
-        ``module``, or the new layer where ``module`` itself was replaced.
+        ``module``, the same object.
 
     Raises:
         TypeError: ``module`` is no module.
     """
 
-    def swap(name: str, layer: nn.Module) -> nn.Module | None:
-        if type(layer) is not DropConnectLinear:
-            return None
-        new = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, "meta")
-        return _take_over(layer, new)
-
-    return _replace(module, swap)
-
-
-def _take_over(old: nn.Module, new: _Layer) -> _Layer:
-    """Gives ``new`` all that a Linear has of ``old``: parameters, training flag, hooks."""
-    for key in vars(nn.Linear(1, 1, device="meta")):
-        vars(new)[key] = vars(old)[key]
-    return new
-
-
-def _replace(module: nn.Module, swap: Callable[[str, nn.Module], nn.Module | None]) -> nn.Module:
     checks.check_module(module, "module")
-    replacements: dict[nn.Module, nn.Module] = {}
-    for name, layer in module.named_modules():
-        new = swap(name, layer)
-        if new is not None:
-            replacements[layer] = new
-    for parent in list(module.modules()):
-        for name, child in parent._modules.items():
-            if child in replacements:
-                parent._modules[name] = replacements[child]
-    return replacements.get(module, module)
+    with all_or_nothing(module):
+        for _, layer in list(modules_of(module)):
+            if type(layer) is DropConnectLinear:
+                _become_linear(layer)
+    return module
+
+
+def _become_linear(layer: DropConnectLinear) -> None:
+    new = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, "meta")
+    for attribute in vars(DropConnectLinear(1, 1, device="meta")).keys() - vars(new).keys():
+        vars(layer).pop(attribute, None)
+    vars(new)["_parameters"] = layer._parameters
+    become(layer, new)
+    forget_original(layer)

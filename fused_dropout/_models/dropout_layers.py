@@ -39,6 +39,7 @@ _PEERS = {
 _RATES_OF_LAYERS = ("p", "drop_prob")
 
 _DROPOUT_WORDS = ("drop", "stochastic_depth")
+_DROPPING_FUNCTIONS = ("dropout", "drop_path", "drop_block", "dropconnect", "stochastic_depth")
 _HARMLESS_WORDS = ("checkpoint",)  # to compute activations again changes no value
 
 
@@ -150,17 +151,11 @@ def _names_in(code: CodeType) -> Iterator[str]:
 
 def _uses_of_mode(function: FunctionType, cls: type[nn.Module]) -> Iterator[tuple[bool, list[str]]]:
     """Of each use of ``self.training``: whether it is about dropout, and the rates named there."""
-    if "training" not in _names_in(function.__code__):
-        return
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        return
-    definition = tree.body[0]
-    if not isinstance(definition, ast.FunctionDef) or not definition.args.args:
+    definition = _definition(function) if "training" in _names_in(function.__code__) else None
+    if definition is None:
         return
     self_name = definition.args.args[0].arg
-    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    parents = {child: node for node in ast.walk(definition) for child in ast.iter_child_nodes(node)}
     for node in ast.walk(definition):
         if _attribute_of(self_name, node) != "training":
             continue
@@ -170,6 +165,17 @@ def _uses_of_mode(function: FunctionType, cls: type[nn.Module]) -> Iterator[tupl
         read = [_attribute_of(self_name, part) for part in ast.walk(decided)]
         rates = [name for name in read if _has_word(name, _DROPOUT_WORDS)]
         yield _is_about_dropout(decided, cls), rates
+
+
+def _definition(function: FunctionType) -> ast.FunctionDef | None:
+    """The source of a method; None where it has none, or no ``self``."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    definition = tree.body[0]
+    is_method = isinstance(definition, ast.FunctionDef) and bool(definition.args.args)
+    return definition if is_method else None  # type: ignore[return-value]
 
 
 def _decided_by(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> ast.AST:
@@ -199,6 +205,51 @@ def _is_about_dropout(decided: ast.AST, cls: type) -> bool:
             or all(_mentions(statement, _DROPOUT_WORDS) for statement in decided.body)
         )
     return _mentions(decided, _DROPOUT_WORDS)
+
+
+# ---- functions that drop ------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def functions_that_drop(cls: type) -> tuple[str, ...]:
+    """The functions that ``forward`` of ``cls`` and its methods call to drop, in the mode or not.
+
+    By their names, as ``F.dropout``, or by an argument: ``F.scaled_dot_product_attention`` with
+    ``dropout_p=``, which is shown too. Calls of other modules count as theirs.
+    """
+    found: list[str] = []
+    for function in _running_functions(cls):
+        definition = _definition(function)
+        if definition is None:
+            continue
+        local = _local_names(definition)
+        calls = (node for node in ast.walk(definition) if isinstance(node, ast.Call))
+        found += (shown for call in calls if (shown := _dropping_call(call, local)))
+    return tuple(dict.fromkeys(found))
+
+
+def _local_names(definition: ast.FunctionDef) -> set[str]:
+    """What the function itself gives a name to: ``self``, other arguments, variables."""
+    nodes = list(ast.walk(definition))
+    stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return stored | {node.arg for node in nodes if isinstance(node, ast.arg)}
+
+
+def _dropping_call(call: ast.Call, local: set[str]) -> str:
+    """How a call that drops is shown, "" for all others."""
+    root: ast.AST = call.func
+    while isinstance(root, ast.Attribute):
+        root = root.value
+    is_local = isinstance(root, ast.Name) and root.id in local
+    function = ast.unparse(call.func)
+    if not is_local and _has_word(function.rpartition(".")[2], _DROPPING_FUNCTIONS):
+        return function
+    if is_local and isinstance(call.func, ast.Attribute):
+        return ""  # a method, or a module that the model holds
+    for keyword in call.keywords:
+        if _has_word(keyword.arg or "", _DROPOUT_WORDS):
+            return "" if isinstance(keyword.value, ast.Constant) else f"{function}({keyword.arg}=)"
+    return ""
 
 
 def _attribute_of(self_name: str, node: ast.AST) -> str:

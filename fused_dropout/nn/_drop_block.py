@@ -48,11 +48,14 @@ class _DropBlock(ShowsPackage, torch.nn.Module):
         self.with_noise = with_noise
 
     def forward(self, input: Tensor) -> Tensor:
+        return self._drop(input, self.block_size)
+
+    def _drop(self, input: Tensor, block_size: int | Sequence[int]) -> Tensor:
         function = (functional.drop_block1d, functional.drop_block2d, functional.drop_block3d)
         return function[self._dims - 1](
             input,
             self.p,
-            self.block_size,
+            block_size,
             self.inplace,
             self.eps,
             self.training,

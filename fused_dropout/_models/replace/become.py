@@ -1,0 +1,188 @@
+"""A layer becomes another one, and the old one again: one object, whose class and attributes change.
+
+So all that holds the layer goes on holding it: its parents, however many, and lists, hooks,
+closures and compiled code that torch does not know of. torch.nn's lazy layers and parametrizations
+change the class of an object in the same way. What is needed to go back is an attribute of the
+object, and goes with it through ``deepcopy`` and ``pickle``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+_KEY = "_fused_dropout_original"
+_MEMBERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_SIMPLE = (bool, int, float, str, tuple, type(None))
+
+
+@dataclass
+class Original:
+    """What a layer was.
+
+    Attributes:
+        cls: its class.
+        added: attributes that it did not have.
+        changed: of its other attributes that have changed, the old value and the new one.
+        moved: tensors that another module holds now: (old owner, old name, new owner, new name).
+        inner: modules in the old layer that the new one does not hold.
+    """
+
+    cls: type[nn.Module]
+    added: list[str] = field(default_factory=list)
+    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    moved: list[tuple[nn.Module, str, nn.Module, str]] = field(default_factory=list)
+    inner: list[nn.Module] = field(default_factory=list)
+
+
+def original_of(layer: nn.Module) -> Original | None:
+    """What the layer was before it became what it is; None: it has always been that."""
+    original: Original | None = vars(layer).get(_KEY)
+    return original
+
+
+def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module with its first qualified name; by identity, so that no ``__eq__`` is asked.
+
+    TorchScript's modules are not entered: they are no Python objects inside.
+    """
+    seen: set[int] = set()
+    pending = [("", model)]
+    while pending:
+        name, module = pending.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        children = vars(module).get("_modules") or {}
+        if isinstance(children, dict):
+            prefix = f"{name}." if name else ""
+            inner = [(prefix + key, child) for key, child in children.items() if child is not None]
+            pending += reversed(inner)
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """Where the body raises, every module of ``model`` is what it was; tensors are not copied."""
+    before = [
+        (module, type(module), dict(vars(module)), [(d, d.copy()) for d in _containers(module)])
+        for _, module in modules_of(model)
+    ]
+    try:
+        yield
+    except BaseException:
+        for module, cls, attributes, contents in before:
+            object.__setattr__(module, "__class__", cls)
+            vars(module).clear()
+            vars(module).update(attributes)
+            for container, content in contents:
+                container.clear()
+                container.update(content)
+        raise
+
+
+def _containers(module: nn.Module) -> list[Any]:
+    return [value for value in vars(module).values() if isinstance(value, (dict, set))]
+
+
+def become(layer: nn.Module, new: nn.Module) -> None:
+    """Makes ``layer`` what ``new`` is; its mode, hooks and other attributes stay.
+
+    ``new`` itself is not used afterwards. Tensors are to be those of ``layer``.
+    """
+    _check_hooks(new)
+    state = vars(layer)
+    original = Original(type(layer))
+    for key, value in vars(new).items():
+        if key in _attributes_of_every_module() and key not in _MEMBERS:
+            continue
+        if key not in state:
+            original.added.append(key)
+        elif not _same(key, state[key], value):
+            original.changed[key] = (state[key], value)
+    if "_modules" in original.changed:
+        original.moved = list(_moved_tensors(layer, new))
+        kept = {id(module) for _, module in modules_of(new)}
+        original.inner = [m for _, m in modules_of(layer) if m is not layer and id(m) not in kept]
+    object.__setattr__(layer, "__class__", type(new))
+    for key in original.added:
+        state[key] = vars(new)[key]
+    for key, (_, value) in original.changed.items():
+        state[key] = value
+    # After `new` in the lists of tensors, which named it: the layer has its place.
+    original.moved = [
+        (a, b, layer if owner is new else owner, c) for a, b, owner, c in original.moved
+    ]
+    state[_KEY] = original
+
+
+def forget_original(layer: nn.Module) -> None:
+    """What the layer was is of no interest any more."""
+    vars(layer).pop(_KEY, None)
+
+
+def go_back(layer: nn.Module) -> None:
+    """Makes the layer what it was; attributes that have been set since keep their new values."""
+    state = vars(layer)
+    original: Original = state.pop(_KEY)
+    tensors = [
+        (old, name, vars(owner)["_parameters"].get(key), vars(owner)["_buffers"].get(key))
+        for old, name, owner, key in original.moved
+    ]
+    for key in original.added:
+        state.pop(key, None)
+    for key, (old, new) in original.changed.items():
+        if key in _MEMBERS or _same(key, state.get(key), new):
+            state[key] = old
+    object.__setattr__(layer, "__class__", original.cls)
+    for owner, name, parameter, buffer in tensors:
+        tensor = buffer if parameter is None else parameter
+        if getattr(owner, name) is not tensor:
+            setattr(owner, name, tensor)
+    for module in original.inner:
+        module.training = layer.training
+
+
+def _attributes_of_every_module() -> frozenset[str]:
+    return frozenset(vars(nn.Module()))
+
+
+def _same(key: str, one: Any, other: Any) -> bool:
+    """Whether an attribute has a value already; the same tensors and modules, in containers."""
+    if key == "_non_persistent_buffers_set":
+        return bool(one == other)
+    if key in _MEMBERS:
+        return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
+    return one is other or (type(one) in _SIMPLE and type(one) is type(other) and one == other)
+
+
+def _moved_tensors(
+    layer: nn.Module, new: nn.Module
+) -> Iterator[tuple[nn.Module, str, nn.Module, str]]:
+    places = {id(tensor): (owner, name) for owner, name, tensor in _tensors_of(layer)}
+    for owner, name, tensor in _tensors_of(new):
+        if id(tensor) in places:
+            yield (*places[id(tensor)], owner, name)
+
+
+def _tensors_of(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    for _, inner in modules_of(module):
+        for members in (vars(inner)["_parameters"], vars(inner)["_buffers"]):
+            for name, tensor in members.items():
+                if tensor is not None:
+                    yield inner, name, tensor
+
+
+def _check_hooks(new: nn.Module) -> None:
+    """A hook on the new layer would be lost, or stay bound to an object that is not used."""
+    for name, hooks in vars(new).items():
+        if name in _attributes_of_every_module() and name not in _MEMBERS and name != "training":
+            if isinstance(hooks, dict) and hooks:
+                raise ValueError(
+                    f"a converter must return a layer without hooks of its own, got {name} on a "
+                    f"{type(new).__name__}"
+                )
