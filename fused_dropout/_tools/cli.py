@@ -1,4 +1,4 @@
-"""The console script `fused-dropout`: info, verify, bench, demo.
+"""The console script `fused-dropout`: info, verify, bench, convert-check and so on.
 
 Exit status: 0 done, 1 something is wrong (a failed check, a missing extension), 2 bad arguments.
 Each subcommand but `info` lives in a module of its own, with `add_arguments(parser)` and
@@ -35,6 +35,11 @@ _COMMANDS = {
     ),
     "bench": _Command(
         "bench.command", "measure the ops against their peers and their floors", "tools"
+    ),
+    "convert-check": _Command(
+        "convert_check.command",
+        "convert a model's dropout layers and compare what they drop",
+        "tools",
     ),
     "reproduce": _Command(
         "reproduce.command", "run experiments of the papers: figures beside theirs", "demo"

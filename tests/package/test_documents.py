@@ -82,7 +82,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
 @each_page
 def test_commands_and_their_options_exist(page: Path) -> None:
     for code in code_in(page):
-        for name, rest in re.findall(r"\bfused-dropout ([a-z]+)([^`#]*)", code):
+        for name, rest in re.findall(r"\bfused-dropout ([a-z-]+)([^`#]*)", code):
             assert name in cli._COMMANDS, code
             known = option_names(name)
             assert set(re.findall(r"(?<!\S)\[?(--[a-z-]+)", rest)) <= known, code

@@ -39,12 +39,12 @@ def test_help_names_every_subcommand_and_imports_none_of_them() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Fused DropConnect and dropout masks for PyTorch." in done.stdout
-    for name in ("info", "verify", "bench", "reproduce", "demo"):
+    for name in ("info", "verify", "bench", "convert-check", "reproduce", "demo"):
         assert re.search(rf"^    {name}\s", done.stdout, re.MULTILINE)
     assert "imported: []" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["verify", "bench", "reproduce", "demo"])
+@pytest.mark.parametrize("command", ["verify", "bench", "convert-check", "reproduce", "demo"])
 def test_help_of_a_subcommand_loads_no_compiler_tools(command: str) -> None:
     code = (
         "import sys, fused_dropout._tools.cli as c\n"

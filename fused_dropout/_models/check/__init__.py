@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Literal, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from fused_dropout._core import checks
 from fused_dropout._models.check.calls import executed_calls, traced_calls
 from fused_dropout._models.check.finding import Finding
+from fused_dropout._models.check.inputs import split_inputs
 from fused_dropout._models.check.modes import check_modes
 from fused_dropout._models.check.order import check_functions, check_order
 from fused_dropout._models.check.rates import check_rates
@@ -107,7 +108,7 @@ def check(
         1 dropout-before-batchnorm
     """
     checks.check_module(model, "model")
-    args, kwargs = _checked_inputs(example_inputs)
+    args, kwargs = split_inputs(example_inputs)
     ignored = _checked_names(ignore)
     if example_inputs is None:
         calls = traced_calls(model, training=True)
@@ -125,22 +126,6 @@ def check(
     ):
         found.setdefault((finding.mistake, finding.where), finding)
     return [finding for finding in found.values() if finding.mistake not in ignored]
-
-
-def _checked_inputs(example_inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """The positional arguments and the keyword arguments."""
-    if example_inputs is None:
-        return (), {}
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, Mapping):
-        return (), example_inputs
-    if isinstance(example_inputs, (tuple, list)):
-        return example_inputs, {}
-    raise TypeError(
-        "example_inputs must be a Tensor, a tuple or list of arguments, a dict of keyword "
-        f"arguments, or None, got {type(example_inputs).__name__}"
-    )
 
 
 def _checked_names(ignore: Any) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""A layer becomes another one, and the old one again: one object, whose class and attributes change.
+"""A layer becomes another one and back: it stays one object, whose class and attributes change.
 
 So all that holds the layer goes on holding it: its parents, however many, and lists, hooks,
 closures and compiled code that torch does not know of. torch.nn's lazy layers and parametrizations
@@ -179,10 +179,10 @@ def _tensors_of(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
 
 def _check_hooks(new: nn.Module) -> None:
     """A hook on the new layer would be lost, or stay bound to an object that is not used."""
-    for name, hooks in vars(new).items():
-        if name in _attributes_of_every_module() and name not in _MEMBERS and name != "training":
-            if isinstance(hooks, dict) and hooks:
-                raise ValueError(
-                    f"a converter must return a layer without hooks of its own, got {name} on a "
-                    f"{type(new).__name__}"
-                )
+    for name in _attributes_of_every_module().difference(_MEMBERS):
+        hooks = vars(new).get(name)
+        if isinstance(hooks, dict) and hooks:
+            raise ValueError(
+                f"a converter must return a layer without hooks of its own, got {name} on a "
+                f"{type(new).__name__}"
+            )

@@ -1,4 +1,4 @@
-"""Which function converts a layer of which class: the registry, and what is in it from the start."""
+"""Which function converts layers of which class: those of this package, and registered ones."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ def choose(model: nn.Module, linear: Any) -> dict[int, Chosen]:
     if callable(linear):
         return _chosen_by_function(model, linear)
     p = _checked_p(linear, "linear")
-    return {id(layer): Chosen(p, False) for _, layer in modules_of(model) if _is_linear(layer)}
+    layers = (layer for _, layer in modules_of(model) if _could_be_linear(layer))
+    return {id(layer): Chosen(p, False) for layer in layers if not has_dropconnect(layer)}
 
 
 def _chosen_by_function(model: nn.Module, linear: Callable[[str, Any], Any]) -> dict[int, Chosen]:
@@ -62,7 +63,7 @@ def _chosen_by_key(model: nn.Module, linear: Mapping[Any, Any]) -> dict[int, Cho
     names = _all_names(model)
     unused = set(linear)
     chosen: dict[int, Chosen] = {}
-    for name, layer in modules_of(model):
+    for _, layer in modules_of(model):
         fitting = [
             key for key in linear if any(fnmatchcase(each, key) for each in names[id(layer)])
         ]
@@ -121,7 +122,8 @@ def converted(layer: Any, p: float, options: Mapping[str, Any]) -> nn.Module:
     """What the layer is to become."""
     new: nn.Module
     if is_conv1d(layer):
-        new = DropConnectConv1D(*layer.weight.shape, p, **options)
+        nx, nf = layer.weight.shape
+        new = DropConnectConv1D(nx, nf, p, **options)
     else:
         has_bias = layer.bias is not None
         new = DropConnectLinear(
@@ -163,7 +165,7 @@ def has_dropconnect(layer: nn.Module) -> bool:
 def obstacle(layer: nn.Module, places: Mapping[int, int] | None) -> str | None:
     """Why a layer cannot get DropConnect; None where it can. ``places``: see tied_tensors."""
     if not (_is_linear(layer) or is_conv1d(layer)):
-        return f"a {kind_of(type(layer))} may mean more than a linear layer"
+        return "it may mean more than a torch.nn.Linear"
     if "forward" in vars(layer):
         return "its forward was set on the object"
     tensors = layer._parameters

@@ -65,7 +65,8 @@ def make_plan(
             replacements.append((module, new))
             replaced.append(_replaced(name, type(module), new))
         elif by_name:
-            raise ValueError(f"linear names {name!r}, which cannot be replaced: {new}")
+            kind = kind_of(type(module))
+            raise ValueError(f"linear names {name!r}, a {kind}, which cannot be replaced: {new}")
         else:
             left.append(Left(name, kind_of(type(module)), rate_of_layer(module), new))
 

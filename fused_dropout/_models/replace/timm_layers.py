@@ -13,7 +13,7 @@ from fused_dropout._core import checks
 from fused_dropout._core.drop_block_gamma import paper_gamma
 
 
-class DropBlock2d(nn.Module):
+class TimmDropBlock2d(nn.Module):
     """timm's DropBlock: blocks may begin outside the map, so that its edges are dropped as often.
 
     That is DropBlock of a map with a margin as wide as a block reaches, whose margin is cut off:
@@ -93,7 +93,7 @@ _ATTRIBUTES = (
 def _drop_block2d(layer: Any) -> nn.Module | str:
     if not all(hasattr(layer, name) for name in _ATTRIBUTES):
         return "this release of timm draws blocks in another way; 1.0.23 and newer are known"
-    return DropBlock2d(*(getattr(layer, name) for name in _ATTRIBUTES))
+    return TimmDropBlock2d(*(getattr(layer, name) for name in _ATTRIBUTES))
 
 
 def _drop_path(layer: Any) -> nn.Module | str:

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from fused_dropout import nn as ours
 
 
-class DropBlock2d(ours.DropBlock2d):
+class TorchvisionDropBlock2d(ours.DropBlock2d):
     """torchvision's form for maps that are smaller than a block: the block stays a square."""
 
     def forward(self, input: Tensor) -> Tensor:
         return self._drop(input, min(self.block_size, *input.shape[2:]))
 
 
-class DropBlock3d(ours.DropBlock3d):
+class TorchvisionDropBlock3d(ours.DropBlock3d):
     """torchvision's form for maps that are smaller than a block: the block stays a cube."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -28,11 +28,11 @@ def _stochastic_depth(layer: Any) -> nn.Module:
 
 
 def _drop_block2d(layer: Any) -> nn.Module:
-    return DropBlock2d(layer.p, layer.block_size, bool(layer.inplace), layer.eps)
+    return TorchvisionDropBlock2d(layer.p, layer.block_size, bool(layer.inplace), layer.eps)
 
 
 def _drop_block3d(layer: Any) -> nn.Module:
-    return DropBlock3d(layer.p, layer.block_size, bool(layer.inplace), layer.eps)
+    return TorchvisionDropBlock3d(layer.p, layer.block_size, bool(layer.inplace), layer.eps)
 
 
 CONVERTERS = {

@@ -1,0 +1,1 @@
+"""`fused-dropout convert-check`: a model before and after fused_dropout.replace."""
