@@ -92,13 +92,17 @@ def _containers(module: nn.Module) -> list[Any]:
 def become(layer: nn.Module, new: nn.Module) -> None:
     """Makes ``layer`` what ``new`` is; its mode, hooks and other attributes stay.
 
-    ``new`` itself is not used afterwards. Tensors are to be those of ``layer``.
+    ``new`` itself is not used afterwards. Its tensors and modules are to be those of ``layer``; of
+    one that has none, those that were added to ``layer`` stay.
     """
     _check_hooks(new)
     state = vars(layer)
     original = Original(type(layer))
+    kept = _attributes_of_every_module()
+    if has_members(new):
+        kept = kept.difference(_MEMBERS)
     for key, value in vars(new).items():
-        if key in _attributes_of_every_module() and key not in _MEMBERS:
+        if key in kept:
             continue
         if key not in state:
             original.added.append(key)
@@ -106,8 +110,8 @@ def become(layer: nn.Module, new: nn.Module) -> None:
             original.changed[key] = (state[key], value)
     if "_modules" in original.changed:
         original.moved = list(_moved_tensors(layer, new))
-        kept = {id(module) for _, module in modules_of(new)}
-        original.inner = [m for _, m in modules_of(layer) if m is not layer and id(m) not in kept]
+        stay = {id(module) for _, module in modules_of(new)}
+        original.inner = [m for _, m in modules_of(layer) if m is not layer and id(m) not in stay]
     object.__setattr__(layer, "__class__", type(new))
     for key in original.added:
         state[key] = vars(new)[key]
@@ -118,6 +122,11 @@ def become(layer: nn.Module, new: nn.Module) -> None:
         (a, b, layer if owner is new else owner, c) for a, b, owner, c in original.moved
     ]
     state[_KEY] = original
+
+
+def has_members(module: nn.Module) -> bool:
+    """Whether it has parameters, buffers or modules."""
+    return any(vars(module)[key] for key in _MEMBERS)
 
 
 def forget_original(layer: nn.Module) -> None:

@@ -16,6 +16,7 @@ from fused_dropout._models.replace import (
     torchvision_layers,
     transformers_layers,
 )
+from fused_dropout._models.replace.become import has_members
 
 #: Returns the layer that its argument is to become, or a text that says why it stays.
 Converter = Callable[[Any], "nn.Module | str"]
@@ -111,7 +112,7 @@ def _checked(function: Converter) -> Converter:
             )
         if new is layer:
             raise ValueError(f"the converter of {type(layer).__name__} returned its argument")
-        if _tensors(new) != _tensors(layer):
+        if has_members(new) and _tensors(new) != _tensors(layer):
             raise ValueError(
                 f"the converter of {type(layer).__name__} must return a layer with the same "
                 "parameters and buffers, the very objects, so that optimizers and checkpoints fit"
