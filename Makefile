@@ -35,7 +35,7 @@ endif
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 BUILT := build/.built-$(subst /,_,$(PY))
 
-.PHONY: demo test reproduce-quick hostile instruction-counts lint bench cuda-build gpu gpu-build gpu-test gpu-sanitize gpu-bench
+.PHONY: demo test test-clients reproduce-quick hostile instruction-counts lint bench cuda-build gpu gpu-build gpu-test gpu-sanitize gpu-bench
 .PHONY: wheel wheel-check format setup clean FORCE
 
 demo: setup
@@ -49,6 +49,23 @@ at_once = $(shell $(1) -c 'import xdist' 2> /dev/null && echo $(FILES_AT_ONCE))
 
 test: setup
 	$(PY) -m pytest $(call at_once,$(PY))
+
+# Models of other packages, converted by fused_dropout.replace. The packages are installed beside the
+# CUDA build of torch, whose release they are pinned to; no GPU is used.
+CLIENTS ?= torchvision==0.29.2 timm==1.0.31 transformers==5.23.0 peft==0.21.2
+
+ifdef PYTHON
+CLIENTS_READY :=
+else
+CLIENTS_READY := $(CUDA_VENV)/.clients
+endif
+
+$(CUDA_VENV)/.clients: $(CUDA_VENV)/.ready
+	$(CUDA_PY) -m pip install $(ERRORS_ONLY) $(CLIENTS)
+	touch $@
+
+test-clients: setup $(CLIENTS_READY)
+	CUDA_VISIBLE_DEVICES= PYTHONPATH=$(CURDIR) $(CUDA_PY) -m pytest tests/clients
 
 # Calls with wrong and odd arguments; `make test` has a short form. tests/hostile/__main__.py
 CALLS ?= 100000

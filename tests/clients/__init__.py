@@ -1,0 +1,1 @@
+"""Models of other packages, converted: see test_clients.py."""
