@@ -219,3 +219,104 @@ LAYERS: dict[str, Any] = {
     "LockedDropout": lambda: LockedDropout(0.3),
     "probly DropConnectLinear": lambda: DropConnectLinear(nn.Linear(40, 30), 0.3),
 }
+
+
+def _with_raw_weights(module: nn.Module, owner: nn.Module, names: list[str]) -> None:
+    """The named parameters of ``module`` become parameters ``..._raw`` of ``owner``."""
+    for name in names:
+        weight = module._parameters.pop(name)
+        assert weight is not None
+        owner.register_parameter(f"{name}_raw", nn.Parameter(weight.data))
+
+
+@_in("weight_drop")
+class WeightDrop(nn.Module):
+    """AWD-LSTM's, with the repair that keeps the gradient in new releases of torch."""
+
+    def __init__(
+        self, module: nn.Module, weights: list[str], dropout: float = 0, variational: bool = False
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.weights = weights
+        self.dropout = dropout
+        self.variational = variational
+        module.flatten_parameters = self._nothing
+        _with_raw_weights(module, module, weights)
+
+    def _nothing(self, *args: Any) -> None:
+        pass
+
+    def forward(self, *args: Any) -> Any:
+        for name in self.weights:
+            raw = getattr(self.module, f"{name}_raw")
+            if self.variational:
+                mask = F.dropout(torch.ones(len(raw), 1), self.dropout, self.training)
+                weight = mask * raw
+            else:
+                weight = F.dropout(raw, self.dropout, self.training)
+            self.module._parameters[name] = weight  # type: ignore[assignment]
+            setattr(self.module, name, self.module._parameters.pop(name))
+        return self.module.forward(*args)
+
+
+@_in("fastai.text.models.awdlstm")
+class WeightDropout(nn.Module):
+    def __init__(
+        self, module: nn.Module, weight_p: float, layer_names: str | list[str] = "weight_hh_l0"
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.weight_p = weight_p
+        self.layer_names = [layer_names] if isinstance(layer_names, str) else layer_names
+        _with_raw_weights(module, self, self.layer_names)
+        module.flatten_parameters = self._do_nothing
+
+    def _do_nothing(self) -> None:
+        pass
+
+    def forward(self, *args: Any) -> Any:
+        for name in self.layer_names:
+            raw = getattr(self, f"{name}_raw")
+            weight = F.dropout(raw, self.weight_p, self.training)
+            setattr(self.module, name, weight)
+        return self.module(*args)
+
+
+def _weight_drop(module: Any, weights: list[str], dropout: float) -> None:
+    _with_raw_weights(module, module, weights)
+    original_module_forward = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        for name in weights:
+            raw = getattr(module, f"{name}_raw")
+            setattr(module, name, F.dropout(raw, p=dropout, training=module.training))
+        return original_module_forward(*args, **kwargs)
+
+    module.forward = forward
+
+
+@_in("torchnlp.nn.weight_drop")
+class WeightDropLSTM(nn.LSTM):
+    def __init__(self, *args: Any, weight_dropout: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        names = [f"weight_hh_l{number}" for number in range(self.num_layers)]
+        _weight_drop(self, names, weight_dropout)
+
+
+@_in("torchnlp.nn.weight_drop")
+class WeightDropLinear(nn.Linear):
+    def __init__(self, *args: Any, weight_dropout: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _weight_drop(self, ["weight"], weight_dropout)
+
+
+@_in("torchnlp.nn.weight_drop")
+class WrapperOfTorchNlp(nn.Module):
+    def __init__(self, module: nn.Module, weights: list[str], dropout: float = 0.0) -> None:
+        super().__init__()
+        _weight_drop(module, weights, dropout)
+        self.forward = module.forward  # type: ignore[assignment]
+
+
+WrapperOfTorchNlp.__name__ = "WeightDrop"

@@ -27,6 +27,7 @@ class Original:
     Attributes:
         cls: its class.
         added: attributes that it did not have.
+        removed: attributes that what it became has as a tensor or a method.
         changed: of its other attributes that have changed, the old value and the new one.
         moved: tensors that another module holds now: (old owner, old name, new owner, new name).
         inner: modules in the old layer that the new one does not hold.
@@ -34,6 +35,7 @@ class Original:
 
     cls: type[nn.Module]
     added: list[str] = field(default_factory=list)
+    removed: dict[str, Any] = field(default_factory=dict)
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     moved: list[tuple[nn.Module, str, nn.Module, str]] = field(default_factory=list)
     inner: list[nn.Module] = field(default_factory=list)
@@ -108,10 +110,12 @@ def become(layer: nn.Module, new: nn.Module) -> None:
             original.added.append(key)
         elif not _same(key, state[key], value):
             original.changed[key] = (state[key], value)
-    if "_modules" in original.changed:
+    if not original.changed.keys().isdisjoint(_MEMBERS):
         original.moved = list(_moved_tensors(layer, new))
         stay = {id(module) for _, module in modules_of(new)}
         original.inner = [m for _, m in modules_of(layer) if m is not layer and id(m) not in stay]
+    hidden = ("forward", *(name for key in _MEMBERS[:3] for name in vars(new)[key]))
+    original.removed = {name: state.pop(name) for name in hidden if name in state}
     object.__setattr__(layer, "__class__", type(new))
     for key in original.added:
         state[key] = vars(new)[key]
@@ -147,6 +151,7 @@ def go_back(layer: nn.Module) -> None:
     for key, (old, new) in original.changed.items():
         if key in _MEMBERS or _same(key, state.get(key), new):
             state[key] = old
+    state.update(original.removed)
     object.__setattr__(layer, "__class__", original.cls)
     for owner, name, parameter, buffer in tensors:
         tensor = buffer if parameter is None else parameter

@@ -15,6 +15,7 @@ from fused_dropout._models.replace import (
     torch_layers,
     torchvision_layers,
     transformers_layers,
+    weight_drop,
 )
 from fused_dropout._models.replace.become import has_members
 
@@ -29,6 +30,7 @@ _BUILT_IN: dict[tuple[str, str], Converter] = {
     **transformers_layers.CONVERTERS,
     **sequences.CONVERTERS,
     **drop_connect.CONVERTERS,
+    **weight_drop.CONVERTERS,
 }
 _registered: dict[type[nn.Module] | tuple[str, str], Converter] = {}
 
@@ -135,6 +137,11 @@ def converter_of(cls: type) -> Converter | None:
             if isinstance(key, tuple) and _is_named(cls, *key):
                 return function
     return None
+
+
+def has_its_own_forward(layer: nn.Module, converter: Converter) -> bool:
+    """Whether a forward was set on the object that the converter does not know of."""
+    return "forward" in vars(layer) and converter not in weight_drop.WITH_OWN_FORWARD
 
 
 def known_base(cls: type) -> type | None:

@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 from fused_dropout._models.replace.become import modules_of, original_of
-from fused_dropout._models.replace.converters import Converter, converter_of, known_base
+from fused_dropout._models.replace.converters import (
+    Converter,
+    converter_of,
+    has_its_own_forward,
+    known_base,
+)
 from fused_dropout._models.replace.linear import (
     Chosen,
     check_options,
@@ -120,7 +125,7 @@ def _read_past(model: nn.Module) -> set[int]:
 
 
 def _converted(name: str, layer: nn.Module, converter: Converter) -> nn.Module | str:
-    if "forward" in vars(layer):
+    if has_its_own_forward(layer, converter):
         return "its forward was set on the object"
     try:
         return converter(layer)

@@ -81,7 +81,9 @@ def _shown(p: float | None) -> str:
     return "" if p is None else f" (p={p:g})"
 
 
-def rate_of_layer(layer: nn.Module, names: Sequence[str] = ("p", "drop_prob")) -> float | None:
+def rate_of_layer(
+    layer: nn.Module, names: Sequence[str] = ("p", "drop_prob", "weight_p")
+) -> float | None:
     """The first of these attributes that is a number."""
     values: list[Any] = [getattr(layer, name, None) for name in names]
     numbers = (v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool))
@@ -90,6 +92,9 @@ def rate_of_layer(layer: nn.Module, names: Sequence[str] = ("p", "drop_prob")) -
 
 def kind_of(cls: type) -> str:
     """A class by the name under which it is imported: ``torch.nn.Dropout``."""
+    weight_drop = next((base for base in cls.__bases__ if base.__name__ == "WeightDrop"), None)
+    if weight_drop is not None and len(cls.__bases__) == 2:  # a class made for the module
+        return f"{kind_of(weight_drop)}({kind_of(cls.__bases__[1])})"
     module = cls.__module__
     if module.startswith("torch.nn.modules."):
         module = "torch.nn"
