@@ -40,12 +40,13 @@ def leaves_of(output: Any) -> list[Tensor]:
 def test_it_becomes_the_bare_module_with_masks_and_back(name: str) -> None:
     torch.manual_seed(0)
     wrapper = WRAPPED[name]()
-    cls, names = type(wrapper), list(wrapper.state_dict())
+    cls = type(wrapper)
     parameters = {id(each) for each in wrapper.parameters()}
     x = torch.randn(5, 4, 3)
     model = nn.Sequential(wrapper)
     model(x)  # leaves weights behind, as objects or as attributes
     expected = leaves_of(model.eval()(x))
+    names = list(wrapper.state_dict())
     calls: list[str] = []
     wrapper.register_forward_hook(lambda *_: calls.append("hook"))
 

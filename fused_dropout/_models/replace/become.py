@@ -115,7 +115,9 @@ def become(layer: nn.Module, new: nn.Module) -> None:
         stay = {id(module) for _, module in modules_of(new)}
         original.inner = [m for _, m in modules_of(layer) if m is not layer and id(m) not in stay]
     hidden = ("forward", *(name for key in _MEMBERS[:3] for name in vars(new)[key]))
-    original.removed = {name: state.pop(name) for name in hidden if name in state}
+    original.removed = {name: _leaf(state.pop(name)) for name in hidden if name in state}
+    for module in original.inner:  # what a forward has left there can be copied only as a leaf
+        vars(module).update({name: _leaf(value) for name, value in vars(module).items()})
     object.__setattr__(layer, "__class__", type(new))
     for key in original.added:
         state[key] = vars(new)[key]
@@ -161,6 +163,10 @@ def go_back(layer: nn.Module) -> None:
         module.training = layer.training
 
 
+def _leaf(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) and value.grad_fn is not None else value
+
+
 def _attributes_of_every_module() -> frozenset[str]:
     return frozenset(vars(nn.Module()))
 
@@ -177,10 +183,10 @@ def _same(key: str, one: Any, other: Any) -> bool:
 def _moved_tensors(
     layer: nn.Module, new: nn.Module
 ) -> Iterator[tuple[nn.Module, str, nn.Module, str]]:
-    places = {id(tensor): (owner, name) for owner, name, tensor in _tensors_of(layer)}
-    for owner, name, tensor in _tensors_of(new):
+    places = {id(tensor): (owner, name) for owner, name, tensor in _tensors_of(new)}
+    for owner, name, tensor in _tensors_of(layer):
         if id(tensor) in places:
-            yield (*places[id(tensor)], owner, name)
+            yield (owner, name, *places[id(tensor)])
 
 
 def _tensors_of(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

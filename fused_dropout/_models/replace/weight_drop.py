@@ -18,15 +18,19 @@ from fused_dropout import nn as ours
 
 _RAW = "_raw"
 _HOOKS = tuple(name for name in vars(nn.Module()) if "_hooks" in name)
+_HOOKED = "the module in it has hooks of its own"
 
 
 def _awd_lstm(layer: Any) -> nn.Module | str:
-    if not layer.variational:
-        return _converted(layer.module, layer.module, layer.weights, layer.dropout, "connection")
-    return _converted(layer.module, layer.module, layer.weights, layer.dropout, "row")
+    mode = "row" if layer.variational else "connection"
+    if _has_hooks(layer.module):
+        return _HOOKED
+    return _converted(layer.module, layer.module, layer.weights, layer.dropout, mode)
 
 
 def _fastai(layer: Any) -> nn.Module | str:
+    if _has_hooks(layer.module):
+        return _HOOKED
     return _converted(layer.module, layer, layer.layer_names, layer.weight_p, "connection")
 
 
@@ -40,6 +44,10 @@ def _torchnlp(layer: Any) -> nn.Module | str:
     return _converted(layer, layer, found["weights"], found["dropout"], "connection")
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    return any(vars(module)[name] for name in _HOOKS)
+
+
 def _converted(
     module: Any, owner: nn.Module, names: Sequence[str] | str, p: float, mode: str
 ) -> nn.Module | str:
@@ -49,8 +57,6 @@ def _converted(
     missing = [name for name, weight in raw.items() if weight is None]
     if missing:
         return f"it has no parameter {missing[0]}{_RAW}"
-    if module is not owner and any(vars(module)[name] for name in _HOOKS):
-        return "the module in it has hooks of its own"
     weight_drop = getattr(ours, "WeightDrop", None)
     if weight_drop is None:
         return "this release of fused_dropout has no WeightDrop"
