@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from clients.models import FACTORIES, Client
 from torch import Tensor, nn
 
+from clients.models import FACTORIES, Client
 from fused_dropout import nn as ours
 from fused_dropout import replace, replacement_report, restore
 from fused_dropout._models.replace.timm_layers import TimmDropBlock2d

@@ -231,7 +231,7 @@ def _with_raw_weights(module: nn.Module, owner: nn.Module, names: list[str]) -> 
 
 @_in("weight_drop")
 class WeightDrop(nn.Module):
-    """AWD-LSTM's, with the repair that keeps the gradient in new releases of torch."""
+    """AWD-LSTM's, as repaired for releases of torch where its own way loses the gradient."""
 
     def __init__(
         self, module: nn.Module, weights: list[str], dropout: float = 0, variational: bool = False
@@ -254,9 +254,8 @@ class WeightDrop(nn.Module):
                 mask = F.dropout(torch.ones(len(raw), 1), self.dropout, self.training)
                 weight = mask * raw
             else:
-                weight = F.dropout(raw, self.dropout, self.training)
-            self.module._parameters[name] = weight  # type: ignore[assignment]
-            setattr(self.module, name, self.module._parameters.pop(name))
+                weight = F.dropout(raw, self.dropout) if self.training else raw.clone()
+            setattr(self.module, name, weight)
         return self.module.forward(*args)
 
 
@@ -278,7 +277,7 @@ class WeightDropout(nn.Module):
     def forward(self, *args: Any) -> Any:
         for name in self.layer_names:
             raw = getattr(self, f"{name}_raw")
-            weight = F.dropout(raw, self.weight_p, self.training)
+            weight = F.dropout(raw, self.weight_p) if self.training else raw.clone()
             setattr(self.module, name, weight)
         return self.module(*args)
 
@@ -290,7 +289,7 @@ def _weight_drop(module: Any, weights: list[str], dropout: float) -> None:
     def forward(*args: Any, **kwargs: Any) -> Any:
         for name in weights:
             raw = getattr(module, f"{name}_raw")
-            setattr(module, name, F.dropout(raw, p=dropout, training=module.training))
+            setattr(module, name, F.dropout(raw, dropout) if module.training else raw.clone())
         return original_module_forward(*args, **kwargs)
 
     module.forward = forward
