@@ -13,6 +13,7 @@ from fused_dropout._models.replace.become import (
     become,
     forget_original,
     modules_of,
+    share_members,
 )
 from fused_dropout._models.replace.linear import obstacle
 from fused_dropout._models.replace.plan import make_plan
@@ -116,6 +117,6 @@ def _become_linear(layer: DropConnectLinear) -> None:
     new = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, "meta")
     for attribute in vars(DropConnectLinear(1, 1, device="meta")).keys() - vars(new).keys():
         vars(layer).pop(attribute, None)
-    vars(new)["_parameters"] = layer._parameters
+    share_members(new, layer)
     become(layer, new)
     forget_original(layer)

@@ -113,6 +113,8 @@ def test_hooks_flags_and_own_attributes_stay() -> None:
     model[1].eval()
     model[1].note = {"of": "mine"}
     model[1].register_buffer("count", torch.ones(3))
+    model[0].register_buffer("mine", torch.ones(2), persistent=False)
+    model[0].add_module("probe", nn.Linear(1, 1))
     model[0].weight.requires_grad_(False)
     note = model[1].note
     calls: list[str] = []
@@ -128,6 +130,8 @@ def test_hooks_flags_and_own_attributes_stay() -> None:
     found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     assert found.keys() == tensors.keys() and all(found[name] is tensors[name] for name in found)
     assert not model[0].weight.requires_grad
+    assert type(model[0]) is type(model[0].probe) is ours.DropConnectLinear
+    assert "0.mine" not in model.state_dict()
 
     def run() -> list[str]:
         calls.clear()

@@ -123,11 +123,16 @@ def become(layer: nn.Module, new: nn.Module) -> None:
         state[key] = vars(new)[key]
     for key, (_, value) in original.changed.items():
         state[key] = value
-    # After `new` in the lists of tensors, which named it: the layer has its place.
+    # The layer itself has the tensors now that `new` had.
     original.moved = [
         (a, b, layer if owner is new else owner, c) for a, b, owner, c in original.moved
     ]
     state[_KEY] = original
+
+
+def share_members(new: nn.Module, layer: nn.Module) -> None:
+    """Gives ``new`` the parameters, buffers and modules of ``layer``, those that were added too."""
+    vars(new).update({key: vars(layer)[key] for key in _MEMBERS})
 
 
 def has_members(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fused_dropout._core import checks
+from fused_dropout._models.replace.become import share_members
 from fused_dropout.functional import mask_weight
 
 
@@ -49,7 +50,7 @@ def _probly(layer: Any) -> nn.Module | str:
     if "weight" not in layer._parameters:
         return "its weight is computed from other parameters"
     new = SharedMaskLinear(layer.in_features, layer.out_features, layer.p)
-    new._parameters.update(layer._parameters)
+    share_members(new, layer)
     if "bias" in vars(layer):  # None, which is no parameter
         vars(new)["bias"] = vars(layer)["bias"]
     return new

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fused_dropout._core import checks
-from fused_dropout._models.replace.become import modules_of
+from fused_dropout._models.replace.become import modules_of, share_members
 from fused_dropout._models.replace.report import kind_of
 from fused_dropout._models.replace.transformers_layers import DropConnectConv1D, is_conv1d
 from fused_dropout.nn import DropConnectLinear
@@ -129,7 +129,7 @@ def converted(layer: Any, p: float, options: Mapping[str, Any]) -> nn.Module:
         new = DropConnectLinear(
             layer.in_features, layer.out_features, has_bias, p, **options, device="meta"
         )
-    vars(new)["_parameters"] = layer._parameters
+    share_members(new, layer)
     return new
 
 
