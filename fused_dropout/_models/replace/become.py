@@ -109,7 +109,7 @@ def become(layer: nn.Module, new: nn.Module) -> None:
         if key not in state:
             original.added.append(key)
         elif not _same(key, state[key], value):
-            original.changed[key] = (state[key], value)
+            original.changed[key] = (_leaf(state[key]), value)
     if not original.changed.keys().isdisjoint(_MEMBERS):
         original.moved = list(_moved_tensors(layer, new))
         stay = {id(module) for _, module in modules_of(new)}
@@ -169,6 +169,9 @@ def go_back(layer: nn.Module) -> None:
 
 
 def _leaf(value: Any) -> Any:
+    """A tensor, or a list with tensors, out of its graph."""
+    if type(value) is list:
+        return [_leaf(each) for each in value]
     return value.detach() if isinstance(value, Tensor) and value.grad_fn is not None else value
 
 
