@@ -170,7 +170,7 @@ def go_back(layer: nn.Module) -> None:
 
 def _leaf(value: Any) -> Any:
     """A tensor, or a list with tensors, out of its graph."""
-    if type(value) is list:
+    if type(value) is list and any(isinstance(each, Tensor) for each in value):
         return [_leaf(each) for each in value]
     return value.detach() if isinstance(value, Tensor) and value.grad_fn is not None else value
 
