@@ -269,12 +269,14 @@ class Quiet(nn.Module):
 
 
 def test_what_no_layer_holds_is_explained() -> None:
+    one_layer = nn.GRU(4, 4)
+    one_layer.dropout = 0.3  # between layers, of which there is one
     model = nn.ModuleDict(
         {
             "attention": nn.MultiheadAttention(4, 2, dropout=0.15),
             "calm": nn.MultiheadAttention(4, 2),
             "lstm": nn.LSTM(4, 4, 2, dropout=0.2),
-            "one layer": nn.Sequential(nn.GRU(4, 4)),
+            "one layer": one_layer,
             "functional": Functional(0.25),
             "zero": Functional(0.0),
             "always": AlwaysOn(),
