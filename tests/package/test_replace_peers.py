@@ -72,6 +72,8 @@ def test_settings_stay_and_evaluation_is_the_same(kind: str) -> None:
     model = nn.Sequential(layer)
     replace(model)
     assert type(layer) is BECOMES[kind]
+    if isinstance(layer, ours.LockedDropout):
+        assert layer.batch_first == (kind == "RNNDropout")
     assert {name: vars(layer)[name] for name in attributes} == {**attributes, "training": False}
     assert torch.equal(layer(x), expected)
     report = replacement_report(model)
