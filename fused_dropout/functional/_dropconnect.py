@@ -60,6 +60,7 @@ def dropconnect_linear(
     rng_state: Tensor | None = None,
     convention: Convention = "inverted",
     mask_storage: MaskStorage = "auto",
+    mask_bias: bool = True,
 ) -> Tensor:
     r"""A linear layer whose every weight is dropped with probability ``p``, anew for every example.
 
@@ -104,6 +105,7 @@ def dropconnect_linear(
             picks the faster: packed where the bits take at most 64 MiB and q needs at least 3
             binary digits, or at most 16 MiB and 2 digits; on a GPU where the bits take at most a
             sixteenth of its memory, or with 1 digit a 64th and no rows that share a mask.
+        mask_bias: whether the bias is masked, and scaled, too; False adds it as it is.
 
     Returns:
         A tensor ``[..., out_features]``, differentiable twice in input, weight and bias.
@@ -139,6 +141,7 @@ def dropconnect_linear(
             rng_state=rng_state,
             convention=convention,
             mask_storage=mask_storage,
+            mask_bias=mask_bias,
         )
     if type(p) is not float or not 0.0 <= p <= 1.0:  # checks that pass are not called
         p = checks.check_probability(p)
@@ -146,23 +149,32 @@ def dropconnect_linear(
         checks.check_choice(convention, "convention", CONVENTIONS)
     if mask_storage is not AUTO:
         checks.check_choice(mask_storage, "mask_storage", MASK_STORAGES)
+    if type(mask_bias) is not bool:
+        checks.check_bool(mask_bias, "mask_bias")
     if generator is not None or seed is not None or rng_state is not None:
         check_single_source(generator, seed, rng_state)
     if is_autocast_enabled("cpu") or is_autocast_enabled("cuda"):
-        _check_tensors(input, weight, bias)
-        input, weight, bias = _autocast(input, weight, bias)
+        check_tensors(input, weight, bias)
+        input, weight, bias = autocast_operands(input, weight, bias)
     q = keep_rate(p)
     drops = training and q < 1.0
     scale = inverse(q) if convention == INVERTED else 1.0
     sources = (generator, seed, rng_state)
+    if bias is not None and not mask_bias and (drops or (convention == PAPER and not training)):
+        check_operands(input, weight, bias)
+        products = dropconnect_linear(
+            input, weight, None, p, training, mask=mask, generator=generator, seed=seed,
+            rng_state=rng_state, convention=convention, mask_storage=mask_storage,
+        )  # fmt: skip
+        return products + bias
     if drops and isinstance(input, Tensor) and input.is_cpu and input.dim() == 2:
         try:
             settings = (p, _rows_per_mask(input, mask), scale)
             return _multiply(input, weight, bias, settings, mask_storage, *sources)
         except Exception:  # the operator checks matrices itself, but knows no argument's use
-            _check_operands(input, weight, bias)
+            check_operands(input, weight, bias)
             raise
-    _check_operands(input, weight, bias)
+    check_operands(input, weight, bias)
     settings = (p, _rows_per_mask(input, mask), scale)
     if not drops:
         output = F.linear(input, weight, bias)
@@ -198,7 +210,7 @@ def _multiply(
     return output
 
 
-def _autocast(
+def autocast_operands(
     input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Under torch.autocast, casts as F.linear does."""
@@ -214,14 +226,14 @@ def _autocast(
     return cast(input), cast(weight), None if bias is None else cast(bias)
 
 
-def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     checks.check_dense(input, "input")
     checks.check_dense(weight, "weight")
     checks.check_dense_or_none(bias, "bias")
 
 
-def _check_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    _check_tensors(input, weight, bias)
+def check_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    check_tensors(input, weight, bias)
     checks.check_float_tensor(input, "input")
     checks.check_float_tensor(weight, "weight")
     checks.check_same(weight, "weight", input, "input")

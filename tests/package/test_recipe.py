@@ -35,6 +35,7 @@ ELSEWHERE: dict[str, dict[str, str | None]] = {
     "gaussian_dropout": NOISE,
     "gaussian_noise": {**NOISE, MODULE: None},
     "concrete_dropout": NOISE,
+    "dropconnect_moments": {MODULE: None},
     "mask_weight": {MODULE: None},
     "noise": {**NOISE, **DRAWN},
     "mask": {

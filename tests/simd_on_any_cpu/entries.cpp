@@ -15,6 +15,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/drop_block.h"
 #include "cpu/dropconnect.h"
+#include "cpu/dropconnect_moments.h"
 #include "cpu/dropout.h"
 #include "cpu/gaussian_dropout.h"
 #include "cpu/gaussian_noise.h"
@@ -251,6 +252,44 @@ void mask_weight_add_row(int64_t type, const void* row, int64_t count, void* out
 
 int64_t mask_weight_all_finite(int64_t type, const void* data, int64_t stride, int64_t count) {
   return table<mask_weight::Kernels>().all_finite[type](data, stride, count);
+}
+
+namespace {
+MomentsProblem moments_of(const Layer& layer, const Matrix* weight, const void* bias,
+                          bool mask_bias) {
+  return {{},
+          view_of(weight),
+          bias,
+          1,
+          layer.rows,
+          layer.in_features,
+          layer.out_features,
+          layer.scale,
+          layer.scale * layer.scale,
+          mask_bias};
+}
+}  // namespace
+
+void dropconnect_moments_square(int64_t type, const Matrix* matrix, int64_t rows, int64_t cols,
+                                void* wide, void* squares, int64_t stride) {
+  table<dropconnect_moments::Kernels>().square[type](view_of(matrix), {0, rows}, cols, wide,
+                                                     squares, stride);
+}
+
+void dropconnect_moments_apply(int64_t type, const Layer* layer, int64_t mask_bias,
+                               const void* wide, const void* squares, int64_t stride,
+                               const Matrix* weight, const void* bias, void* mean, void* variance) {
+  const MomentsProblem problem = moments_of(*layer, weight, bias, mask_bias != 0);
+  const int64_t half = layer->out_features / 2;  // the cut changes nothing
+  const auto apply = table<dropconnect_moments::Kernels>().apply[type];
+  apply(problem, wide, squares, stride, {0, half}, mean, variance);
+  apply(problem, wide, squares, stride, {half, layer->out_features}, mean, variance);
+}
+
+void dropconnect_moments_finish(int64_t type, const Layer* layer, int64_t mask_bias,
+                                const void* bias, void* mean, void* variance) {
+  table<dropconnect_moments::Kernels>().finish[type](
+      moments_of(*layer, nullptr, bias, mask_bias != 0), {0, layer->rows}, mean, variance);
 }
 
 void drop_block_mask(const Random* random, int64_t maps, const int64_t* size, const int64_t* block,

@@ -81,6 +81,19 @@ void mask_weight_sum(int64_t type, const Random* random, const Layer* layer,
 void mask_weight_add_row(int64_t type, const void* row, int64_t count, void* out);
 int64_t mask_weight_all_finite(int64_t type, const void* data, int64_t stride, int64_t count);
 
+// The squares of a matrix and, where `wide` is not null, the matrix itself; rows of both are
+// `stride` elements long, and end with zeros.
+void dropconnect_moments_square(int64_t type, const Matrix* matrix, int64_t rows, int64_t cols,
+                                void* wide, void* squares, int64_t stride);
+// Of a layer's sizes and scale: mean_scale is the square root of variance_scale. `wide` and
+// `squares` are what the former left of the input.
+void dropconnect_moments_apply(int64_t type, const Layer* layer, int64_t mask_bias,
+                               const void* wide, const void* squares, int64_t stride,
+                               const Matrix* weight, const void* bias, void* mean, void* variance);
+// `mean` and `variance` hold sums of products.
+void dropconnect_moments_finish(int64_t type, const Layer* layer, int64_t mask_bias,
+                                const void* bias, void* mean, void* variance);
+
 // `size` and `block` are depth, height and width. `out` has whole words of 64 bits.
 void drop_block_mask(const Random* random, int64_t maps, const int64_t* size, const int64_t* block,
                      uint64_t* out);
