@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from fused_dropout._core import checks
 from fused_dropout._core.rates import Convention
 from fused_dropout.functional._dropconnect import MaskMode, MaskStorage
+from fused_dropout.functional._dropconnect_gaussian import SAMPLES, Activation
 from fused_dropout.nn import DropConnectLinear
+from fused_dropout.nn._dropconnect import Inference, LinearActivation
 
 LinearFilter = Callable[[str, nn.Linear], bool]
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -23,6 +26,12 @@ def to_dropconnect(
     mask: MaskMode | int = "example",
     convention: Convention = "inverted",
     mask_storage: MaskStorage = "auto",
+    mask_bias: bool = True,
+    inference: Inference = "mean",
+    activation: Activation | None = None,
+    samples: int = SAMPLES,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
     filter: LinearFilter | None = None,
 ) -> nn.Module:
     """Replaces the :class:`torch.nn.Linear` layers of a model by DropConnect layers.
@@ -32,6 +41,10 @@ def to_dropconnect(
     carry over. A layer used in several places is replaced by one layer there too. Only the exact
     type :class:`torch.nn.Linear` is replaced: a subclass, or a layer whose weight is computed
     (weight_norm, parametrizations), means more than its weight and is left alone.
+
+    Layers with an ``activation``, which ``inference="gaussian"`` and ``"relu_exact"`` need, apply
+    it themselves. Where the model applies the same one after the layer, it does so twice: to ReLU
+    that makes no difference, any other has to be taken out of the model.
 
     With ``convention="paper"``, beware of code that reads ``layer.weight`` instead of calling the
     layer, such as the evaluation fast path of :class:`torch.nn.TransformerEncoderLayer`: it misses
@@ -47,6 +60,9 @@ def to_dropconnect(
             it in evaluation instead.
         mask_storage: how backward gets the masks: ``"regenerate"`` draws them again, ``"packed"``
             keeps 1 bit per connection, ``"auto"`` takes the faster of the two.
+        mask_bias: whether the biases are masked, and scaled, too.
+        inference, activation, samples, generator, seed: what the layers compute in evaluation; see
+            :class:`fused_dropout.nn.DropConnectLinear`.
         filter: called with the qualified name ("" for ``module`` itself) and the layer; only layers
             for which it returns True are replaced. Default: all are.
 
@@ -54,7 +70,8 @@ def to_dropconnect(
         ``module``, or the new layer where ``module`` itself was replaced.
 
     Raises:
-        ValueError: p, mask, convention or mask_storage out of range; nothing is changed then.
+        ValueError: p, mask, convention, mask_storage, inference, activation or samples out of
+            range; both generator and seed; nothing is changed then.
         TypeError: ``module`` is no module, or an argument of the wrong type; nothing is changed
             then.
 
@@ -75,6 +92,12 @@ def to_dropconnect(
             mask=mask,
             convention=convention,
             mask_storage=mask_storage,
+            mask_bias=mask_bias,
+            inference=inference,
+            activation=activation,
+            samples=samples,
+            generator=generator,
+            seed=seed,
             device="meta",
         )
 
@@ -96,7 +119,9 @@ def to_linear(module: nn.Module) -> nn.Module:
 
     The inverse of :func:`fused_dropout.to_dropconnect`: the parameters are shared. A layer with
     ``convention="paper"`` computes q (W x + b) in evaluation (q is the keep rate), which a Linear
-    on the same parameters does not: such a model changes its outputs.
+    on the same parameters does not: such a model changes its outputs; and so does one whose layers
+    have an ``inference`` other than ``"mean"``. A layer with an activation becomes a Linear that
+    applies it.
 
     Args:
         module: changed in place; may itself be a :class:`fused_dropout.nn.DropConnectLinear`.
@@ -111,16 +136,23 @@ def to_linear(module: nn.Module) -> nn.Module:
     def swap(name: str, layer: nn.Module) -> nn.Module | None:
         if type(layer) is not DropConnectLinear:
             return None
-        new = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, "meta")
-        return _take_over(layer, new)
+        sizes = (layer.in_features, layer.out_features, layer.bias is not None, "meta")
+        if layer.activation is None:
+            return _take_over(layer, nn.Linear(*sizes))
+        return _take_over(layer, LinearActivation(*sizes, activation=layer.activation))
 
     return _replace(module, swap)
 
 
 def _take_over(old: nn.Module, new: _Layer) -> _Layer:
-    """Gives ``new`` all that a Linear has of ``old``: parameters, training flag, hooks."""
+    """Gives ``new`` all that a Linear has of ``old``: parameters, training flag, hooks.
+
+    An activation that is a module stays the new layer's own.
+    """
+    own = new._modules
     for key in vars(nn.Linear(1, 1, device="meta")):
         vars(new)[key] = vars(old)[key]
+    new._modules = own
     return new
 
 

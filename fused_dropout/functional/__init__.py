@@ -19,6 +19,8 @@ from fused_dropout.functional._drop_path import (
 )
 from fused_dropout.functional._drop_path_skip import drop_path_skip
 from fused_dropout.functional._dropconnect import dropconnect_linear
+from fused_dropout.functional._dropconnect_gaussian import dropconnect_gaussian, expected_relu
+from fused_dropout.functional._dropconnect_moments import dropconnect_moments
 from fused_dropout.functional._dropout import dropout
 from fused_dropout.functional._gaussian_dropout import gaussian_dropout
 from fused_dropout.functional._gaussian_noise import gaussian_noise
@@ -35,11 +37,14 @@ __all__ = [
     "drop_path",
     "drop_path_add",
     "drop_path_skip",
+    "dropconnect_gaussian",
     "dropconnect_linear",
+    "dropconnect_moments",
     "dropout",
     "dropout1d",
     "dropout2d",
     "dropout3d",
+    "expected_relu",
     "feature_alpha_dropout",
     "gaussian_dropout",
     "gaussian_noise",

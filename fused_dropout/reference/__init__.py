@@ -6,6 +6,11 @@ Nothing here is fast, and nothing here calls the compiled extension.
 from fused_dropout.reference._bias_act_dropout_add import ACTIVATIONS, bias_act_dropout_add
 from fused_dropout.reference._drop_block import block_mask, drop_block
 from fused_dropout.reference._dropconnect import dropconnect_linear, rows_per_mask
+from fused_dropout.reference._dropconnect_moments import (
+    dropconnect_gaussian,
+    dropconnect_moments,
+    expected_relu,
+)
 from fused_dropout.reference._dropout import (
     alpha_dropout,
     dropout,
@@ -39,11 +44,14 @@ __all__ = [
     "block_mask",
     "concrete_dropout",
     "drop_block",
+    "dropconnect_gaussian",
     "dropconnect_linear",
+    "dropconnect_moments",
     "dropout",
     "dropout1d",
     "dropout2d",
     "dropout3d",
+    "expected_relu",
     "feature_alpha_dropout",
     "fraction_digit",
     "gaussian_dropout",
