@@ -20,6 +20,7 @@ from fused_dropout.nn._dropout import (
 )
 from fused_dropout.nn._gaussian_dropout import GaussianDropout
 from fused_dropout.nn._variational_dropout import VariationalDropoutLinear
+from fused_dropout.nn._weight_drop import WeightDrop
 
 __all__ = [
     "AlphaDropout",
@@ -42,4 +43,5 @@ __all__ = [
     "LockedDropout",
     "StochasticDepth",
     "VariationalDropoutLinear",
+    "WeightDrop",
 ]
