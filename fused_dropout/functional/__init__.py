@@ -22,6 +22,7 @@ from fused_dropout.functional._dropconnect import dropconnect_linear
 from fused_dropout.functional._dropconnect_gaussian import dropconnect_gaussian, expected_relu
 from fused_dropout.functional._dropconnect_moments import dropconnect_moments
 from fused_dropout.functional._dropout import dropout
+from fused_dropout.functional._embedding_dropout import embedding_dropout
 from fused_dropout.functional._gaussian_dropout import gaussian_dropout
 from fused_dropout.functional._gaussian_noise import gaussian_noise
 from fused_dropout.functional._locked_dropout import locked_dropout
@@ -45,6 +46,7 @@ __all__ = [
     "dropout2d",
     "dropout3d",
     "expected_relu",
+    "embedding_dropout",
     "feature_alpha_dropout",
     "gaussian_dropout",
     "gaussian_noise",

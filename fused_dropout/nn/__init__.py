@@ -18,7 +18,9 @@ from fused_dropout.nn._dropout import (
     FeatureAlphaDropout,
     LockedDropout,
 )
+from fused_dropout.nn._embedding_dropout import EmbeddingDropout
 from fused_dropout.nn._gaussian_dropout import GaussianDropout
+from fused_dropout.nn._gaussian_noise import GaussianNoise
 from fused_dropout.nn._variational_dropout import VariationalDropoutLinear
 from fused_dropout.nn._weight_drop import WeightDrop
 
@@ -38,8 +40,10 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "EmbeddingDropout",
     "FeatureAlphaDropout",
     "GaussianDropout",
+    "GaussianNoise",
     "LockedDropout",
     "StochasticDepth",
     "VariationalDropoutLinear",

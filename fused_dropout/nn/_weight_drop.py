@@ -132,7 +132,7 @@ class WeightDrop(nn.Module):
         """
         if not isinstance(module, WeightDrop):
             raise TypeError(f"module must be a WeightDrop, got {type(module).__name__}")
-        bare = _bare_class_of(type(module))
+        bare = bare_class_of(type(module))
         if bare is None:
             raise ValueError(
                 f"module was made a {type(module).__name__} after it was made a WeightDrop; take "
@@ -160,7 +160,7 @@ class WeightDrop(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickles name the bare class: that of a WeightDrop is in no module."""
-        bare = _bare_class_of(type(self))
+        bare = bare_class_of(type(self))
         made = super().__reduce_ex__(max(int(protocol), 2))
         if bare is None or made[:2] != (copyreg.__newobj__, (type(self),)):  # type: ignore[attr-defined]
             return made
@@ -192,7 +192,7 @@ def _class_on(bare: type[nn.Module]) -> type[nn.Module]:
     return type(f"WeightDrop{bare.__name__}", (WeightDrop, bare), attributes)
 
 
-def _bare_class_of(cls: type[nn.Module]) -> type[nn.Module] | None:
+def bare_class_of(cls: type[nn.Module]) -> type[nn.Module] | None:
     """The class that ``cls`` was made on; None where others have derived from it since."""
     bare = cls.__bases__[-1]
     return bare if WeightDrop in cls.__bases__ and cls is _class_on(bare) else None
@@ -216,8 +216,7 @@ def _forward_of_twin(
         weight = getattr(module.get_submodule(owner), last)
         masked[name] = _masked(weight, p, module.weight_drop_mode)
     copies: list[_Copy] = []
-    twin = _twin_of(module, masked, copies)
-    vars(twin)["weight_drop"] = {}  # a forward that calls its own module drops once
+    twin = _twin_of(module, masked, copies, weight_drop={})  # its calls of itself drop no more
     try:
         return forward(twin, *args, **kwargs)
     finally:
@@ -237,8 +236,17 @@ def _masked(weight: Tensor, p: float, mode: WeightDropMode) -> Tensor:
 _Copy = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
-def _twin_of(module: nn.Module, masked: dict[str, Tensor], copies: list[_Copy]) -> nn.Module:
-    """The twin of ``module`` with these tensors for parameters, and twins of what is on the way."""
+def _twin_of(
+    module: nn.Module, masked: dict[str, Tensor], copies: list[_Copy], **changed: Any
+) -> nn.Module:
+    """The twin of ``module`` with these tensors for parameters, and twins of what is on the way.
+
+    Args:
+        module: left as it is.
+        masked: tensors by the names of the parameters that they stand for.
+        copies: gets the dicts that the twins have copies of.
+        changed: attributes that the twin has instead of the module's.
+    """
     parameters, modules = dict(module._parameters), dict(module._modules)
     own: dict[str, Tensor] = {}
     inner: dict[str, dict[str, Tensor]] = {}
@@ -248,7 +256,7 @@ def _twin_of(module: nn.Module, masked: dict[str, Tensor], copies: list[_Copy]) 
             inner.setdefault(child, {})[rest] = weight
         else:
             own[name] = weight
-    attributes = {**vars(module), "_parameters": parameters, "_modules": modules}
+    attributes = {**vars(module), "_parameters": parameters, "_modules": modules, **changed}
     for name, weight in own.items():  # a replica of DataParallel has attributes for parameters
         (parameters if name in parameters else attributes)[name] = weight
     if isinstance(module, nn.RNNBase):
