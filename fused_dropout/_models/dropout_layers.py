@@ -41,7 +41,15 @@ _PEERS = {
 _RATES_OF_LAYERS = ("p", "drop_prob")
 
 # Layers of torch.nn whose mode decides about more than dropout; of other layers the source says it.
-_NORMS = (nn.modules.batchnorm._NormBase,)
+_NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
 
 _DROPOUT_WORDS = ("drop", "stochastic_depth")
 _HARMLESS_WORDS = ("checkpoint",)  # to compute activations again changes no value

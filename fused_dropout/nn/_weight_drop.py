@@ -87,6 +87,8 @@ class WeightDrop(nn.Module):
         LSTM(4, 8)
     """
 
+    drops_in_training = True  # for fused_dropout.mc_dropout
+
     weight_drop: dict[str, float]
     weight_drop_mode: WeightDropMode
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -13,7 +14,7 @@ from fused_dropout._core import checks
 
 # weight_norm, spectral_norm and pruning of torch.nn.utils compute "weight" from a parameter with
 # one of these endings in a hook before forward, so that a mask on the parameter would come late.
-_ENDINGS_OF_ORIGINALS = ("_g", "_v", "_orig")
+_ENDINGS_OF_ORIGINALS = tuple(f"_{ending}" for ending in ("g", "v", "orig"))
 
 
 def checked_rates(
@@ -64,15 +65,15 @@ def _rates(p: Any, count: int) -> list[float]:
 def _check_forward(module: nn.Module) -> None:
     """The module's class decides what forward does, and how the module is copied."""
     cls = type(module)
+    if cls.__reduce__ is not object.__reduce__ or isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(
+            f"module must be copied and pickled as modules are, but {cls.__name__} has its own "
+            "way, as what torch.compile, torch.fx and torch.jit make; use WeightDrop before them"
+        )
     if "forward" in vars(module):
         raise ValueError(
             f"module must have the forward of its class, but this {cls.__name__} has one of its "
-            "own, as torch.compile and accelerate set it; use WeightDrop before them"
-        )
-    if cls.__reduce__ is not object.__reduce__ or hasattr(module, "_c"):
-        raise ValueError(
-            f"module must be copied and pickled as modules are, but {cls.__name__} has its own "
-            "way, as what torch.fx and torch.jit make; use WeightDrop before them"
+            "own, as accelerate sets it; use WeightDrop before that"
         )
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         raise ValueError(

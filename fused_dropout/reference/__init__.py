@@ -36,6 +36,7 @@ from fused_dropout.reference._noise import (
     normal_noise,
     uniform_noise,
 )
+from fused_dropout.reference._weight_drop import embedding_dropout, weight_drop
 
 __all__ = [
     "ACTIVATIONS",
@@ -52,6 +53,7 @@ __all__ = [
     "dropout2d",
     "dropout3d",
     "expected_relu",
+    "embedding_dropout",
     "feature_alpha_dropout",
     "fraction_digit",
     "gaussian_dropout",
@@ -66,4 +68,5 @@ __all__ = [
     "rows_per_mask",
     "threshold",
     "uniform_noise",
+    "weight_drop",
 ]
