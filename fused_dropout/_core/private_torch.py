@@ -190,7 +190,10 @@ def flat_weights_with(rnn: nn.RNNBase, weights: Mapping[str, Tensor]) -> dict[st
 
     Fallback: none are given, and forward is left to find the weights by their names.
     """
-    names, update = getattr(rnn, "_flat_weights_names", ()), getattr(rnn, "_update_flat_weights", None)
+    names, update = (
+        getattr(rnn, "_flat_weights_names", ()),
+        getattr(rnn, "_update_flat_weights", None),
+    )
     if update is None or not all(hasattr(rnn, name) for name in FLAT_WEIGHTS):
         return {}
     update()

@@ -96,15 +96,13 @@ def embedding_dropout(
     check_single_source(generator, seed, rng_state)
     if weight.dim() != 2:
         raise RuntimeError(
-            "weight must have shape [num_embeddings, embedding_dim], got " f"{list(weight.shape)}"
+            f"weight must have shape [num_embeddings, embedding_dim], got {list(weight.shape)}"
         )
     q = keep_rate(p)
     drops = training and q < 1.0
     if drops:
         checks.check_float_tensor(weight, "weight")
-    words = embedding(
-        input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
-    )
+    words = embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
     if not drops:
         return words
     ones = torch.ones(len(weight), device=weight.device)

@@ -82,7 +82,7 @@ class EmbeddingDropout(torch.nn.Embedding):
         self.p = p
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # p is one more keyword
+    def from_pretrained(
         cls, embeddings: Tensor, *args: Any, p: float = 0.5, **kwargs: Any
     ) -> EmbeddingDropout:
         """A layer with these rows.

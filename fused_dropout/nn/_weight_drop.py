@@ -108,7 +108,8 @@ class WeightDrop(nn.Module):
                 "sequence for p, or use WeightDrop.remove first"
             )
         rates = checked_rates(module, names, p, by_column=mode == "column")
-        module.__class__ = _class_on(type(module))
+        bare: Any = type(module)
+        module.__class__ = _class_on(bare)
         vars(module).update(weight_drop=rates, weight_drop_mode=mode)
         return module
 
@@ -140,7 +141,8 @@ class WeightDrop(nn.Module):
                 f"module was made a {type(module).__name__} after it was made a WeightDrop; take "
                 "that back first"
             )
-        module.__class__ = bare
+        found: Any = module
+        found.__class__ = bare
         del vars(module)["weight_drop"], vars(module)["weight_drop_mode"]
         return module
 
@@ -194,13 +196,13 @@ def _class_on(bare: type[nn.Module]) -> type[nn.Module]:
     return type(f"WeightDrop{bare.__name__}", (WeightDrop, bare), attributes)
 
 
-def bare_class_of(cls: type[nn.Module]) -> type[nn.Module] | None:
+def bare_class_of(cls: Any) -> type[nn.Module] | None:
     """The class that ``cls`` was made on; None where others have derived from it since."""
-    bare = cls.__bases__[-1]
+    bare: Any = cls.__bases__[-1]
     return bare if WeightDrop in cls.__bases__ and cls is _class_on(bare) else None
 
 
-def _new_on(bare: type[nn.Module]) -> nn.Module:
+def _new_on(bare: Any) -> nn.Module:
     """An object whose state is still to be set, for pickle."""
     cls = _class_on(bare)
     return cls.__new__(cls)
@@ -249,7 +251,8 @@ def _twin_of(
         copies: gets the dicts that the twins have copies of.
         changed: attributes that the twin has instead of the module's.
     """
-    parameters, modules = dict(module._parameters), dict(module._modules)
+    parameters: dict[str, Any] = dict(module._parameters)
+    modules = dict(module._modules)
     own: dict[str, Tensor] = {}
     inner: dict[str, dict[str, Tensor]] = {}
     for name, weight in masked.items():
@@ -286,9 +289,7 @@ def _without_masks_on(module: Any, names: Collection[str]) -> nn.Module:
     return found
 
 
-def _carry_over(
-    original: dict[str, Any], copy: dict[str, Any], before: dict[str, Any]
-) -> None:
+def _carry_over(original: dict[str, Any], copy: dict[str, Any], before: dict[str, Any]) -> None:
     """What forward has set or deleted in the twin is so in the module too."""
     for key, value in copy.items():
         if key not in FLAT_WEIGHTS and (key not in before or before[key] is not value):

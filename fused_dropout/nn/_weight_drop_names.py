@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -95,7 +95,7 @@ def _unknown(module: nn.Module, pattern: str, names: list[str]) -> str:
 
 
 def _check_parameter(
-    module: nn.Module, name: str, parameters: dict[str, Tensor], by_column: bool
+    module: nn.Module, name: str, parameters: Mapping[str, Tensor], by_column: bool
 ) -> None:
     parameter = parameters[name]
     if nn.parameter.is_lazy(parameter):

@@ -34,7 +34,14 @@ def table_of(rows: int, length: int, dtype: torch.dtype = torch.float32) -> Tens
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("shape", "rows", "length"),
-    [((), 1, 1), ((7,), 5, 3), ((4, 6), 300, 17), ((2, 3, 4), 129, 1), ((0, 4), 9, 8), ((5,), 4, 0)],
+    [
+        ((), 1, 1),
+        ((7,), 5, 3),
+        ((4, 6), 300, 17),
+        ((2, 3, 4), 129, 1),
+        ((0, 4), 9, 8),
+        ((5,), 4, 0),
+    ],
 )
 @pytest.mark.parametrize("p", [0.5, 0.3, 0.0, 1.0])
 def test_matches_reference(
@@ -138,7 +145,9 @@ def _made(call: Any) -> list[Tensor]:
     made: list[Tensor] = []
 
     class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             result = func(*args, **(kwargs or {}))
             made.extend(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
             return result
@@ -196,7 +205,11 @@ def test_the_module_stands_in_for_torch_s() -> None:
     assert torch.equal(layer.eval()(words), bare(words))
     assert repr(layer) == "EmbeddingDropout(30, 4, padding_idx=2, p=0.3)"
     pretrained = EmbeddingDropout.from_pretrained(bare.weight, padding_idx=1, p=0.2)
-    assert (pretrained.p, pretrained.padding_idx, pretrained.weight.requires_grad) == (0.2, 1, False)
+    assert (pretrained.p, pretrained.padding_idx, pretrained.weight.requires_grad) == (
+        0.2,
+        1,
+        False,
+    )
     assert EmbeddingDropout(3, 2, device="meta", dtype=torch.float16).weight.is_meta
 
 
@@ -255,7 +268,12 @@ WORDS = torch.tensor([0, 1])
         ((WORDS - 1, torch.ones(3, 2)), {}, IndexError, "index out of range"),
         ((WORDS, torch.ones(3, 2).to_sparse()), {}, RuntimeError, "weight must be a dense"),
         ((WORDS, torch.ones(3, 2)), {"seed": 1.0}, TypeError, "seed must be an int"),
-        ((WORDS, torch.ones(3, 2)), {"seed": 1, "generator": torch.Generator()}, ValueError, "most"),
+        (
+            (WORDS, torch.ones(3, 2)),
+            {"seed": 1, "generator": torch.Generator()},
+            ValueError,
+            "most",
+        ),
         ((WORDS, torch.ones(3, 2)), {"padding_idx": 7}, Exception, "[Pp]adding_idx"),
     ],
 )

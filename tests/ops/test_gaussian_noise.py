@@ -186,5 +186,5 @@ def test_the_layer_in_evaluation_and_without_noise() -> None:
 def test_the_layer_s_bad_input(std: object, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         GaussianNoise(std)  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match="mean must have a dtype.*int64"):
+    with pytest.raises(RuntimeError, match=r"mean must have a dtype.*int64"):
         GaussianNoise(1.0)(torch.ones(3, dtype=torch.int64))

@@ -329,7 +329,7 @@ def test_remove_makes_it_bare(case: str) -> None:
 
 
 def test_it_survives_what_models_go_through() -> None:
-    """to(), assign, train(), requires_grad_, flatten_parameters: the flat weights are up to date."""
+    """to(), assign, requires_grad_, flatten_parameters: the flat weights are up to date."""
     module, x = wrapped("LSTM"), input_of("LSTM")
     module.double()
     module.flatten_parameters()
@@ -449,7 +449,8 @@ def test_checkpoints_draw_the_same_masks(model: Any, reentrant: bool) -> None:
     torch.manual_seed(SEED)
     output = checkpoint(module, x, use_reentrant=reentrant)
     (output * torch.arange(output.numel()).view(output.shape).cos()).sum().backward()
-    for ours, wanted in zip([output, *(w.grad for w in module.parameters())], expected):
+    found = [output, *(w.grad for w in module.parameters())]
+    for ours, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, wanted)
 
 
@@ -544,7 +545,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
 
 def test_monte_carlo_check_and_max_norm_know_it() -> None:
     model, x = language_model().eval(), sequences()
-    mean, variance = fused_dropout.mc_predict(model, x, 20)
+    _, variance = fused_dropout.mc_predict(model, x, 20)
     assert (variance > 0).all() and not model.training
     norm = WeightDrop(nn.BatchNorm1d(4), "weight", 0.5)
     with pytest.warns(UserWarning, match="mode of WeightDropBatchNorm1d decides"):
