@@ -69,7 +69,7 @@ class Size:
     embedding: int
     hidden: int
     epochs: int
-    batch: int = 20
+    batch: int = 10
     steps: int = 35
 
 
@@ -87,16 +87,16 @@ class Run:
 
 
 class Grammar:
-    """Sentences such as "the old clerks that sign a letter wait <eos>", with their probability.
+    """Sentences such as "many old clerks that one letter object wait", with their probability.
 
     Each topic has nouns and verbs of its own, and a verb has the number of its subject.
     """
 
     TOPICS = (
-        ("clerk lawyer judge letter contract witness", "sign read wait write object answer"),
+        ("clerk lawyer judge letter contract ruling", "sign read wait write object answer"),
         ("sailor captain ship harbour storm island", "sail drift anchor turn sink rise"),
         ("farmer horse field river barn orchard", "grow rest flood bloom plough sleep"),
-        ("singer choir violin hall piano audience", "sing play echo listen applaud tune"),
+        ("singer choir violin hall piano audience", "sing play hum listen applaud tune"),
     )
     ADJECTIVES = "old young quiet large small bright grey famous tired distant"
     ADVERBS = "slowly often today again"
@@ -113,7 +113,7 @@ class Grammar:
     def _clause(self, nouns: list[str], verbs: list[str], depth: int) -> list[str]:
         plural = self._chance(0.5)
         subject = [
-            self._pick(("some", "many") if plural else ("a", "every")),
+            self._pick(("some", "many") if plural else ("one", "every")),
             *self._maybe(0.4, lambda: [self._pick(self.ADJECTIVES.split())]),
             self._pick(nouns) + ("s" if plural else ""),
         ]
@@ -218,7 +218,7 @@ def train_epoch(model: LanguageModel, text: Tensor, size: Size, optimizer: Any) 
         loss, states = loss_of(model, text[start : start + size.steps + 1], states)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
     return sum(losses) / len(losses)
@@ -233,7 +233,7 @@ def evaluate(model: LanguageModel, text: Tensor) -> float:
 def train(corpus: Corpus, size: Size, rates: Rates, seed: int, label: str, bar: Progress) -> Run:
     torch.manual_seed(seed)
     run = Run(LanguageModel(len(corpus.vocabulary), size, rates))
-    optimizer = torch.optim.AdamW(run.model.parameters(), 4e-3, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(run.model.parameters(), 3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.02, size.epochs)
     task, start = bar.add_task(label, total=size.epochs), time.perf_counter()
     for _ in range(size.epochs):
@@ -318,7 +318,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     console = Console()
-    size = Size(2000, 24, 32, 3) if options.quick else Size(12_000, 96, 128, 30)
+    size = Size(2000, 24, 32, 3) if options.quick else Size(12_000, 128, 256, 35)
     count = options.words or size.words
     if options.text is None:
         words, own = made_text(count, options.seed)

@@ -37,6 +37,10 @@ class WeightDrop(nn.Module):
     come from torch's generators, as those of ``torch.nn.Dropout``: ``torch.manual_seed`` repeats
     them, and activation checkpoints draw the same ones again.
 
+    ``module.weight_drop``, a dict, has the drop probability of each parameter and may be changed;
+    ``module.weight_p`` is that of all of them, which
+    :class:`fused_dropout.schedules.LinearSchedule` moves, or None where they differ.
+
     Wrap the module whose ``forward`` reads the weight. Of ``torch.nn.MultiheadAttention`` that is
     the attention for ``"out_proj.weight"`` too: it reads this weight and does not call its
     out_proj. A weight that is read elsewhere, such as by ``F.linear(x, layer.weight)`` in a parent,
@@ -59,10 +63,6 @@ class WeightDrop(nn.Module):
             input unit; of ``weight_hh`` that is one hidden unit for all gates in all steps, of
             which dropout's mask is locked.
 
-    Attributes:
-        weight_drop: dict of drop probabilities by parameter, which may be changed.
-        weight_drop_mode: as ``mode``.
-
     Shape:
         input and output: those of ``module``.
 
@@ -78,7 +78,7 @@ class WeightDrop(nn.Module):
         >>> from fused_dropout import nn
         >>> lstm = nn.WeightDrop(torch.nn.LSTM(4, 8), "weight_hh_*", p=0.5)
         >>> lstm
-        WeightDropLSTM(4, 8, weight_drop={'weight_hh_l0': 0.5})
+        LSTM(4, 8, weight_drop={'weight_hh_l0': 0.5})
         >>> list(lstm.state_dict()) == list(torch.nn.LSTM(4, 8).state_dict())
         True
         >>> output, (h, c) = lstm(torch.ones(3, 2, 4))
@@ -116,8 +116,8 @@ class WeightDrop(nn.Module):
     def __init__(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
         """Nothing is left to do: ``self`` is the module, which was made before."""
         if module is not self:
-            bare = type(self).__bases__[-1].__name__
-            raise TypeError(f"a {type(self).__name__} is made by WeightDrop on a {bare}")
+            name = type(self).__name__
+            raise TypeError(f"a {name} with WeightDrop is made by WeightDrop on a {name}")
 
     @staticmethod
     def remove(module: nn.Module) -> nn.Module:
@@ -178,7 +178,8 @@ class WeightDrop(nn.Module):
 def _class_on(bare: type[nn.Module]) -> type[nn.Module]:
     """The subclass of ``bare`` and WeightDrop.
 
-    It bears the module's name of ``bare``, by which torch.fx and others tell layers of torch.nn.
+    It bears the names of ``bare``, by which torch.fx tells layers of torch.nn, and others which
+    blocks to place together (accelerate, FSDP) and which model a checkpoint is of (transformers).
     """
 
     @wraps(bare.forward)
@@ -190,10 +191,11 @@ def _class_on(bare: type[nn.Module]) -> type[nn.Module]:
     attributes = {
         "__doc__": bare.__doc__,
         "__module__": bare.__module__,
+        "__qualname__": bare.__qualname__,
         "__new__": lambda cls, *args, **kwargs: bare.__new__(cls),  # as torch and pickle call it
         "forward": forward,
     }
-    return type(f"WeightDrop{bare.__name__}", (WeightDrop, bare), attributes)
+    return type(bare.__name__, (WeightDrop, bare), attributes)
 
 
 def bare_class_of(cls: Any) -> type[nn.Module] | None:
@@ -282,7 +284,7 @@ def _without_masks_on(module: Any, names: Collection[str]) -> nn.Module:
     """``module``, if it does not mask any of these parameters itself."""
     if isinstance(module, WeightDrop) and not module.weight_drop.keys().isdisjoint(names):
         raise RuntimeError(
-            f"{' and '.join(names)} of a {type(module).__name__} would be masked twice, by it and "
+            f"{' and '.join(names)} of the {type(module).__name__} would be masked twice, by it and "
             "by the WeightDrop around it; use WeightDrop.remove on one of the two"
         )
     found: nn.Module = module

@@ -251,6 +251,7 @@ def test_parameters_keep_their_names_and_objects(case: str) -> None:
     module: Any = WeightDrop(bare, CASES[case][1], 0.5)
     assert module is bare and isinstance(module, WeightDrop)
     assert isinstance(module, type(made(case)))
+    assert type(module).__name__ == type(made(case)).__name__
     output_of(module, input_of(case)).sum().backward()
     after = dict(module.named_parameters())
     assert list(after) == list(before) and all(after[name] is before[name] for name in before)
@@ -548,7 +549,7 @@ def test_monte_carlo_check_and_max_norm_know_it() -> None:
     _, variance = fused_dropout.mc_predict(model, x, 20)
     assert (variance > 0).all() and not model.training
     norm = WeightDrop(nn.BatchNorm1d(4), "weight", 0.5)
-    with pytest.warns(UserWarning, match="mode of WeightDropBatchNorm1d decides"):
+    with pytest.warns(UserWarning, match="mode of BatchNorm1d decides"):
         fused_dropout.mc_predict(nn.Sequential(nn.Dropout(), norm).eval(), torch.ones(3, 4), 3)
     assert fused_dropout.check(model.train()) == []
     (finding,) = fused_dropout.check(nn.Sequential(WeightDrop(nn.Linear(3, 3), "weight", 0.9)))
@@ -601,9 +602,9 @@ MISTAKES: dict[str, tuple[Callable[[], Any], tuple[Any, ...], type[Exception], s
                 r"bias must have at least two dimensions.*got \[3\]"),
     "scalar": (lambda: Integers(torch.tensor(1.0)), ("weight",), ValueError, "one dimension"),
     "again": (lambda: WeightDrop(nn.Linear(2, 3), "weight"), ("bias",), ValueError,
-              "already: this WeightDropLinear drops weight"),
+              "already: this Linear drops weight"),
     "inside": (lambda: nn.Sequential(WeightDrop(nn.Linear(2, 3), "weight")), ("0.*",), ValueError,
-               "0.weight is masked already, by the WeightDropLinear 0"),
+               "0.weight is masked already, by the Linear 0"),
     "tied": (Tied, ("decoder.weight",), ValueError, "decoder.weight is tied: it is encoder.weight"),
     "tied module": (lambda: nn.Sequential(*[nn.Linear(2, 2)] * 2), ("0.weight",), ValueError,
                     "0.weight is tied: it is 1.weight too"),
@@ -646,12 +647,12 @@ def test_mistakes_that_come_later() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     outer: Any = WeightDrop(model, "0.weight", 0.5)
     WeightDrop(model[0], "weight", 0.5)
-    with pytest.raises(RuntimeError, match="weight of a WeightDropLinear would be masked twice"):
+    with pytest.raises(RuntimeError, match="weight of the Linear would be masked twice"):
         outer(torch.ones(2, 4))
     layer: Any = WeightDrop(nn.Linear(4, 4), "weight", 0.5)
-    with pytest.raises(TypeError, match="a WeightDropLinear is made by WeightDrop on a Linear"):
+    with pytest.raises(TypeError, match="a Linear with WeightDrop is made by WeightDrop on"):
         type(layer)(4, 4)
     nn.utils.parametrize.register_parametrization(layer, "bias", nn.Identity())
     assert not torch.equal(layer(torch.ones(2, 4)), layer(torch.ones(2, 4)))
-    with pytest.raises(ValueError, match="made a ParametrizedWeightDropLinear after"):
+    with pytest.raises(ValueError, match="made a ParametrizedLinear after"):
         WeightDrop.remove(layer)
