@@ -51,11 +51,11 @@ State = list[tuple[Tensor, Tensor]]
 class Rates:
     """Drop probabilities, named as the options of AWD-LSTM's own script."""
 
-    dropoute: float = 0.1  # words of the embedding
-    dropouti: float = 0.3  # the LSTM's input
+    dropoute: float = 0.05  # words of the embedding
+    dropouti: float = 0.2  # the LSTM's input
     dropouth: float = 0.2  # between layers
-    wdrop: float = 0.5  # recurrent weights
-    dropout: float = 0.4  # the LSTM's output
+    wdrop: float = 0.4  # recurrent weights
+    dropout: float = 0.3  # the LSTM's output
 
 
 NO_DROPOUT = Rates(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -69,8 +69,8 @@ class Size:
     embedding: int
     hidden: int
     epochs: int
-    batch: int = 10
-    steps: int = 35
+    batch: int = 5
+    steps: int = 20
 
 
 @dataclass
@@ -318,7 +318,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     console = Console()
-    size = Size(2000, 24, 32, 3) if options.quick else Size(12_000, 128, 256, 35)
+    size = Size(1500, 24, 32, 2) if options.quick else Size(4000, 128, 200, 70)
     count = options.words or size.words
     if options.text is None:
         words, own = made_text(count, options.seed)

@@ -284,8 +284,8 @@ def _without_masks_on(module: Any, names: Collection[str]) -> nn.Module:
     """``module``, if it does not mask any of these parameters itself."""
     if isinstance(module, WeightDrop) and not module.weight_drop.keys().isdisjoint(names):
         raise RuntimeError(
-            f"{' and '.join(names)} of the {type(module).__name__} would be masked twice, by it and "
-            "by the WeightDrop around it; use WeightDrop.remove on one of the two"
+            f"{' and '.join(names)} of the {type(module).__name__} would be masked twice, by it "
+            "and by the WeightDrop around it; use WeightDrop.remove on one of the two"
         )
     found: nn.Module = module
     return found

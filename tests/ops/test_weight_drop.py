@@ -346,6 +346,47 @@ def test_it_survives_what_models_go_through() -> None:
     assert not output_of(again, x).requires_grad
 
 
+def test_training_does_not_touch_the_flat_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU to flatten weights anew moves the parameters in memory, and the masked ones too."""
+    module, x = wrapped("LSTM"), input_of("LSTM")
+    module.load_state_dict({k: 2 * v for k, v in module.state_dict().items()}, assign=True)
+    module(x)  # as a bare LSTM flattens assigned weights in its next forward
+    flattened = []
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", lambda rnn: flattened.append(rnn))
+    for _ in range(2):
+        module(x)[0].sum().backward()
+    assert flattened == []
+
+
+class FlattensItself(nn.GRU):
+    def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+        self._init_flat_weights()
+        return super().forward(x)
+
+
+def test_a_layer_that_lists_its_weights_in_forward() -> None:
+    module: Any = WeightDrop(FlattensItself(4, 6), "weight_hh_l0", 0.5)
+    x = sequences()
+    assert not torch.equal(output_of(module, x, 1), output_of(module, x, 2))
+    assert all(a is b for a, b in zip(module._flat_weights, module.parameters(), strict=True))
+
+
+class CallsItself(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1000))
+
+    def forward(self, depth: int) -> Tensor:
+        result: Tensor = self.weight * self(depth - 1) if depth else self.weight
+        return result
+
+
+def test_a_module_that_calls_itself_drops_once() -> None:
+    module: Any = WeightDrop(CallsItself(), "weight", 0.5)
+    assert 400 < module(2).count_nonzero() < 600
+    assert {0.0, 8.0} == {*module(2).tolist()}
+
+
 @pytest.mark.parametrize("case", ["LSTM", "Block", "Linear"])
 def test_an_exception_leaves_the_module_as_it_was(case: str) -> None:
     module, x = wrapped(case), input_of(case)
