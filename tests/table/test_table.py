@@ -18,9 +18,9 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "support.md"
 NOT_RANDOM = ("linear_drop_rates", "dropconnect_moments", "expected_relu")
 NOISE = ("mask", "packed_mask", "uniform_noise", "normal_noise")
-# What is not called with floating tensors alone; tests/ops has a file for each, and for its module.
+# What is not called with floating tensors alone, or takes a module; tests/ops has their own tests.
 OF_INDICES = {"embedding_dropout"}
-OTHER_MODULES = {nn.EmbeddingDropout, nn.WeightDrop}
+OTHER_MODULES = {nn.DropPathSkip, nn.EmbeddingDropout, nn.WeightDrop}
 
 
 def test_every_function_is_a_row() -> None:
