@@ -27,6 +27,7 @@ from fused_dropout.functional._gaussian_dropout import gaussian_dropout
 from fused_dropout.functional._gaussian_noise import gaussian_noise
 from fused_dropout.functional._locked_dropout import locked_dropout
 from fused_dropout.functional._mask_weight import mask_weight
+from fused_dropout.functional._zoneout import zoneout
 
 __all__ = [
     "alpha_dropout",
@@ -54,4 +55,5 @@ __all__ = [
     "locked_dropout",
     "mask_weight",
     "stochastic_depth",
+    "zoneout",
 ]

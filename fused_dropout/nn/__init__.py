@@ -23,6 +23,7 @@ from fused_dropout.nn._gaussian_dropout import GaussianDropout
 from fused_dropout.nn._gaussian_noise import GaussianNoise
 from fused_dropout.nn._variational_dropout import VariationalDropoutLinear
 from fused_dropout.nn._weight_drop import WeightDrop
+from fused_dropout.nn._zoneout import Zoneout
 
 __all__ = [
     "AlphaDropout",
@@ -48,4 +49,5 @@ __all__ = [
     "StochasticDepth",
     "VariationalDropoutLinear",
     "WeightDrop",
+    "Zoneout",
 ]

@@ -37,6 +37,7 @@ from fused_dropout.reference._noise import (
     uniform_noise,
 )
 from fused_dropout.reference._weight_drop import embedding_dropout, weight_drop
+from fused_dropout.reference._zoneout import zoneout
 
 __all__ = [
     "ACTIVATIONS",
@@ -69,4 +70,5 @@ __all__ = [
     "threshold",
     "uniform_noise",
     "weight_drop",
+    "zoneout",
 ]
