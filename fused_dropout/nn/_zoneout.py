@@ -7,10 +7,9 @@ from torch import Tensor
 
 from fused_dropout import functional
 from fused_dropout._core import checks
-from fused_dropout.nn._package_name import ShowsPackage
 
 
-class Zoneout(ShowsPackage, torch.nn.Module):
+class Zoneout(torch.nn.Module):
     """Leaves each element of a recurrent state as it was with probability ``p``.
 
     It is called with the state that the cell gives and the one before it. In training it chooses

@@ -169,6 +169,18 @@ void dropconnect_moments(const char* name, Type type, int64_t rows) {
   });
 }
 
+void zoneout(const char* forward, const char* backward, Type type, double p) {
+  constexpr int64_t kElements = 40'010;
+  Operand in(type, kElements), previous(type, kElements), out(type, kElements);
+  const Random random = random_of(p);
+  run(forward, kElements, [&] {
+    zoneout_draw_and_select(type, &random, in.data(), previous.data(), out.data(), kElements, 0);
+  });
+  run(backward, kElements, [&] {
+    zoneout_draw_and_split(type, &random, in.data(), previous.data(), out.data(), kElements, 0);
+  });
+}
+
 void drop_block() {
   constexpr int64_t kMaps = 20, kSide = 56;
   const int64_t size[] = {1, kSide, kSide}, block[] = {1, 7, 7};
@@ -239,6 +251,8 @@ int main() {
   dropout("dropout float64, p 0.1", kFloat64, 0.1);
   dropout_of_runs();
   dropout_of_columns();
+  zoneout("zoneout forward float32, p 0.5", "zoneout backward float32, p 0.5", kFloat32, 0.5);
+  zoneout("zoneout forward bfloat16, p 0.1", "zoneout backward bfloat16, p 0.1", kBFloat16, 0.1);
   drop_block();
   epilogue("bias_act_dropout_add forward float32", "bias_act_dropout_add backward float32",
            kFloat32);

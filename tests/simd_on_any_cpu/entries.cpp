@@ -23,6 +23,7 @@
 #include "cpu/mask_weight.h"
 #include "cpu/noise.h"
 #include "cpu/scratch.h"
+#include "cpu/zoneout.h"
 
 using namespace fused_dropout;
 
@@ -108,6 +109,44 @@ void dropout_apply_columns(int64_t type, const Affine* map, const void* in, cons
                            const int64_t* first_bits, const uint32_t* bits) {
   table<dropout::Kernels>().apply_columns[type](map_of(*map), {in, residual, out, 0},
                                                 {rows, cols, row_stride, first_bits}, bits);
+}
+
+void zoneout_draw_and_select(int64_t type, const Random* random, const void* input,
+                             const void* previous, void* out, int64_t count, int64_t first_group) {
+  table<zoneout::Kernels>().forward.draw_and_apply[type](
+      rule_of(*random, kStreamMask, kDefaultDigits), {input, previous, out, count},
+      static_cast<uint64_t>(first_group));
+}
+
+void zoneout_select(int64_t type, const void* input, const void* previous, void* out, int64_t count,
+                    const uint32_t* bits) {
+  table<zoneout::Kernels>().forward.apply[type]({input, previous, out, count}, bits);
+}
+
+void zoneout_select_columns(int64_t type, const void* input, const void* previous, void* out,
+                            int64_t rows, int64_t cols, int64_t row_stride,
+                            const int64_t* first_bits, const uint32_t* bits) {
+  table<zoneout::Kernels>().forward.apply_columns[type](
+      {input, previous, out, 0}, {rows, cols, row_stride, first_bits}, bits);
+}
+
+void zoneout_draw_and_split(int64_t type, const Random* random, const void* grad, void* d_input,
+                            void* d_previous, int64_t count, int64_t first_group) {
+  table<zoneout::Kernels>().backward.draw_and_apply[type](
+      rule_of(*random, kStreamMask, kDefaultDigits), {grad, d_input, d_previous, count},
+      static_cast<uint64_t>(first_group));
+}
+
+void zoneout_split(int64_t type, const void* grad, void* d_input, void* d_previous, int64_t count,
+                   const uint32_t* bits) {
+  table<zoneout::Kernels>().backward.apply[type]({grad, d_input, d_previous, count}, bits);
+}
+
+void zoneout_split_columns(int64_t type, const void* grad, void* d_input, void* d_previous,
+                           int64_t rows, int64_t cols, int64_t row_stride,
+                           const int64_t* first_bits, const uint32_t* bits) {
+  table<zoneout::Kernels>().backward.apply_columns[type](
+      {grad, d_input, d_previous, 0}, {rows, cols, row_stride, first_bits}, bits);
 }
 
 int64_t dropconnect_mask_words(const Layer* layer) {

@@ -48,6 +48,21 @@ void dropout_apply_columns(int64_t type, const Affine* map, const void* in, cons
                            void* out, int64_t rows, int64_t cols, int64_t row_stride,
                            const int64_t* first_bits, const uint32_t* bits);
 
+void zoneout_draw_and_select(int64_t type, const Random* random, const void* input,
+                             const void* previous, void* out, int64_t count, int64_t first_group);
+void zoneout_select(int64_t type, const void* input, const void* previous, void* out, int64_t count,
+                    const uint32_t* bits);
+void zoneout_select_columns(int64_t type, const void* input, const void* previous, void* out,
+                            int64_t rows, int64_t cols, int64_t row_stride,
+                            const int64_t* first_bits, const uint32_t* bits);
+void zoneout_draw_and_split(int64_t type, const Random* random, const void* grad, void* d_input,
+                            void* d_previous, int64_t count, int64_t first_group);
+void zoneout_split(int64_t type, const void* grad, void* d_input, void* d_previous, int64_t count,
+                   const uint32_t* bits);
+void zoneout_split_columns(int64_t type, const void* grad, void* d_input, void* d_previous,
+                           int64_t rows, int64_t cols, int64_t row_stride,
+                           const int64_t* first_bits, const uint32_t* bits);
+
 // Words of a layer's stored masks; and the masks.
 int64_t dropconnect_mask_words(const Layer* layer);
 void dropconnect_mask_bits(const Random* random, const Layer* layer, uint32_t* out);
