@@ -23,10 +23,12 @@ from fused_dropout.functional._dropconnect_gaussian import dropconnect_gaussian,
 from fused_dropout.functional._dropconnect_moments import dropconnect_moments
 from fused_dropout.functional._dropout import dropout
 from fused_dropout.functional._embedding_dropout import embedding_dropout
+from fused_dropout.functional._dropout_matmul import dropout_matmul
 from fused_dropout.functional._gaussian_dropout import gaussian_dropout
 from fused_dropout.functional._gaussian_noise import gaussian_noise
 from fused_dropout.functional._locked_dropout import locked_dropout
 from fused_dropout.functional._mask_weight import mask_weight
+from fused_dropout.functional._token_dropout import patch_dropout, token_dropout
 from fused_dropout.functional._zoneout import zoneout
 
 __all__ = [
@@ -48,12 +50,15 @@ __all__ = [
     "dropout3d",
     "expected_relu",
     "embedding_dropout",
+    "dropout_matmul",
     "feature_alpha_dropout",
     "gaussian_dropout",
     "gaussian_noise",
     "linear_drop_rates",
     "locked_dropout",
     "mask_weight",
+    "patch_dropout",
     "stochastic_depth",
+    "token_dropout",
     "zoneout",
 ]

@@ -21,6 +21,7 @@ from fused_dropout.nn._dropout import (
 from fused_dropout.nn._embedding_dropout import EmbeddingDropout
 from fused_dropout.nn._gaussian_dropout import GaussianDropout
 from fused_dropout.nn._gaussian_noise import GaussianNoise
+from fused_dropout.nn._token_dropout import PatchDropout, TokenDropout
 from fused_dropout.nn._variational_dropout import VariationalDropoutLinear
 from fused_dropout.nn._weight_drop import WeightDrop
 from fused_dropout.nn._zoneout import Zoneout
@@ -46,7 +47,9 @@ __all__ = [
     "GaussianDropout",
     "GaussianNoise",
     "LockedDropout",
+    "PatchDropout",
     "StochasticDepth",
+    "TokenDropout",
     "VariationalDropoutLinear",
     "WeightDrop",
     "Zoneout",

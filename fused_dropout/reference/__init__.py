@@ -20,6 +20,7 @@ from fused_dropout.reference._dropout import (
     feature_alpha_dropout,
     locked_dropout,
 )
+from fused_dropout.reference._dropout_matmul import dropout_matmul
 from fused_dropout.reference._mask_weight import mask_weight
 from fused_dropout.reference._masks import (
     fraction_digit,
@@ -37,6 +38,7 @@ from fused_dropout.reference._noise import (
     uniform_noise,
 )
 from fused_dropout.reference._weight_drop import embedding_dropout, weight_drop
+from fused_dropout.reference._token_dropout import patch_dropout, token_dropout
 from fused_dropout.reference._zoneout import zoneout
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "dropout3d",
     "expected_relu",
     "embedding_dropout",
+    "dropout_matmul",
     "feature_alpha_dropout",
     "fraction_digit",
     "gaussian_dropout",
@@ -65,9 +68,11 @@ __all__ = [
     "mask_matrix",
     "mask_weight",
     "normal_noise",
+    "patch_dropout",
     "philox4x32_10",
     "rows_per_mask",
     "threshold",
+    "token_dropout",
     "uniform_noise",
     "weight_drop",
     "zoneout",
