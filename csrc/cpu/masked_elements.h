@@ -236,8 +236,8 @@ void run_columns(const Work& work, const MaskLayout& layout, const Matrices& mat
   });
 }
 
-// Of a mask of which no bit is shared, or none by kLongRow neighbours. Element k of the mask has bit
-// k of `bits`, with kSpareWords behind the last.
+// Of a mask of which no bit is shared, or none by kLongRow neighbours. Element k of the mask has
+// bit k of `bits`, with kSpareWords behind the last.
 template <class Work>
 void run_unshared(const Work& work, const MaskLayout& layout, const uint32_t* bits) {
   const MaskedDim inner = layout.dims.back();

@@ -35,9 +35,7 @@ struct Work {
   int64_t element_bytes;
   Run all;
 
-  Run run(int64_t first, int64_t count) const {
-    return run_from(all, first, count, element_bytes);
-  }
+  Run run(int64_t first, int64_t count) const { return run_from(all, first, count, element_bytes); }
   void apply(int64_t first, int64_t count, const uint32_t* bits) const {
     pass.apply[type](run(first, count), bits);
   }
@@ -71,10 +69,10 @@ Tensor forward(const Tensor& input, const Tensor& previous, const Tensor& rng_st
   const Tensor dense = without_gaps(input);
   const Tensor other = like_in_memory(previous, dense);
   const Tensor out = fresh_output(dense);
-  run_pass<Selection>(kernels<Kernels>().forward,
-                      {dense.const_data_ptr(), other.const_data_ptr(), out.mutable_data_ptr(),
-                       dense.numel()},
-                      dense, rng_state, p);
+  run_pass<Selection>(
+      kernels<Kernels>().forward,
+      {dense.const_data_ptr(), other.const_data_ptr(), out.mutable_data_ptr(), dense.numel()},
+      dense, rng_state, p);
   return out;
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
@@ -94,6 +96,32 @@ def token_dropout(
     )
 
 
+@overload
+def patch_dropout(
+    x: Tensor,
+    prob: float = ...,
+    num_prefix_tokens: int = ...,
+    ordered: bool = ...,
+    training: bool = ...,
+    return_indices: Literal[False] = ...,
+    *,
+    generator: torch.Generator | None = ...,
+    seed: int | None = ...,
+    rng_state: Tensor | None = ...,
+) -> Tensor: ...
+@overload
+def patch_dropout(
+    x: Tensor,
+    prob: float = ...,
+    num_prefix_tokens: int = ...,
+    ordered: bool = ...,
+    training: bool = ...,
+    return_indices: bool = ...,
+    *,
+    generator: torch.Generator | None = ...,
+    seed: int | None = ...,
+    rng_state: Tensor | None = ...,
+) -> Tensor | tuple[Tensor, Tensor | None]: ...
 def patch_dropout(
     x: Tensor,
     prob: float = 0.5,

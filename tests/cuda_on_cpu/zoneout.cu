@@ -58,8 +58,7 @@ int masked_backward(const uint32_t* bits, const MaskedDim* dims, int dim_count, 
 template <class U, class Run>
 int linear_as(uint64_t seed, uint64_t offset, double p, const Run& run, int warp_groups,
               int by_digits, int vectors, int blocks) {
-  const auto launch =
-      by_digits ? launch_linear_as<U, true, Run> : launch_linear_as<U, false, Run>;
+  const auto launch = by_digits ? launch_linear_as<U, true, Run> : launch_linear_as<U, false, Run>;
   return launch(rule_of(p), {nullptr, seed, offset}, run, warp_groups, vectors != 0,
                 dim3(static_cast<unsigned>(blocks)), nullptr);
 }

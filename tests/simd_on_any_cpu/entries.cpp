@@ -126,8 +126,8 @@ void zoneout_select(int64_t type, const void* input, const void* previous, void*
 void zoneout_select_columns(int64_t type, const void* input, const void* previous, void* out,
                             int64_t rows, int64_t cols, int64_t row_stride,
                             const int64_t* first_bits, const uint32_t* bits) {
-  table<zoneout::Kernels>().forward.apply_columns[type](
-      {input, previous, out, 0}, {rows, cols, row_stride, first_bits}, bits);
+  table<zoneout::Kernels>().forward.apply_columns[type]({input, previous, out, 0},
+                                                        {rows, cols, row_stride, first_bits}, bits);
 }
 
 void zoneout_draw_and_split(int64_t type, const Random* random, const void* grad, void* d_input,

@@ -4,8 +4,8 @@
 // all types of a size. Vectors are the compiler's own, of whatever registers the instruction set
 // has.
 //
-// Floor: the bytes, of two tensors in and one out, or one in and two out. Per 32 bytes a pass takes
-// 3 instructions for the mask, and 1 or 2 to apply it.
+// Floor: the bytes, of two tensors in and one out, or one in and two out. Per 32 bytes there are 3
+// operations to spread the bits over the elements, and 3 to apply them.
 #pragma once
 
 #include "../../zoneout.h"
@@ -159,8 +159,8 @@ Pass<Run> pass_of() {
   return {{draw_and_apply<uint32_t, Run>, draw_and_apply<uint16_t, Run>,
            draw_and_apply<uint16_t, Run>, draw_and_apply<uint64_t, Run>},
           {apply<uint32_t, Run>, apply<uint16_t, Run>, apply<uint16_t, Run>, apply<uint64_t, Run>},
-          {apply_columns<uint32_t, Run>, apply_columns<uint16_t, Run>,
-           apply_columns<uint16_t, Run>, apply_columns<uint64_t, Run>}};
+          {apply_columns<uint32_t, Run>, apply_columns<uint16_t, Run>, apply_columns<uint16_t, Run>,
+           apply_columns<uint64_t, Run>}};
 }
 
 }  // namespace
