@@ -96,16 +96,22 @@ FUSED_DROPOUT_INLINE void prefetch(const Split& run, int64_t k) {
   prefetch_at<U>(run.grad, k);
 }
 
-// Calls words_of(block), the block's four words, for every block of the run.
+// Calls words_of(block), the block's four words, for every block of the run, which is a copy: no
+// store can change where its elements are.
 template <class U, class Run, class WordsOf>
-FUSED_DROPOUT_INLINE void move_blocks(const Run& run, WordsOf words_of) {
+FUSED_DROPOUT_INLINE void move_blocks(const Run run, WordsOf words_of) {
   constexpr int kLanes = Moved<U>::kLanes;
+  constexpr int kLineElements = 64 / sizeof(U);
   int64_t first = 0;
   for (; first + kGroupColumns <= run.count; first += kGroupColumns) {
     const uint32_t* const words = words_of(first / kGroupColumns);
-    for (int k = 0; k < kGroupColumns; k += kLanes) {
-      prefetch<U>(run, first + k);
-      move(run, first + k, ones_of_bits<U>(words[k / 32] >> (k % 32)));
+    for (int w = 0; w < kGroupWords; ++w) {
+      const uint32_t word = words[w];
+      for (int k = 0; k < 32; k += kLanes) {
+        const int64_t at = first + 32 * w + k;
+        if (k % kLineElements == 0) prefetch<U>(run, at);
+        move(run, at, ones_of_bits<U>(word >> k));
+      }
     }
   }
   if (first == run.count) return;
@@ -136,8 +142,9 @@ void apply(const Run& run, const uint32_t* bits) {
 }
 
 template <class U, class Run>
-void apply_columns(const Run& run, const ColumnBits& tile, const uint32_t* bits) {
+void apply_columns(const Run& tensors, const ColumnBits& tile, const uint32_t* bits) {
   constexpr int kLanes = Moved<U>::kLanes;
+  const Run run = tensors;  // as in move_blocks
   static_assert(kLanes <= dropout::kMinColumns, "a row holds a vector");
   uint32_t words[dropout::kMaxColumnWords];
   dropout::gather_columns(tile, bits, words);
