@@ -22,8 +22,9 @@ from fused_dropout.functional._dropconnect import dropconnect_linear
 from fused_dropout.functional._dropconnect_gaussian import dropconnect_gaussian, expected_relu
 from fused_dropout.functional._dropconnect_moments import dropconnect_moments
 from fused_dropout.functional._dropout import dropout
-from fused_dropout.functional._embedding_dropout import embedding_dropout
+from fused_dropout.functional._dropout_linear import dropout_linear
 from fused_dropout.functional._dropout_matmul import dropout_matmul
+from fused_dropout.functional._embedding_dropout import embedding_dropout
 from fused_dropout.functional._gaussian_dropout import gaussian_dropout
 from fused_dropout.functional._gaussian_noise import gaussian_noise
 from fused_dropout.functional._locked_dropout import locked_dropout
@@ -48,9 +49,10 @@ __all__ = [
     "dropout1d",
     "dropout2d",
     "dropout3d",
-    "expected_relu",
-    "embedding_dropout",
+    "dropout_linear",
     "dropout_matmul",
+    "embedding_dropout",
+    "expected_relu",
     "feature_alpha_dropout",
     "gaussian_dropout",
     "gaussian_noise",

@@ -11,6 +11,7 @@ from torch import Tensor, is_autocast_enabled, is_grad_enabled
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout._core import checks, extension
+from fused_dropout._core.linear_operands import autocast_operands, check_operands, check_tensors
 from fused_dropout._core.private_torch import assume_constant_result
 from fused_dropout._core.rates import (
     CONVENTIONS,
@@ -208,47 +209,6 @@ def _multiply(
     else:
         output = DropConnectLinear.run((input, weight, bias, state, None), settings)
     return output
-
-
-def autocast_operands(
-    input: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Under torch.autocast, casts as F.linear does."""
-    kind = input.device.type
-    if kind not in ("cpu", "cuda") or not is_autocast_enabled(kind):
-        return input, weight, bias
-    dtype = torch.get_autocast_dtype(kind)
-
-    def cast(tensor: Tensor) -> Tensor:
-        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(dtype) if eligible else tensor
-
-    return cast(input), cast(weight), None if bias is None else cast(bias)
-
-
-def check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    checks.check_dense(input, "input")
-    checks.check_dense(weight, "weight")
-    checks.check_dense_or_none(bias, "bias")
-
-
-def check_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    check_tensors(input, weight, bias)
-    checks.check_float_tensor(input, "input")
-    checks.check_float_tensor(weight, "weight")
-    checks.check_same(weight, "weight", input, "input")
-    if weight.dim() != 2:
-        raise RuntimeError(
-            f"weight must have shape [out_features, in_features], got {list(weight.shape)}"
-        )
-    if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
-        raise RuntimeError(
-            f"input must have shape [..., in_features] with in_features = weight.shape[1] = "
-            f"{weight.shape[1]}, got {list(input.shape)}"
-        )
-    if bias is not None:
-        checks.check_float_tensor(bias, "bias")
-        checks.check_like(bias, "bias", input, "input", (weight.shape[0],))
 
 
 def check_mask_mode(mask: MaskMode | int) -> None:

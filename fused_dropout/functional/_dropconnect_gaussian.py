@@ -14,10 +14,10 @@ from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.checkpoint import checkpoint
 
 from fused_dropout._core import checks, extension
+from fused_dropout._core.linear_operands import autocast_operands, check_tensors
 from fused_dropout._core.private_torch import transforms_active
 from fused_dropout._core.rates import Convention, keep_rate
 from fused_dropout._core.rng import check_single_source, make_rng_state, resolve_rng_state
-from fused_dropout.functional._dropconnect import autocast_operands, check_tensors
 from fused_dropout.functional._dropconnect_moments import dropconnect_moments
 
 Activation = str | Callable[[Tensor], Tensor]

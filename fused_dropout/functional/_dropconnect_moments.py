@@ -9,9 +9,9 @@ from torch import Tensor, is_autocast_enabled
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout._core import checks, extension
+from fused_dropout._core.linear_operands import autocast_operands, check_operands, check_tensors
 from fused_dropout._core.rates import CONVENTIONS, INVERTED, Convention, inverse, keep_rate
 from fused_dropout._ops.dropconnect_moments import DropConnectMoments
-from fused_dropout.functional._dropconnect import autocast_operands, check_operands, check_tensors
 
 
 class Moments(NamedTuple):

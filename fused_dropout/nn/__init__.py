@@ -18,6 +18,7 @@ from fused_dropout.nn._dropout import (
     FeatureAlphaDropout,
     LockedDropout,
 )
+from fused_dropout.nn._dropout_linear import DropoutLinear
 from fused_dropout.nn._embedding_dropout import EmbeddingDropout
 from fused_dropout.nn._gaussian_dropout import GaussianDropout
 from fused_dropout.nn._gaussian_noise import GaussianNoise
@@ -42,6 +43,7 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "DropoutLinear",
     "EmbeddingDropout",
     "FeatureAlphaDropout",
     "GaussianDropout",

@@ -20,6 +20,7 @@ from fused_dropout.reference._dropout import (
     feature_alpha_dropout,
     locked_dropout,
 )
+from fused_dropout.reference._dropout_linear import dropout_linear
 from fused_dropout.reference._dropout_matmul import dropout_matmul
 from fused_dropout.reference._mask_weight import mask_weight
 from fused_dropout.reference._masks import (
@@ -37,8 +38,8 @@ from fused_dropout.reference._noise import (
     normal_noise,
     uniform_noise,
 )
-from fused_dropout.reference._weight_drop import embedding_dropout, weight_drop
 from fused_dropout.reference._token_dropout import patch_dropout, token_dropout
+from fused_dropout.reference._weight_drop import embedding_dropout, weight_drop
 from fused_dropout.reference._zoneout import zoneout
 
 __all__ = [
@@ -55,9 +56,10 @@ __all__ = [
     "dropout1d",
     "dropout2d",
     "dropout3d",
-    "expected_relu",
-    "embedding_dropout",
+    "dropout_linear",
     "dropout_matmul",
+    "embedding_dropout",
+    "expected_relu",
     "feature_alpha_dropout",
     "fraction_digit",
     "gaussian_dropout",
