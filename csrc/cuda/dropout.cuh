@@ -142,7 +142,7 @@ inline dim3 tile_blocks(int64_t elements, int warp_groups) {
 template <class T, bool kByDigits>
 cudaError_t launch_linear_as(const MaskRule& rule, const RngSource& rng, const AffineMap& map,
                              const Operands<T>& tensors, int warp_groups, bool vectors, dim3 blocks,
-                             cudaStream_t stream, int64_t first_group = 0) {
+                             cudaStream_t stream, int64_t first_group) {
   if (vectors) {
     return launch_kernel<linear_kernel<T, kVector<T>, kByDigits>>(
         blocks, dim3(kElementThreads), 0, stream, rule, rng, one_map<T>(map), tensors, warp_groups,

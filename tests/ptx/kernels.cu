@@ -83,7 +83,7 @@ int linear_dropout(const int64_t* rng_state, double p, const AffineMap& map,
   const RngSource rng = rng_from_state(rng_state);
   if (warp_groups == 0) return dropout::launch_linear<T>(rule, rng, map, tensors, nullptr);
   return dropout::launch_linear_as<T, false>(rule, rng, map, tensors, static_cast<int>(warp_groups),
-                                             true, dim3(1), nullptr);
+                                             true, dim3(1), nullptr, 0);
 }
 
 // Each of 32 threads copies 2 x `Bytes`, in two groups, the second with `valid` bytes. The first
