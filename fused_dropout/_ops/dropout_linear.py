@@ -55,7 +55,7 @@ class DropoutLinear(Differentiable):
         if needs[1]:
             d_weight = DWeight.call((grad, input, rng_state), settings)
         if needs[2]:
-            d_bias = grad.flatten(0, -2).sum(0)
+            d_bias = grad.sum(tuple(range(grad.dim() - 1)))
         return d_input, d_weight, d_bias
 
     @staticmethod
