@@ -1,11 +1,12 @@
 """Does dropout_linear meet its goals here? Run: python bench/dropout_linear.py
 
-Measures a block of LoRA adapters, x of 8 x 1024 x 2048 in fp32: a frozen 2048 x 2048 layer and three
-adapters of rank 16 on the same x, whose outputs are added, forward and the gradients of x and of the
-adapters. `dense` is the block without dropout (p = 0), the floor: ours may take 1.15 times as long
-and 1 % more memory at its peak. `eager` is `F.linear(F.dropout(x, p), A)`, as adapters have it, which
-keeps a dropped copy of x and a mask for each. At most 7 rounds: one takes seconds. `--save` writes
-all figures as JSON and a plot as PNG to bench/results/. Exit status 1 if a goal is missed.
+Measures a block of LoRA adapters, x of 8 x 1024 x 2048 in fp32: a frozen 2048 x 2048 layer and
+three adapters of rank 16 on the same x, whose outputs are added, forward and the gradients of x and
+of the adapters. `dense` is the block without dropout (p = 0), the floor: ours may take 1.15 times
+as long and 1 % more memory at its peak. `eager` is `F.linear(F.dropout(x, p), A)`, as adapters have
+it, which keeps a dropped copy of x and a mask for each. At most 7 rounds: one takes seconds.
+`--save` writes all figures as JSON and a plot as PNG to bench/results/. Exit status 1 if a goal is
+missed.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@
 //             bits two such tensors of floats as well
 //   d_input   nothing: the product is dropped where it lies
 //
-// and a copy of an operand whose strides the product cannot take. Blocks begin where the shapes
-// say, so the sums that they are cut into do not change with the number of threads.
+// and copies of a weight and a gradient that are not in row-major order. Blocks begin where the
+// shapes say, so the sums that they are cut into do not change with the number of threads.
 //
 // Floor: the product, and the bytes of the input, once for each pass. A block costs twice its bytes
 // more within the cache.
@@ -55,23 +55,16 @@ void for_each_block(Sizes sizes, Sizes strides, int64_t most_rows, const F& f, s
   });
 }
 
-// A tensor [.., columns] as a matrix, which may be of a copy.
+// A tensor [.., columns] as a matrix in row-major order, which may be of a copy: a product's last
+// bits depend on how its operands lie.
 class Rows {
  public:
-  explicit Rows(const Tensor& tensor) : tensor_(tensor), matrix_{} {
-    int64_t rows = 1;
-    int64_t stride = 0;  // from one row to the next
-    bool fits = true;
+  explicit Rows(const Tensor& tensor) : tensor_(row_major(tensor)) {
     const size_t last = tensor.sizes().size() - 1;
-    for (size_t d = last; d-- > 0; rows *= tensor.sizes()[d]) {
-      if (tensor.sizes()[d] == 1) continue;
-      if (rows == 1) stride = tensor.strides()[d];
-      fits = fits && tensor.strides()[d] == stride * rows;
-    }
     const int64_t cols = tensor.sizes()[last];
-    if (!fits) tensor_ = row_major(tensor);
-    matrix_ = {tensor_.const_data_ptr(), kernel_type(tensor),    1, rows, cols, 0,
-               fits ? stride : cols,     tensor_.strides()[last]};
+    int64_t rows = 1;
+    for (size_t d = 0; d < last; ++d) rows *= tensor.sizes()[d];
+    matrix_ = {tensor_.const_data_ptr(), kernel_type(tensor), 1, rows, cols, 0, cols, 1};
   }
 
   const Matrices& all() const { return matrix_; }
@@ -83,12 +76,6 @@ class Rows {
   Tensor tensor_;
   Matrices matrix_;
 };
-
-// `tensor` without its graph: parameters require gradients, and these products record none.
-inline Tensor detached(const Tensor& tensor) {
-  return on_memory(tensor.const_data_ptr(), tensor.sizes(), tensor.strides(), dtype_of(tensor),
-                   device_of(tensor));
-}
 
 // A Backend has
 //   kBlockElements                          of a block, about
@@ -104,9 +91,15 @@ class DroppedRowProducts {
     const Tensor out = new_rows(input, weight.size(0), dtype_of(weight));
     if (out.numel() == 0) return out;
     const Rows results(out);
-    const Tensor plain_weight = detached(weight);
+    const Rows weights(weight);
+    // On their memory, without their graphs: parameters require gradients, and these products
+    // record none.
+    const Tensor plain_weight = tensor_of(weights.all(), device_);
     std::optional<Tensor> plain_bias;
-    if (bias.has_value()) plain_bias = detached(*bias);
+    if (bias.has_value()) {
+      plain_bias = on_memory(bias->const_data_ptr(), bias->sizes(), bias->strides(),
+                             dtype_of(*bias), device_);
+    }
     if (input.numel() == 0) {  // no input features
       const Tensor none = empty({results.all().rows, 0}, dtype_of(weight), device_);
       linear_into(tensor_of(results.all(), device_), none, plain_weight, plain_bias);

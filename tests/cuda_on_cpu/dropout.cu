@@ -143,8 +143,8 @@ struct Entries {
         columns_entry("dropout_columns_" + dtype, columns<T>),
         columns_as_entry("dropout_columns_as_" + dtype, columns_as<T>) {}
 
-  worker::Registration linear_entry, block_entry, linear_as_entry, masked_entry, masked_as_entry, shared_entry,
-      shared_as_entry, transposed_as_entry, columns_entry, columns_as_entry;
+  worker::Registration linear_entry, block_entry, linear_as_entry, masked_entry, masked_as_entry,
+      shared_entry, shared_as_entry, transposed_as_entry, columns_entry, columns_as_entry;
 };
 
 const Entries<float> float32_entries("float32");
