@@ -18,7 +18,7 @@ def dropout_linear(
     seed: int,
     offset: int = 0,
 ) -> Tensor:
-    """``F.linear(dropout(input), weight, bias)``.
+    """A linear layer of the dropped input, ``F.linear(dropout(input, p), weight, bias)``.
 
     Args:
         input: ``[..., in_features]``.
