@@ -103,11 +103,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm_1(x)
-        heads = [
+        query, key, value = (
             layer(normed).unflatten(-1, (HEADS, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
-        ]
-        x = x + F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + mixed.transpose(1, 2).flatten(2)
         normed = self.norm_2(x)
         return x + self.fall(F.silu(self.gate(normed)) * self.rise(normed))
 

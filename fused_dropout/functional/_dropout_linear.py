@@ -46,8 +46,9 @@ def dropout_linear(
     backward. Memory for the time of a call, besides its results: a block of 2^20 elements (2^22 on
     a GPU) of the input, or one row if that is more, and the same again under autocast; where the
     gradient of ``weight`` is the sum of several blocks, one more tensor of its size, in 16 bits
-    three. A weight or a gradient that is not in row-major order is copied; an input never is. The
-    last bits of results may depend on the number of threads, where torch's product does.
+    three: products of blocks are added in float32 (float64). A weight or a gradient that is not in
+    row-major order is copied; an input never is. The last bits of results may depend on the number
+    of threads, where torch's product does.
 
     Under torch.autocast the result has autocast's dtype, as F.linear's; the input is dropped as it
     is and cast a block at a time, so that no cast copy of it is kept either.
