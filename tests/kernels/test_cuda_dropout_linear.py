@@ -42,3 +42,19 @@ def test_blocks_of_rows_have_the_mask_of_the_whole(
             found = out[before:].view(end - begin, cols)
             assert_same_bits(found, expected[begin:end], (cols, p, begin))
             check_end(numbers, count, (cols, p, begin))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_products_are_added_in_place(device: Worker, dtype: torch.dtype) -> None:
+    """As dropout of rate 0 with the sums as its residual and its result."""
+    with_residual = 1
+    for size in (1, 131, 5000):
+        part, sums = random_tensor((size,), dtype), random_tensor((size,), dtype, seed=1)
+        numbers, out = poisoned(device, size, dtype=dtype)
+        out.copy_(sums)
+        state = fused_dropout.make_rng_state(SEED, OFFSET).numpy()
+        arguments = (memory(part), numbers, numbers, size, with_residual)
+        name = f"dropout_linear_{name_of(dtype)}"
+        assert device.call(name, state, 0.0, 1.0, 0.0, 0.0, *arguments) == 0
+        assert_same_bits(out, part + sums, size)
+        check_end(numbers, size, size)
