@@ -9,6 +9,11 @@ from fused_dropout.nn._concrete_dropout import ConcreteDropout, ConcreteRegulari
 from fused_dropout.nn._drop_block import DropBlock1d, DropBlock2d, DropBlock3d
 from fused_dropout.nn._drop_path import DropPath, DropPathAdd, DropPathSkip, StochasticDepth
 from fused_dropout.nn._dropconnect import DropConnectLinear
+from fused_dropout.nn._dropconnect_conv import (
+    DropConnectConv1d,
+    DropConnectConv2d,
+    DropConnectConv3d,
+)
 from fused_dropout.nn._dropout import (
     AlphaDropout,
     Dropout,
@@ -35,6 +40,9 @@ __all__ = [
     "DropBlock1d",
     "DropBlock2d",
     "DropBlock3d",
+    "DropConnectConv1d",
+    "DropConnectConv2d",
+    "DropConnectConv3d",
     "DropConnectLinear",
     "DropPath",
     "DropPathAdd",

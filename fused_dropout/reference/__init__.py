@@ -11,6 +11,7 @@ from fused_dropout.reference._dropconnect_moments import (
     dropconnect_moments,
     expected_relu,
 )
+from fused_dropout.reference._dropconnect_conv import dropconnect_conv
 from fused_dropout.reference._dropout import (
     alpha_dropout,
     dropout,
@@ -50,6 +51,7 @@ __all__ = [
     "concrete_dropout",
     "drop_block",
     "dropconnect_gaussian",
+    "dropconnect_conv",
     "dropconnect_linear",
     "dropconnect_moments",
     "dropout",

@@ -139,7 +139,7 @@ int draw_bytes(const int64_t* rng_state, int64_t stream, double p, int64_t digit
 
 int store_masks(const int64_t* rng_state, Layer layer, double p, uint32_t* bits) {
   return dropconnect::launch_store_masks(problem_of(layer, p, 1, nullptr),
-                                         rng_from_state(rng_state), bits, nullptr);
+                                         rng_from_state(rng_state), 0, bits, nullptr);
 }
 
 // The four products of one dtype, and the numbers that their workspaces hold. A pointer says
