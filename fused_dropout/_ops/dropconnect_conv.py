@@ -91,7 +91,8 @@ class DropConnectConv(Differentiable):
         if of_bias is not None:
             shape = problem_of(input.shape, weight.shape, _typed(settings)).output
             rows = masked_bias(len(input), of_bias, (rng_state, None), settings[:3])
-            terms.append(rows.reshape(*shape[:2], *[1] * (len(shape) - 2)).expand(shape))
+            maps = rows.reshape(*shape[:2], *[1] * (len(shape) - 2)).expand(shape)
+            terms.append(maps.clone(memory_format=memory_format(input, weight)))
         return total(terms)
 
     @classmethod
@@ -202,8 +203,8 @@ def _convolved(
 
 def _d_bias(grad: Tensor, rng_state: Tensor | None, settings: Settings) -> Tensor:
     """Every position of an example has the same masked bias."""
-    halves = grad.dtype in convolutions.HALVES
-    sums = grad.flatten(2).sum(2, dtype=torch.float32 if halves else grad.dtype)
+    dtype = torch.float32 if grad.dtype in convolutions.HALVES else grad.dtype
+    sums = grad.sum(tuple(range(2, grad.dim())), dtype=dtype)
     found: Tensor = DBias.call((sums, rng_state), settings[:3])
     return found.to(grad.dtype)
 
