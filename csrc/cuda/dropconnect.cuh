@@ -25,8 +25,8 @@ namespace {
 // Stored masks, [groups][masks][outs rounded up][4 words], from `first_mask` on.
 template <int kPerLane>
 __global__ void __launch_bounds__(kMaskThreads)
-    store_masks_kernel(DropConnectProblem problem, RngSource rng, int64_t first_mask,
-                       int64_t count, Divisor outs, Divisor masks, uint32_t* bits) {
+    store_masks_kernel(DropConnectProblem problem, RngSource rng, int64_t first_mask, int64_t count,
+                       Divisor outs, Divisor masks, uint32_t* bits) {
   draw_all<kPerLane>(
       seeded(problem.rule, rng), count,
       [&](int64_t k) {
@@ -50,8 +50,8 @@ inline cudaError_t launch_store_masks(const DropConnectProblem& problem, const R
   const int64_t count = group_count(problem.in_features) * masks * outs;
   return launch_by_groups(count, kMaxBlocks, [&](auto per_lane, dim3 blocks) {
     return launch_kernel<store_masks_kernel<decltype(per_lane)::value>>(
-        blocks, dim3(kMaskThreads), 0, stream, problem, rng, first_mask, count,
-        make_divisor(outs), make_divisor(masks), bits);
+        blocks, dim3(kMaskThreads), 0, stream, problem, rng, first_mask, count, make_divisor(outs),
+        make_divisor(masks), bits);
   });
 }
 

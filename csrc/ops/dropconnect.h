@@ -53,7 +53,8 @@ inline Layer layer_of_masks(const Tensor& weight, int64_t masks, double p, int64
   FUSED_DROPOUT_CHECK(
       masks >= 0 && first_mask >= 0 && masks <= most && first_mask <= most - masks,
       "masks and first_mask must be at least 0, and the sum of both times out_features at most "
-      "2^48, got ", masks, " masks from ", first_mask, " on of ", out_features, " output features");
+      "2^48, got ",
+      masks, " masks from ", first_mask, " on of ", out_features, " output features");
   check_mask_size((first_mask + masks) * out_features, weight.size(1));
   return make_layer(masks, weight.size(1), out_features, 1, p, 1);
 }

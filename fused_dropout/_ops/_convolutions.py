@@ -24,13 +24,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_autocast_enabled
 from torch.nn import functional as F
 
 from fused_dropout._core import extension
@@ -226,9 +227,7 @@ def d_input(grad_output: Tensor, weight: Tensor, rng_state: Tensor, *settings: A
         return _d_input_by_groups(problem, part, grads, matrix, rng_state)
 
     form = memory_format(grad_output, weight)
-    return _by_parts(
-        problem.input, problem.parts(patches, grad_output), compute, grad_output, form
-    )
+    return _by_parts(problem.input, problem.parts(patches, grad_output), compute, grad_output, form)
 
 
 def d_weight(grad_output: Tensor, input: Tensor, rng_state: Tensor, *settings: Any) -> Tensor:
@@ -281,9 +280,7 @@ def _d_weight_by_groups(
     shape = (part.masks * problem.weight[0], *problem.weight[1:])
     weights = grads.new_empty(1).expand(shape)  # its shape alone is looked at
     side_by_side = _side_by_side(images, part)
-    found = _convolution_backward(
-        problem, part, grads, side_by_side, weights, (False, True, False)
-    )
+    found = _convolution_backward(problem, part, grads, side_by_side, weights, (False, True, False))
     stack = found[1].reshape(part.masks, problem.weight[0], problem.columns)
     bits = _bits(problem, part, stack[0], rng_state)
     s = problem.settings
@@ -462,17 +459,18 @@ def _by_parts(
         return result
 
 
-def _no_autocast(tensor: Tensor) -> torch.autocast:
+def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """What torch's convolutions are called in: the operands have been cast."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if is_autocast_enabled(kind) else nullcontext()
 
 
 def _widened(tensor: Tensor) -> Tensor:
     """In the type in which it is multiplied."""
-    if tensor.is_cpu and tensor.dtype in HALVES:
-        if tensor.dtype == torch.float16 or not _multiplies_bfloats():
-            return tensor.float()
-    return tensor
+    if not tensor.is_cpu or tensor.dtype not in HALVES:
+        return tensor
+    fast = tensor.dtype == torch.bfloat16 and _multiplies_bfloats()
+    return tensor if fast else tensor.float()
 
 
 @cache

@@ -46,8 +46,8 @@ def dropconnect_conv1d(
     """A one-dimensional convolution whose every weight is dropped with probability ``p``.
 
     Each example draws masks of its own: equivalent to :func:`torch.nn.functional.conv1d` of
-    example n with ``M[n] * weight / q`` and ``m[n] * bias / q``, Bernoulli masks of keep rate q. One
-    connection is one weight, which all positions of the output share.
+    example n with ``M[n] * weight / q`` and ``m[n] * bias / q``, Bernoulli masks of keep rate q. A
+    connection is a weight, which all positions of the output share.
 
     The masks are those of :func:`dropconnect_linear` with ``in_channels / groups * kernel_size``
     input features, in the order in which the weight has them: mask k drops what entry k of
@@ -56,21 +56,21 @@ def dropconnect_conv1d(
 
     Every example costs a dense convolution of its own. Masked weights or patches of the input are
     made for some masks at a time: at most 2^22 elements of either (2^24 on a GPU), or those of one
-    mask, and floats of what they are multiplied with where operands have 16 bits. Backward draws the masks again;
-    what is kept for it is ``input`` and ``weight``. Where ``input`` or a gradient is infinite or
-    NaN, so may be its product with a dropped weight, as in torch's convolution with weights of 0.
+    mask, and as many floats of what has 16 bits. Backward draws the masks again; what is kept for
+    it is ``input`` and ``weight``. Where ``input`` or a gradient is infinite or NaN, so may be its
+    product with a dropped weight, as in torch's convolution with weights of 0.
 
     Source: Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of Neural Networks using
     DropConnect", ICML 2013, section 3, with a kernel's weights as the connections.
 
     Args:
-        input: ``[N, in_channels, L]``, or without N for one example; float32, bfloat16, float16 or
-            float64; any strides.
+        input: ``[N, in_channels, L]``, or without N for one example; any strides;
+            float32, bfloat16, float16 or float64.
         weight: ``[out_channels, in_channels / groups, kernel_size]``, same dtype and device.
         bias: ``[out_channels]`` or None.
         stride, dilation: an int or a sequence of one.
-        padding: zeros on both sides, an int or a sequence of one; ``"valid"`` is none, ``"same"`` as many as give the
-            output the size of the input, where stride is 1.
+        padding: zeros on both sides, an int or a sequence of one; ``"valid"`` is none,
+            ``"same"`` as many as give the output the size of the input, where stride is 1.
         groups: of channels; each group's output channels see its input channels only.
         p: drop probability in [0, 1]. The keep rate is q = rint((1 - p) 2^16) / 2^16, and the scale
             is exactly 1/q.
@@ -87,7 +87,7 @@ def dropconnect_conv1d(
             evaluation instead.
 
     Returns:
-        A tensor ``[N, out_channels, L_out]``, of the memory format that torch's convolution gives,
+        A tensor ``[N, out_channels, L_out]``, in the memory format of the input,
         differentiable twice in input, weight and bias.
 
     Raises:
@@ -131,8 +131,8 @@ def dropconnect_conv2d(
     """A two-dimensional convolution whose every weight is dropped with probability ``p``.
 
     Each example draws masks of its own: equivalent to :func:`torch.nn.functional.conv2d` of
-    example n with ``M[n] * weight / q`` and ``m[n] * bias / q``, Bernoulli masks of keep rate q. One
-    connection is one weight, which all positions of the output share.
+    example n with ``M[n] * weight / q`` and ``m[n] * bias / q``, Bernoulli masks of keep rate q. A
+    connection is a weight, which all positions of the output share.
 
     The masks are those of :func:`dropconnect_linear` with ``in_channels / groups * kH * kW``
     input features, in the order in which the weight has them: mask k drops what entry k of
@@ -141,21 +141,21 @@ def dropconnect_conv2d(
 
     Every example costs a dense convolution of its own. Masked weights or patches of the input are
     made for some masks at a time: at most 2^22 elements of either (2^24 on a GPU), or those of one
-    mask, and floats of what they are multiplied with where operands have 16 bits. Backward draws the masks again;
-    what is kept for it is ``input`` and ``weight``. Where ``input`` or a gradient is infinite or
-    NaN, so may be its product with a dropped weight, as in torch's convolution with weights of 0.
+    mask, and as many floats of what has 16 bits. Backward draws the masks again; what is kept for
+    it is ``input`` and ``weight``. Where ``input`` or a gradient is infinite or NaN, so may be its
+    product with a dropped weight, as in torch's convolution with weights of 0.
 
     Source: Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of Neural Networks using
     DropConnect", ICML 2013, section 3, with a kernel's weights as the connections.
 
     Args:
-        input: ``[N, in_channels, H, W]``, or without N for one example; float32, bfloat16, float16 or
-            float64; any strides.
+        input: ``[N, in_channels, H, W]``, or without N for one example; any strides;
+            float32, bfloat16, float16 or float64.
         weight: ``[out_channels, in_channels / groups, kH, kW]``, same dtype and device.
         bias: ``[out_channels]`` or None.
         stride, dilation: an int, or two for height and width.
-        padding: zeros on both sides, an int, or two for height and width; ``"valid"`` is none, ``"same"`` as many as give the
-            output the size of the input, where stride is 1.
+        padding: zeros on both sides, an int, or two for height and width; ``"valid"`` is none,
+            ``"same"`` as many as give the output the size of the input, where stride is 1.
         groups: of channels; each group's output channels see its input channels only.
         p: drop probability in [0, 1]. The keep rate is q = rint((1 - p) 2^16) / 2^16, and the scale
             is exactly 1/q.
@@ -172,7 +172,7 @@ def dropconnect_conv2d(
             evaluation instead.
 
     Returns:
-        A tensor ``[N, out_channels, H_out, W_out]``, of the memory format that torch's convolution gives,
+        A tensor ``[N, out_channels, H_out, W_out]``, in the memory format of the input,
         differentiable twice in input, weight and bias.
 
     Raises:
@@ -216,8 +216,8 @@ def dropconnect_conv3d(
     """A three-dimensional convolution whose every weight is dropped with probability ``p``.
 
     Each example draws masks of its own: equivalent to :func:`torch.nn.functional.conv3d` of
-    example n with ``M[n] * weight / q`` and ``m[n] * bias / q``, Bernoulli masks of keep rate q. One
-    connection is one weight, which all positions of the output share.
+    example n with ``M[n] * weight / q`` and ``m[n] * bias / q``, Bernoulli masks of keep rate q. A
+    connection is a weight, which all positions of the output share.
 
     The masks are those of :func:`dropconnect_linear` with ``in_channels / groups * kD * kH * kW``
     input features, in the order in which the weight has them: mask k drops what entry k of
@@ -226,21 +226,21 @@ def dropconnect_conv3d(
 
     Every example costs a dense convolution of its own. Masked weights or patches of the input are
     made for some masks at a time: at most 2^22 elements of either (2^24 on a GPU), or those of one
-    mask, and floats of what they are multiplied with where operands have 16 bits. Backward draws the masks again;
-    what is kept for it is ``input`` and ``weight``. Where ``input`` or a gradient is infinite or
-    NaN, so may be its product with a dropped weight, as in torch's convolution with weights of 0.
+    mask, and as many floats of what has 16 bits. Backward draws the masks again; what is kept for
+    it is ``input`` and ``weight``. Where ``input`` or a gradient is infinite or NaN, so may be its
+    product with a dropped weight, as in torch's convolution with weights of 0.
 
     Source: Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of Neural Networks using
     DropConnect", ICML 2013, section 3, with a kernel's weights as the connections.
 
     Args:
-        input: ``[N, in_channels, D, H, W]``, or without N for one example; float32, bfloat16, float16 or
-            float64; any strides.
+        input: ``[N, in_channels, D, H, W]``, or without N for one example; any strides;
+            float32, bfloat16, float16 or float64.
         weight: ``[out_channels, in_channels / groups, kD, kH, kW]``, same dtype and device.
         bias: ``[out_channels]`` or None.
-        stride, dilation: an int, or three for depth, height and width.
-        padding: zeros on both sides, an int, or three for depth, height and width; ``"valid"`` is none, ``"same"`` as many as give the
-            output the size of the input, where stride is 1.
+        stride, dilation: an int, or three: depth, height, width.
+        padding: zeros on both sides, an int or three; ``"valid"`` is none,
+            ``"same"`` as many as give the output the size of the input, where stride is 1.
         groups: of channels; each group's output channels see its input channels only.
         p: drop probability in [0, 1]. The keep rate is q = rint((1 - p) 2^16) / 2^16, and the scale
             is exactly 1/q.
@@ -257,7 +257,7 @@ def dropconnect_conv3d(
             evaluation instead.
 
     Returns:
-        A tensor ``[N, out_channels, D_out, H_out, W_out]``, of the memory format that torch's convolution gives,
+        A tensor ``[N, out_channels, D_out, H_out, W_out]``, in the memory format of the input,
         differentiable twice in input, weight and bias.
 
     Raises:

@@ -92,7 +92,9 @@ class _DropConnectConv(torch.nn.Module):
 
     def extra_repr(self) -> str:
         shown = f"{super().extra_repr()}, p={self.p}, mask={self.mask!r}"
-        return shown if self.convention == "inverted" else f"{shown}, convention={self.convention!r}"
+        return (
+            shown if self.convention == "inverted" else f"{shown}, convention={self.convention!r}"
+        )
 
 
 class DropConnectConv1d(_DropConnectConv, torch.nn.Conv1d):
@@ -108,8 +110,8 @@ class DropConnectConv1d(_DropConnectConv, torch.nn.Conv1d):
         in_channels, out_channels: channels of the input and of the output.
         kernel_size: of the kernel, an int or a sequence of one.
         stride, dilation: an int or a sequence of one.
-        padding: added to both sides, an int or a sequence of one; ``"valid"`` is none, ``"same"`` as
-            much as gives the output the size of the input, where stride is 1.
+        padding: added to both sides, an int or a sequence of one; ``"valid"`` is none,
+            ``"same"`` as much as gives the output the size of the input, where stride is 1.
         groups: of channels; each group's output channels see its input channels only.
         bias: whether there is a bias.
         padding_mode: what is added: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
@@ -122,7 +124,8 @@ class DropConnectConv1d(_DropConnectConv, torch.nn.Conv1d):
         dtype: of the parameters; default: torch's default dtype.
 
     Shape:
-        input: ``[N, in_channels, L]``, or without N; output: ``[N, out_channels, L_out]``.
+        input: ``[N, in_channels, L]``, or without N.
+        output: ``[N, out_channels, L_out]``.
 
     Raises:
         ValueError: p, mask or convention out of range, and what :class:`torch.nn.Conv1d` refuses.
@@ -153,8 +156,8 @@ class DropConnectConv2d(_DropConnectConv, torch.nn.Conv2d):
         in_channels, out_channels: channels of the input and of the output.
         kernel_size: of the kernel, an int or two.
         stride, dilation: an int or two.
-        padding: added to both sides, an int or two; ``"valid"`` is none, ``"same"`` as
-            much as gives the output the size of the input, where stride is 1.
+        padding: added to both sides, an int or two; ``"valid"`` is none,
+            ``"same"`` as much as gives the output the size of the input, where stride is 1.
         groups: of channels; each group's output channels see its input channels only.
         bias: whether there is a bias.
         padding_mode: what is added: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
@@ -167,7 +170,8 @@ class DropConnectConv2d(_DropConnectConv, torch.nn.Conv2d):
         dtype: of the parameters; default: torch's default dtype.
 
     Shape:
-        input: ``[N, in_channels, H, W]``, or without N; output: ``[N, out_channels, H_out, W_out]``.
+        input: ``[N, in_channels, H, W]``, or without N.
+        output: ``[N, out_channels, H_out, W_out]``.
 
     Raises:
         ValueError: p, mask or convention out of range, and what :class:`torch.nn.Conv2d` refuses.
@@ -198,8 +202,8 @@ class DropConnectConv3d(_DropConnectConv, torch.nn.Conv3d):
         in_channels, out_channels: channels of the input and of the output.
         kernel_size: of the kernel, an int or three.
         stride, dilation: an int or three.
-        padding: added to both sides, an int or three; ``"valid"`` is none, ``"same"`` as
-            much as gives the output the size of the input, where stride is 1.
+        padding: added to both sides, an int or three; ``"valid"`` is none,
+            ``"same"`` as much as gives the output the size of the input, where stride is 1.
         groups: of channels; each group's output channels see its input channels only.
         bias: whether there is a bias.
         padding_mode: what is added: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
@@ -212,7 +216,8 @@ class DropConnectConv3d(_DropConnectConv, torch.nn.Conv3d):
         dtype: of the parameters; default: torch's default dtype.
 
     Shape:
-        input: ``[N, in_channels, D, H, W]``, or without N; output: ``[N, out_channels, D_out, H_out, W_out]``.
+        input: ``[N, in_channels, D, H, W]``, or without N.
+        output: ``[N, out_channels, D_out, H_out, W_out]``.
 
     Raises:
         ValueError: p, mask or convention out of range, and what :class:`torch.nn.Conv3d` refuses.

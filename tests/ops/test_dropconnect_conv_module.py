@@ -71,9 +71,7 @@ def test_evaluation_has_torch_s_bits_and_training_the_reference_s(
     seed, offset = torch.randint(-(2**63), 2**63 - 1, (2,)).tolist()
 
     def drop(input: torch.Tensor, weight: Any, bias: Any, *geometry: Any) -> torch.Tensor:
-        return reference.dropconnect_conv(
-            input, weight, bias, *geometry, seed=seed, offset=offset
-        )
+        return reference.dropconnect_conv(input, weight, bias, *geometry, seed=seed, offset=offset)
 
     with pytest.MonkeyPatch.context() as patch:  # torch's layer pads, the reference drops
         patch.setattr(torch.nn.functional, f"conv{dims}d", lambda *a: a)
@@ -99,7 +97,9 @@ def test_repr_and_arguments() -> None:
 
 
 @pytest.mark.parametrize(
-    "clone", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["copy", "pickle"]
+    "clone",
+    [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))],
+    ids=["copy", "pickle"],
 )
 def test_copies_work_alike(clone: Callable[[Any], Any], place: torch.device) -> None:
     layer = nn.DropConnectConv2d(3, 4, 3, padding=1, p=0.1, mask=2)
