@@ -408,9 +408,11 @@ def _sum_of_patches(problem: Problem, rows: Tensor, examples: int) -> Tensor:
                 place, s.dilation, s.stride, problem.out_size, strict=True
             )
         ]
-        total[(..., *pixels)] += patches[(slice(None), *place)]
-    inside = [slice(pad, pad + length) for length, pad in zip(size, s.padding, strict=True)]
-    return total[(..., *inside)].transpose(0, 1)
+        found: tuple[slice, ...] = (slice(None), slice(None), *pixels)
+        total[found] += patches[(slice(None), *place)]
+    for dim, (length, pad) in enumerate(zip(size, s.padding, strict=True), 2):
+        total = total.narrow(dim, pad, length)
+    return total.transpose(0, 1)
 
 
 def _both_sides(padding: Sequence[int]) -> list[int]:
@@ -476,7 +478,7 @@ def _widened(tensor: Tensor) -> Tensor:
 @cache
 def _multiplies_bfloats() -> bool:
     """Whether the processor multiplies bf16 in tiles."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_tile"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class _DropConnectConv(torch.nn.Module):
     padding: tuple[int, ...] | str
     dilation: tuple[int, ...]
     groups: int
-    padding_mode: str
+    padding_mode: Literal["zeros", "reflect", "replicate", "circular"]
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class _DropConnectConv(torch.nn.Module):
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         p: float = 0.5,
         *,
         mask: functional.ConvMask | int = "example",
@@ -61,7 +61,7 @@ class _DropConnectConv(torch.nn.Module):
         self.convention = convention
 
     def forward(self, input: Tensor) -> Tensor:
-        padding = self.padding
+        padding: int | Sequence[int] | str = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._pads(), mode=self.padding_mode)
             padding = 0

@@ -261,7 +261,7 @@ BAD_OPERATOR_CALLS: dict[str, dict[str, Any]] = {
     "examples_per_mask": {"examples_per_mask": 0},
     "stride": {"stride": [0, 1]},
     "padding": {"padding": [1]},
-    "groups": {"groups": 2},
+    "groups": {"groups": 3},
     "kernel_size": {"dilation": [9, 1]},
     "probability": {"p": 1.5},
 }
