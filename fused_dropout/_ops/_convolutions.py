@@ -409,7 +409,8 @@ def _sum_of_patches(problem: Problem, rows: Tensor, examples: int) -> Tensor:
             )
         ]
         found: tuple[slice, ...] = (slice(None), slice(None), *pixels)
-        total[found] += patches[(slice(None), *place)]
+        of_all: tuple[slice | int, ...] = (slice(None), *place)
+        total[found] += patches[of_all]
     for dim, (length, pad) in enumerate(zip(size, s.padding, strict=True), 2):
         total = total.narrow(dim, pad, length)
     return total.transpose(0, 1)
