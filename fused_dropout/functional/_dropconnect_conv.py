@@ -21,6 +21,8 @@ from fused_dropout.functional._mask_weight import mask_weight
 
 ConvMask = Literal["example", "batch"]  # or a number of examples
 EXAMPLE, BATCH = CONV_MASKS = get_args(ConvMask)
+Padding = Literal["valid", "same"]  # or numbers
+VALID, SAME = PADDINGS = get_args(Padding)
 
 _DENSE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _MOST_EXAMPLES = 2**40  # more than any tensor has; times the items of a vmap it is an int64
@@ -31,7 +33,7 @@ def dropconnect_conv1d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
+    padding: int | Sequence[int] | Padding = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     p: float = 0.5,
@@ -116,7 +118,7 @@ def dropconnect_conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
+    padding: int | Sequence[int] | Padding = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     p: float = 0.5,
@@ -201,7 +203,7 @@ def dropconnect_conv3d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
+    padding: int | Sequence[int] | Padding = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     p: float = 0.5,
@@ -318,7 +320,7 @@ def _convolve(
     weight: Tensor,
     bias: Tensor | None,
     stride: int | Sequence[int],
-    padding: int | Sequence[int] | str,
+    padding: int | Sequence[int] | Padding,
     dilation: int | Sequence[int],
     groups: int,
     p: float,
@@ -332,6 +334,8 @@ def _convolve(
     p = checks.check_probability(p)
     checks.check_choice(convention, "convention", CONVENTIONS)
     check_conv_mask(mask)
+    if isinstance(padding, str):
+        checks.check_choice(padding, "padding", PADDINGS)
     check_single_source(generator, seed, rng_state)
     checks.check_dense(input, "input")
     checks.check_dense(weight, "weight")
@@ -396,9 +400,9 @@ def _sizes(
     behind: tuple[int, ...] = (0,) * dims
     if not isinstance(padding, str):
         pads = _each(padding, "padding", dims)
-    elif padding == "valid":
+    elif padding == VALID:
         pads = behind
-    elif padding == "same" and all(step == 1 for step in strides):
+    elif padding == SAME and all(step == 1 for step in strides):
         totals = [
             dilate * (kernel - 1)
             for dilate, kernel in zip(dilations, weight.shape[2:], strict=True)
@@ -407,8 +411,7 @@ def _sizes(
         behind = tuple(total % 2 for total in totals)
     else:
         raise RuntimeError(
-            f"padding must be ints, 'valid', or 'same' with a stride of 1, got {padding!r} and "
-            f"stride {stride}"
+            f"padding must be ints or 'valid' where stride is not 1, got {padding!r}, {stride}"
         )
     examples = (1, *input.shape) if input.dim() == dims + 1 else tuple(input.shape)
     padded = (

@@ -25,7 +25,7 @@ class _DropConnectConv(torch.nn.Module):
     bias: Tensor | None
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: tuple[int, ...] | str
+    padding: Any  # a tuple, or one of PADDINGS
     dilation: tuple[int, ...]
     groups: int
     padding_mode: Literal["zeros", "reflect", "replicate", "circular"]
@@ -36,7 +36,7 @@ class _DropConnectConv(torch.nn.Module):
         out_channels: int,
         kernel_size: int | Sequence[int],
         stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | str = 0,
+        padding: int | Sequence[int] | functional.Padding = 0,
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         bias: bool = True,
@@ -51,6 +51,8 @@ class _DropConnectConv(torch.nn.Module):
         checks.check_bool(bias, "bias")
         p = checks.check_probability(p)
         functional.check_conv_mask(mask)
+        if isinstance(padding, str):
+            checks.check_choice(padding, "padding", functional.PADDINGS)
         checks.check_choice(convention, "convention", CONVENTIONS)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
@@ -61,7 +63,7 @@ class _DropConnectConv(torch.nn.Module):
         self.convention = convention
 
     def forward(self, input: Tensor) -> Tensor:
-        padding: int | Sequence[int] | str = self.padding
+        padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._pads(), mode=self.padding_mode)
             padding = 0

@@ -23,7 +23,7 @@ def dropconnect_conv(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
+    padding: int | Sequence[int] | Literal["valid", "same"] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     p: float = 0.5,

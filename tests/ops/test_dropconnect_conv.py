@@ -154,7 +154,7 @@ def test_output_and_gradients_follow_the_reference(
 def test_sums_of_short_operands_are_kept_in_float(
     dtype: torch.dtype, groups: int, parts: None, place: torch.device
 ) -> None:
-    """Within a rounding of the true result, in every way and for any number of parts."""
+    """One rounding from the true result, in every way and for any number of parts."""
     tensors = ((40, 8 * groups, 5, 5), (4 * groups, 8, 3, 3), (4 * groups,))
     short = [torch.randn(shape).to(dtype) for shape in tensors]
     results = []
@@ -164,7 +164,7 @@ def test_sums_of_short_operands_are_kept_in_float(
         results.append([output, *torch.autograd.grad(output, leaves, torch.ones_like(output))])
     for ours, wanted in zip(*results, strict=True):
         error = (ours.double() - wanted).abs().max() / wanted.abs().max()
-        assert error <= 2 * torch.finfo(dtype).eps
+        assert error <= 0.51 * torch.finfo(dtype).eps
 
 
 def test_rates_at_which_nothing_is_drawn(place: torch.device) -> None:
@@ -224,7 +224,6 @@ BAD_CALLS: dict[str, Callable[[Any], object]] = {
     "same and stride": lambda f: f(
         torch.ones(1, 2, 5, 5), torch.ones(3, 2, 3, 3), stride=2, padding="same"
     ),
-    "no such padding": lambda f: f(torch.ones(1, 2, 5, 5), torch.ones(3, 2, 3, 3), padding="full"),
     "bias": lambda f: f(torch.ones(1, 2, 5, 5), torch.ones(3, 2, 3, 3), torch.ones(2)),
     "nothing in height": lambda f: f(torch.ones(1, 2, 0, 5), torch.ones(3, 2, 3, 3)),
     "kernel of nothing": lambda f: f(torch.ones(1, 2, 5, 5), torch.ones(3, 2, 0, 3)),
