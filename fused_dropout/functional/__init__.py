@@ -19,13 +19,13 @@ from fused_dropout.functional._drop_path import (
 )
 from fused_dropout.functional._drop_path_skip import drop_path_skip
 from fused_dropout.functional._dropconnect import dropconnect_linear
-from fused_dropout.functional._dropconnect_gaussian import dropconnect_gaussian, expected_relu
-from fused_dropout.functional._dropconnect_moments import dropconnect_moments
 from fused_dropout.functional._dropconnect_conv import (
     dropconnect_conv1d,
     dropconnect_conv2d,
     dropconnect_conv3d,
 )
+from fused_dropout.functional._dropconnect_gaussian import dropconnect_gaussian, expected_relu
+from fused_dropout.functional._dropconnect_moments import dropconnect_moments
 from fused_dropout.functional._dropout import dropout
 from fused_dropout.functional._dropout_linear import dropout_linear
 from fused_dropout.functional._dropout_matmul import dropout_matmul
@@ -47,10 +47,10 @@ __all__ = [
     "drop_path",
     "drop_path_add",
     "drop_path_skip",
-    "dropconnect_gaussian",
     "dropconnect_conv1d",
     "dropconnect_conv2d",
     "dropconnect_conv3d",
+    "dropconnect_gaussian",
     "dropconnect_linear",
     "dropconnect_moments",
     "dropout",

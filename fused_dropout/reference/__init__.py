@@ -6,12 +6,12 @@ Nothing here is fast, and nothing here calls the compiled extension.
 from fused_dropout.reference._bias_act_dropout_add import ACTIVATIONS, bias_act_dropout_add
 from fused_dropout.reference._drop_block import block_mask, drop_block
 from fused_dropout.reference._dropconnect import dropconnect_linear, rows_per_mask
+from fused_dropout.reference._dropconnect_conv import dropconnect_conv
 from fused_dropout.reference._dropconnect_moments import (
     dropconnect_gaussian,
     dropconnect_moments,
     expected_relu,
 )
-from fused_dropout.reference._dropconnect_conv import dropconnect_conv
 from fused_dropout.reference._dropout import (
     alpha_dropout,
     dropout,
@@ -50,8 +50,8 @@ __all__ = [
     "block_mask",
     "concrete_dropout",
     "drop_block",
-    "dropconnect_gaussian",
     "dropconnect_conv",
+    "dropconnect_gaussian",
     "dropconnect_linear",
     "dropconnect_moments",
     "dropout",

@@ -15,7 +15,6 @@ from fused_dropout import functional as F
 from fused_dropout import reference
 from fused_dropout._core import extension
 from fused_dropout._ops import _convolutions as convolutions
-from fused_dropout._tools.memory import peak_extra_bytes
 
 SEED = -5
 CONVOLUTIONS = {1: F.dropconnect_conv1d, 2: F.dropconnect_conv2d, 3: F.dropconnect_conv3d}
@@ -318,23 +317,23 @@ def test_backward_keeps_the_operands_alone() -> None:
     assert sorted(tensor.numel() for tensor in kept) == [2, weight.numel(), input.numel()]
 
 
-@pytest.mark.parametrize("size", [4, 20])
-def test_memory_does_not_grow_with_masks(size: int) -> None:
-    """Masked weights of all examples would be 151 MB; both ways are taken."""
-    leaves = [torch.randn(64, 128, size, size), torch.randn(512, 128, 3, 3)]
-    leaves = [leaf[:, :, :4, :4].contiguous() if size == 4 else leaf for leaf in leaves]
-    small, weight = leaves[0].requires_grad_(), leaves[1].requires_grad_()
-
-    def step() -> object:
-        output = F.dropconnect_conv2d(small, weight, padding=1 if size == 4 else 0, stride=2)
-        return torch.autograd.grad(output, [small, weight], torch.ones_like(output))
-
-    step()
-    peak = peak_extra_bytes(step)
-    if peak is None:
-        pytest.skip("the peak of resident memory cannot be reset here")
-    outputs = 4 * (64 * 512 * ((size - 1) // 2) ** 2 + small.numel() + weight.numel())
-    assert peak < 90e6 + 4 * outputs
+@pytest.mark.parametrize("patches", [False, True])
+@pytest.mark.parametrize("each", [1, 3])
+def test_a_part_is_bounded_or_one_mask(each: int, patches: bool) -> None:
+    """Masked weights of all 100 examples would have 2^26 elements, and their patches 2^24."""
+    for channels in (256, 2048):
+        settings = convolutions.Settings(0.5, each, 1.0, (1, 1), (1, 1), (1, 1), 1)
+        problem = convolutions.problem_of((100, channels, 8, 8), (256, channels, 3, 3), settings)
+        parts = problem.parts(patches, torch.empty(0))
+        rows = each * 64 if patches else 256
+        for part in parts:
+            made = part.masks * rows * problem.columns
+            assert made <= convolutions.PART_ELEMENTS or part.masks == 1
+        assert len(parts) > 1
+        assert sum(part.masks for part in parts) == math.ceil(100 / each)
+        assert [part.examples.start for part in parts[1:]] == [
+            part.examples.stop for part in parts[:-1]
+        ]
 
 
 @pytest.mark.parametrize("mask", ["example", "batch"])
