@@ -261,6 +261,15 @@ inline void multiply_into(const Tensor& out, const Tensor& a, const Tensor& b) {
   torch::stable::detail::to<Tensor>(stack[0]);  // the same tensor, whose handle is ours to free
 }
 
+// out = a weight^T + bias, as torch's own linear layer has it.
+inline void linear_into(const Tensor& out, const Tensor& a, const Tensor& weight,
+                        const std::optional<Tensor>& bias) {
+  using torch::stable::detail::from;
+  StableIValue stack[] = {from(a), from(weight), from(bias), from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack, TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // as in multiply_into
+}
+
 // ---- Operators.
 
 template <size_t kCount>

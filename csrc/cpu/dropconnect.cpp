@@ -35,10 +35,9 @@ Scratch<uint32_t> draw_bias_bits(const Layer& layer, const Tensor& rng_state) {
   return bits;
 }
 
-Tensor draw_mask_bits(const Tensor& weight, const Tensor& rng_state, int64_t masks, double p) {
-  check_matrix(weight, "weight");
-  const int64_t out_features = weight.size(0);
-  const Layer layer = make_layer(masks, weight.size(1), out_features, 1, p, 1);
+Tensor draw_mask_bits(const Tensor& weight, const Tensor& rng_state, int64_t masks, double p,
+                      int64_t first_mask) {
+  const Layer layer = layer_of_masks(weight, masks, p, first_mask);
   const MaskRule rule = weight_rule(layer, rng_state);
   Tensor bits = on_huge_pages(empty(stored_shape(layer), dtypes().int32, weight));
   if (bits.numel() == 0) return bits;
@@ -48,7 +47,8 @@ Tensor draw_mask_bits(const Tensor& weight, const Tensor& rng_state, int64_t mas
   uint32_t* out = mutable_data_of<uint32_t>(bits);
   parallel_for(0, groups * masks, ceil_div(512, outs), [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
-      const int64_t first = k % masks * out_features * groups + k / masks;
+      const int64_t row = (first_mask + k % masks) * layer.out_features;
+      const int64_t first = row * groups + k / masks;
       table.draw_groups(rule, static_cast<uint64_t>(first), static_cast<uint64_t>(groups), outs,
                         out + k * outs * kGroupWords);
     }
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> forward_with_bits(const Tensor& input, const Tensor& 
                                              const Tensor& rng_state, double p,
                                              int64_t rows_per_mask, double scale) {
   const Layer layer = layer_of_forward(input, weight, bias, rows_per_mask, p, scale);
-  const Tensor bits = draw_mask_bits(weight, rng_state, layer.masks, p);
+  const Tensor bits = draw_mask_bits(weight, rng_state, layer.masks, p, 0);
   return {forward(input, weight, bias, rng_state, bits, p, rows_per_mask, scale), bits};
 }
 

@@ -1,5 +1,11 @@
-// Dropout by a packed mask that has been drawn, in any order of the bits: the elements are visited
+// A packed mask that has been drawn, on elements in any order of its bits: the elements are visited
 // in the order of memory, and the bits are put in that order, some thousand at a time.
+//
+// What is done to the elements is the caller's Work, as MaskedWork is for dropout:
+//   apply(first, count, bits): elements first, first + 1, ... in the order of memory, of which
+//     element first + k has bit k of `bits`;
+//   apply_columns(first, tile, bits): those of a tile that begins with element `first`;
+//   apply_alike(first, count, kept): all kept or all dropped; of masks with shared dimensions only.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +28,7 @@ constexpr int64_t kShortPiece = 4096;  // of a row whose elements share a bit
 constexpr int64_t kChunkElements = 32 * kGroupColumns;  // whose bits are joined at a time
 constexpr int64_t kTileWords = 2048;  // of column bits; they stay in level-1 cache
 
-// The elements of one call.
+// Dropout of the elements of one call.
 struct MaskedWork {
   const dropout::Kernels& table;
   int type;
@@ -37,6 +43,16 @@ struct MaskedWork {
     };
     return {at(all.in), at(all.residual), static_cast<char*>(all.out) + first * element_bytes,
             count};
+  }
+
+  void apply(int64_t first, int64_t count, const uint32_t* bits) const {
+    table.apply[type](map, run(first, count), bits);
+  }
+  void apply_alike(int64_t first, int64_t count, bool kept) const {
+    table.apply_alike[type](map, run(first, count), kept);
+  }
+  void apply_columns(int64_t first, const dropout::ColumnBits& tile, const uint32_t* bits) const {
+    table.apply_columns[type](map, run(first, 0), tile, bits);
   }
 };
 
@@ -63,8 +79,8 @@ inline Scratch<uint32_t> draw_all_bits(const MaskRule& rule, int64_t mask_numel)
 
 // The elements of a row of the last dimension share a bit. Rows that are dropped take less time, so
 // each thread gets pieces of all rows where they are long.
-void run_alike(const MaskedWork& work, const MaskLayout& layout, const uint32_t* bits) {
-  const auto apply = work.table.apply_alike[work.type];
+template <class Work>
+void run_alike(const Work& work, const MaskLayout& layout, const uint32_t* bits) {
   const int64_t row = layout.dims.back().size;
   const int64_t rows = layout.numel / row;
   const int64_t pieces = std::max(
@@ -75,24 +91,25 @@ void run_alike(const MaskedWork& work, const MaskLayout& layout, const uint32_t*
       const int64_t from = row * (k / rows) / pieces;
       const int64_t to = row * (k / rows + 1) / pieces;
       const int64_t first = k % rows * row + from;
-      apply(work.map, work.run(first, to - from), bit_at(bits, bit_of_element(layout, first)));
+      work.apply_alike(first, to - from, bit_at(bits, bit_of_element(layout, first)));
     }
   });
 }
 
 // Applies the bits of `count` <= kChunkElements elements, which write(writer) writes one after the
 // other.
-template <class Write>
-void apply_joined(const MaskedWork& work, int64_t first, int64_t count, Write write) {
+template <class Work, class Write>
+void apply_joined(const Work& work, int64_t first, int64_t count, Write write) {
   uint32_t chunk[kChunkElements / 32];
   BitWriter writer(chunk);
   write(writer);
   writer.finish();
-  work.table.apply[work.type](work.map, work.run(first, count), chunk);
+  work.apply(first, count, chunk);
 }
 
 // Elements of the last dimension have consecutive bits: a chunk's are joined first.
-void run_rows(const MaskedWork& work, const MaskLayout& layout, const uint32_t* bits) {
+template <class Work>
+void run_rows(const Work& work, const MaskLayout& layout, const uint32_t* bits) {
   parallel_for(0, layout.numel, kGrainElements, [&](int64_t begin, int64_t end) {
     BitsOfRows order(layout, bits, begin);
     for (int64_t first = begin; first < end; first += kChunkElements) {
@@ -134,7 +151,8 @@ struct Matrices {
 };
 
 // Matrices of few columns, such as an image in channels_last: a chunk's rows are joined first.
-void run_few_columns(const MaskedWork& work, const MaskLayout& layout, const Matrices& matrices,
+template <class Work>
+void run_few_columns(const Work& work, const MaskLayout& layout, const Matrices& matrices,
                      const uint32_t* bits) {
   const int64_t cols = matrices.cols;
   const int64_t all_rows = layout.numel / cols;
@@ -162,9 +180,9 @@ void run_few_columns(const MaskedWork& work, const MaskLayout& layout, const Mat
 }
 
 // Matrices of few rows whose bits take turns: an image in row-major order, seen as channels_last.
-void run_few_rows(const MaskedWork& work, const MaskLayout& layout, const Matrices& matrices,
+template <class Work>
+void run_few_rows(const Work& work, const MaskLayout& layout, const Matrices& matrices,
                   const uint32_t* bits) {
-  const auto apply = work.table.apply[work.type];
   const int64_t rows = matrices.rows;
   const int64_t cols = matrices.cols;
   const int64_t tiles = ceil_div(cols, kChunkElements);
@@ -181,16 +199,16 @@ void run_few_rows(const MaskedWork& work, const MaskLayout& layout, const Matric
       const int64_t bit = layout.first_bit + matrices.matrices(layout, matrix).bit() + col * rows;
       turns.write(bit, n, reinterpret_cast<uint8_t*>(chunk), sizeof chunk[0]);
       for (int64_t row = 0; row < rows; ++row) {
-        apply(work.map, work.run((matrix * rows + row) * cols + col, n), chunk[row]);
+        work.apply((matrix * rows + row) * cols + col, n, chunk[row]);
       }
     }
   });
 }
 
 // Matrices of rows that are worth a call: channels_last of more channels, or a transposed matrix.
-void run_columns(const MaskedWork& work, const MaskLayout& layout, const Matrices& matrices,
+template <class Work>
+void run_columns(const Work& work, const MaskLayout& layout, const Matrices& matrices,
                  const uint32_t* bits) {
-  const auto apply = work.table.apply_columns[work.type];
   const int64_t col_tiles = ceil_div(matrices.cols, dropout::kMaxColumns);
   const auto first_col = [&](int64_t tile) { return matrices.cols * tile / col_tiles; };
   const int64_t tile_cols = ceil_div(matrices.cols, col_tiles);  // or one less
@@ -213,15 +231,16 @@ void run_columns(const MaskedWork& work, const MaskLayout& layout, const Matrice
       const dropout::ColumnBits tile = {first_row(row_tile + 1) - row, cols, matrices.cols,
                                         first_bits};
       const int64_t element = (matrix * matrices.rows + row) * matrices.cols + col;
-      apply(work.map, work.run(element, 0), tile, bits);
+      work.apply_columns(element, tile, bits);
     }
   });
 }
 
-// Element k of the mask has bit k of `bits`, with kSpareWords behind the last.
-void run_masked(const MaskedWork& work, const MaskLayout& layout, const uint32_t* bits) {
+// Of a mask of which no bit is shared, or none by kLongRow neighbours. Element k of the mask has
+// bit k of `bits`, with kSpareWords behind the last.
+template <class Work>
+void run_unshared(const Work& work, const MaskLayout& layout, const uint32_t* bits) {
   const MaskedDim inner = layout.dims.back();
-  if (inner.mask_stride == 0 && inner.size >= kLongRow) return run_alike(work, layout, bits);
   if (inner.mask_stride == 1 || layout.mask_numel == 1) return run_rows(work, layout, bits);
   const Matrices matrices(layout);
   if (matrices.cols < dropout::kMinColumns) return run_few_columns(work, layout, matrices, bits);
@@ -230,6 +249,14 @@ void run_masked(const MaskedWork& work, const MaskLayout& layout, const uint32_t
     return run_few_rows(work, layout, matrices, bits);
   }
   run_columns(work, layout, matrices, bits);
+}
+
+// The same for any mask.
+template <class Work>
+void run_masked(const Work& work, const MaskLayout& layout, const uint32_t* bits) {
+  const MaskedDim inner = layout.dims.back();
+  if (inner.mask_stride == 0 && inner.size >= kLongRow) return run_alike(work, layout, bits);
+  run_unshared(work, layout, bits);
 }
 
 }  // namespace

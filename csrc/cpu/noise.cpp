@@ -11,12 +11,14 @@ namespace {
 template <class R>
 using Draw = void (*)(const NoiseRun&, R*);
 
-Tensor draw(const Tensor& rng_state, Sizes size, torch::headeronly::ScalarType type,
+Tensor draw(const Tensor& rng_state, Sizes size, torch::headeronly::ScalarType type, int64_t start,
             Draw<float> draw_float, Draw<double> draw_double) {
-  const Dtype dtype = check_arguments(size, type);
+  const Dtype dtype = check_arguments(size, type, start);
+  const uint64_t first_block = static_cast<uint64_t>(start / kGroupColumns);
   const MaskRule rule = noise_rule_from_cpu_state(rng_state);
   Tensor noise = empty(size, dtype, rng_state);
-  parallel_noise(rule, noise.numel(), [&](const NoiseRun& run, int64_t first) {
+  parallel_noise(rule, noise.numel(), [&](NoiseRun run, int64_t first) {
+    run.first_block += first_block;
     void* const out = mutable_elements_from(noise, first);
     if (dtype == dtypes().float32) {
       draw_float(run, static_cast<float*>(out));
@@ -27,14 +29,16 @@ Tensor draw(const Tensor& rng_state, Sizes size, torch::headeronly::ScalarType t
   return noise;
 }
 
-Tensor uniforms(const Tensor& rng_state, Sizes size, torch::headeronly::ScalarType dtype) {
+Tensor uniforms(const Tensor& rng_state, Sizes size, torch::headeronly::ScalarType dtype,
+                int64_t first) {
   const Kernels& table = kernels<Kernels>();
-  return draw(rng_state, size, dtype, table.uniforms_float, table.uniforms_double);
+  return draw(rng_state, size, dtype, first, table.uniforms_float, table.uniforms_double);
 }
 
-Tensor normals(const Tensor& rng_state, Sizes size, torch::headeronly::ScalarType dtype) {
+Tensor normals(const Tensor& rng_state, Sizes size, torch::headeronly::ScalarType dtype,
+               int64_t first) {
   const Kernels& table = kernels<Kernels>();
-  return draw(rng_state, size, dtype, table.normals_float, table.normals_double);
+  return draw(rng_state, size, dtype, first, table.normals_float, table.normals_double);
 }
 
 }  // namespace

@@ -96,10 +96,10 @@ inline Tensor draw_bits(const MaskRule& rule, const RngSource& rng, int64_t grou
   return bits;
 }
 
-// Calls f with a null pointer to the kernels' element type of `tensor`.
+// Calls f with a null pointer to the kernels' element type.
 template <class F>
-void with_type(const Tensor& tensor, F f) {
-  switch (kernel_type(tensor)) {
+void with_type(ScalarType type, F f) {
+  switch (type) {
     case ScalarType::kFloat32:
       return f(static_cast<float*>(nullptr));
     case ScalarType::kBFloat16:
@@ -109,6 +109,11 @@ void with_type(const Tensor& tensor, F f) {
     case ScalarType::kFloat64:
       return f(static_cast<double*>(nullptr));
   }
+}
+
+template <class F>
+void with_type(const Tensor& tensor, F f) {
+  with_type(kernel_type(tensor), f);
 }
 
 }  // namespace fused_dropout

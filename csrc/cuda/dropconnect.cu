@@ -42,14 +42,15 @@ Tensor draw_bias_bits(const Layer& layer, const RngSource& rng, const Tensor& li
   return draw_bits(unseeded_rule(layer.p, kStreamBias, kDefaultDigits), rng, groups, like);
 }
 
-Tensor draw_mask_bits(const Tensor& weight, const Tensor& rng_state, int64_t masks, double p) {
-  check_matrix(weight, "weight");
+Tensor draw_mask_bits(const Tensor& weight, const Tensor& rng_state, int64_t masks, double p,
+                      int64_t first_mask) {
   const auto guard = device_guard(weight, "weight");
-  const Layer layer = make_layer(masks, weight.size(1), weight.size(0), 1, p, 1);
+  const Layer layer = layer_of_masks(weight, masks, p, first_mask);
   const RngSource rng = rng_source(rng_state, device_of(weight));
   const DropConnectProblem problem = problem_of(layer, std::nullopt, device_of(weight));
   Tensor bits = empty(stored_shape(layer), dtypes().int32, weight);
-  check_launch(launch_store_masks(problem, rng, mutable_data_of<uint32_t>(bits), current_stream()));
+  check_launch(launch_store_masks(problem, rng, first_mask, mutable_data_of<uint32_t>(bits),
+                                  current_stream()));
   return bits;
 }
 
@@ -102,7 +103,7 @@ std::tuple<Tensor, Tensor> forward_with_bits(const Tensor& input, const Tensor& 
   Tensor bits = empty(stored_shape(layer), dtypes().int32, input);
   uint32_t* bits_out = mutable_data_of<uint32_t>(bits);
   if (!keeps_what_it_draws(problem)) {
-    check_launch(launch_store_masks(problem, rng, bits_out, current_stream()));
+    check_launch(launch_store_masks(problem, rng, 0, bits_out, current_stream()));
     problem = problem_of(layer, bits, device_of(input));
     bits_out = nullptr;
   }

@@ -22,33 +22,35 @@
 namespace fused_dropout::dropconnect {
 namespace {
 
-// Stored masks, [groups][masks][outs rounded up][4 words].
+// Stored masks, [groups][masks][outs rounded up][4 words], from `first_mask` on.
 template <int kPerLane>
 __global__ void __launch_bounds__(kMaskThreads)
-    store_masks_kernel(DropConnectProblem problem, RngSource rng, int64_t count, Divisor outs,
-                       Divisor masks, uint32_t* bits) {
+    store_masks_kernel(DropConnectProblem problem, RngSource rng, int64_t first_mask, int64_t count,
+                       Divisor outs, Divisor masks, uint32_t* bits) {
   draw_all<kPerLane>(
       seeded(problem.rule, rng), count,
       [&](int64_t k) {
         const int64_t run = quotient(k, outs);  // of the outs of one mask and group
         const int64_t group = quotient(run, masks);
         // Those past out_features are never looked at.
-        return group_number(problem, run - group * masks.value, k - run * outs.value, group);
+        const int64_t mask = first_mask + run - group * masks.value;
+        return group_number(problem, mask, k - run * outs.value, group);
       },
       [&](int64_t k, const GroupBits& drawn) { store_group(bits + k * kGroupWords, drawn); });
 }
 
 // ---- launches -----------------------------------------------------------------------------------
 
-// Fills a tensor of stored masks for `problem`, whose own mask_bits are null.
+// Fills a tensor of stored masks for `problem`, whose own mask_bits are null and whose masks are
+// counted from `first_mask` on.
 inline cudaError_t launch_store_masks(const DropConnectProblem& problem, const RngSource& rng,
-                                      uint32_t* bits, cudaStream_t stream) {
+                                      int64_t first_mask, uint32_t* bits, cudaStream_t stream) {
   const int64_t outs = stored_outs(problem.out_features);
   const int64_t masks = mask_count(problem);
   const int64_t count = group_count(problem.in_features) * masks * outs;
   return launch_by_groups(count, kMaxBlocks, [&](auto per_lane, dim3 blocks) {
     return launch_kernel<store_masks_kernel<decltype(per_lane)::value>>(
-        blocks, dim3(kMaskThreads), 0, stream, problem, rng, count, make_divisor(outs),
+        blocks, dim3(kMaskThreads), 0, stream, problem, rng, first_mask, count, make_divisor(outs),
         make_divisor(masks), bits);
   });
 }

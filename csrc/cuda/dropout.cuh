@@ -69,13 +69,13 @@ FUSED_DROPOUT_DEVICE void for_each_tile(const Operands<T>& tensors, const Maps& 
 template <class T, int kCount, bool kByDigits>
 __global__ void __launch_bounds__(kElementThreads, kBlocks<kCount>)
     linear_kernel(MaskRule rule, RngSource rng, OneMap<Real<T>> map, Operands<T> tensors,
-                  int warp_groups) {
+                  int warp_groups, int64_t first_group) {
   FUSED_DROPOUT_SHARED(GroupBits, drawn, [kElementThreads]);
   GroupBits* const bits = &drawn[threadIdx.x / kWarpLanes * kWarpLanes];
   rule = seeded(rule, rng);
   for_each_tile<T, kCount>(tensors, map, warp_groups, bits->word,
                            [&](int64_t first, int count, int lane) {
-                             draw<kByDigits>(rule, first / kGroupColumns,
+                             draw<kByDigits>(rule, first_group + first / kGroupColumns,
                                              static_cast<int>(group_count(count)), lane, bits);
                            });
 }
@@ -142,13 +142,15 @@ inline dim3 tile_blocks(int64_t elements, int warp_groups) {
 template <class T, bool kByDigits>
 cudaError_t launch_linear_as(const MaskRule& rule, const RngSource& rng, const AffineMap& map,
                              const Operands<T>& tensors, int warp_groups, bool vectors, dim3 blocks,
-                             cudaStream_t stream) {
+                             cudaStream_t stream, int64_t first_group) {
   if (vectors) {
     return launch_kernel<linear_kernel<T, kVector<T>, kByDigits>>(
-        blocks, dim3(kElementThreads), 0, stream, rule, rng, one_map<T>(map), tensors, warp_groups);
+        blocks, dim3(kElementThreads), 0, stream, rule, rng, one_map<T>(map), tensors, warp_groups,
+        first_group);
   }
-  return launch_kernel<linear_kernel<T, 1, kByDigits>>(
-      blocks, dim3(kElementThreads), 0, stream, rule, rng, one_map<T>(map), tensors, warp_groups);
+  return launch_kernel<linear_kernel<T, 1, kByDigits>>(blocks, dim3(kElementThreads), 0, stream,
+                                                       rule, rng, one_map<T>(map), tensors,
+                                                       warp_groups, first_group);
 }
 
 // Whether 16 lanes can share the digits of a group, and gain by it.
@@ -156,16 +158,17 @@ inline bool shares_digits(const MaskRule& rule) {
   return rule.digits > 1 && rule.digits <= static_cast<uint32_t>(kDigitLanes);
 }
 
-// Elements in the order of their mask bits.
+// Elements in the order of their mask bits; the first one's is the first of group first_group.
 template <class T>
 cudaError_t launch_linear(const MaskRule& rule, const RngSource& rng, const AffineMap& map,
-                          const Operands<T>& tensors, cudaStream_t stream) {
+                          const Operands<T>& tensors, cudaStream_t stream,
+                          int64_t first_group = 0) {
   if (tensors.count == 0) return cudaSuccess;
   const int warp_groups = groups_per_warp(group_count(tensors.count));
   const auto launch = warp_groups <= 2 && shares_digits(rule) ? launch_linear_as<T, true>
                                                               : launch_linear_as<T, false>;
   return launch(rule, rng, map, tensors, warp_groups, vectors_fit(tensors),
-                tile_blocks(tensors.count, warp_groups), stream);
+                tile_blocks(tensors.count, warp_groups), stream, first_group);
 }
 
 // ---- shared masks

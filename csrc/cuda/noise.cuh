@@ -127,14 +127,18 @@ FUSED_DROPOUT_DEVICE void for_each_chunk(const MaskRule& rule, int64_t count, Bo
 
 template <class Noise, class T, int kAccess>
 __global__ void __launch_bounds__(kNoiseThreads)
-    noise_kernel(MaskRule rule, RngSource rng, T* out, int64_t count) {
-  for_each_chunk<T>(seeded(rule, rng), count, [&](int64_t first, const auto& draw) {
-    uint32_t words[kNoiseChunk<T>];
-    Real<T> noise[kNoiseChunk<T>];
-    draw(words);
+    noise_kernel(MaskRule rule, RngSource rng, int64_t start, T* out, int64_t count) {
+  constexpr int kChunk = kNoiseChunk<T>;
+  rule = seeded(rule, rng);
+  const PhiloxKeys<uint32_t> keys = held_keys(rule);
+  for (int64_t first = thread_in_grid() * kChunk; first < count;
+       first += threads_in_grid() * kChunk) {
+    uint32_t words[kChunk];
+    Real<T> noise[kChunk];
+    draw_words(rule, keys, start + first, words);
     Noise::of_words(words, noise);
     store_chunk<T, kAccess>(noise, count - first, out + first);
-  });
+  }
 }
 
 // ---- launches ---------------------------------------------------------------------------------
@@ -153,18 +157,18 @@ dim3 noise_blocks(int64_t count, int64_t max_blocks = kMaxBlocks) {
   return dim3(static_cast<unsigned>(blocks < max_blocks ? blocks : max_blocks));
 }
 
-// T is float or double.
+// The noise from element `start` on, a multiple of kNoiseWords. T is float or double.
 template <class Noise, class T>
 cudaError_t launch_noise(const MaskRule& rule, const RngSource& rng, T* out, int64_t count,
-                         cudaStream_t stream, int64_t max_blocks = kMaxBlocks) {
+                         int64_t start, cudaStream_t stream, int64_t max_blocks = kMaxBlocks) {
   if (count == 0) return cudaSuccess;
   const dim3 blocks = noise_blocks<T>(count, max_blocks);
   if (is_aligned(out, 16)) {
     return launch_kernel<noise_kernel<Noise, T, kVector<T>>>(blocks, dim3(kNoiseThreads), 0, stream,
-                                                             rule, rng, out, count);
+                                                             rule, rng, start, out, count);
   }
   return launch_kernel<noise_kernel<Noise, T, 1>>(blocks, dim3(kNoiseThreads), 0, stream, rule, rng,
-                                                  out, count);
+                                                  start, out, count);
 }
 
 }  // namespace

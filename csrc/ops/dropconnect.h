@@ -1,7 +1,7 @@
 // The DropConnect operators, on matrices: input [rows, in], weight [out, in], grad_output [rows,
 // out]. Row n uses mask n / rows_per_mask. mask_bits are the stored masks, or None to draw them
 // again; dropconnect_linear_with_bits returns the output and the masks, for backward to read. Every
-// product is multiplied by scale.
+// product is multiplied by scale. dropconnect_mask_bits draws `masks` masks from first_mask on.
 #pragma once
 
 #include <vector>
@@ -11,7 +11,8 @@
 namespace fused_dropout::dropconnect {
 
 constexpr const char* kSchemas[] = {
-    "dropconnect_mask_bits(Tensor weight, Tensor rng_state, SymInt masks, float p) -> Tensor",
+    "dropconnect_mask_bits(Tensor weight, Tensor rng_state, SymInt masks, float p,"
+    " SymInt first_mask=0) -> Tensor",
     "dropconnect_linear(Tensor input, Tensor weight, Tensor? bias, Tensor rng_state,"
     " Tensor? mask_bits, float p, SymInt rows_per_mask, float scale) -> Tensor",
     "dropconnect_linear_with_bits(Tensor input, Tensor weight, Tensor? bias, Tensor rng_state,"
@@ -41,6 +42,21 @@ inline Layer make_layer(int64_t rows, int64_t in_features, int64_t out_features,
   check_probability(p);
   check_mask_size(masks * out_features, in_features);
   return {rows, in_features, out_features, rows_per_mask, masks, p, scale};
+}
+
+// What `masks` masks of a weight are drawn for; those before `first_mask` must have numbers too.
+inline Layer layer_of_masks(const Tensor& weight, int64_t masks, double p, int64_t first_mask) {
+  check_matrix(weight, "weight");
+  constexpr int64_t kMostRows = int64_t{1} << 48;
+  const int64_t out_features = weight.size(0);
+  const int64_t most = out_features == 0 ? kMostRows : kMostRows / out_features;
+  FUSED_DROPOUT_CHECK(
+      masks >= 0 && first_mask >= 0 && masks <= most && first_mask <= most - masks,
+      "masks and first_mask must be at least 0, and the sum of both times out_features at most "
+      "2^48, got ",
+      masks, " masks from ", first_mask, " on of ", out_features, " output features");
+  check_mask_size((first_mask + masks) * out_features, weight.size(1));
+  return make_layer(masks, weight.size(1), out_features, 1, p, 1);
 }
 
 // The layer of a forward call; every operand must fit `input`.

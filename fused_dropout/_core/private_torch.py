@@ -8,7 +8,7 @@ runs them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -177,6 +177,32 @@ if TYPE_CHECKING:
 else:
     #: What torch.nn's dropout layers derive from. Fallback: one of them.
     DropoutBase = getattr(nn.modules.dropout, "_DropoutNd", nn.Dropout)
+
+#: The attributes in which recurrent layers list their weights for the kernels.
+FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
+
+
+def flat_weights_with(rnn: nn.RNNBase, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """FLAT_WEIGHTS of ``rnn``, by name, with other tensors for some of its parameters.
+
+    Brings those of ``rnn`` up to date first, as each forward does. The weights in the list need not
+    be the parameters where there is no reference to them: then forward leaves the list as it is.
+
+    Fallback: none are given, and forward is left to find the weights by their names.
+    """
+    names, update = (
+        getattr(rnn, "_flat_weights_names", ()),
+        getattr(rnn, "_update_flat_weights", None),
+    )
+    if update is None or not all(hasattr(rnn, name) for name in FLAT_WEIGHTS):
+        return {}
+    update()
+    flat, references = list(rnn._flat_weights), list(rnn._flat_weight_refs)
+    for place, name in enumerate(names):
+        if name in weights:
+            flat[place], references[place] = weights[name], None
+    return {"_flat_weights": flat, "_flat_weight_refs": references}
+
 
 try:
     from torch.utils._pytree import tree_flatten as flatten

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from fused_dropout._core import checks
@@ -18,7 +19,9 @@ from fused_dropout._models.replace.become import (
 from fused_dropout._models.replace.linear import obstacle
 from fused_dropout._models.replace.plan import make_plan
 from fused_dropout.functional._dropconnect import MaskMode, MaskStorage
+from fused_dropout.functional._dropconnect_gaussian import SAMPLES, Activation
 from fused_dropout.nn import DropConnectLinear
+from fused_dropout.nn._dropconnect import Inference, LinearActivation
 
 LinearFilter = Callable[[str, nn.Linear], bool]
 
@@ -30,6 +33,12 @@ def to_dropconnect(
     mask: MaskMode | int = "example",
     convention: Convention = "inverted",
     mask_storage: MaskStorage = "auto",
+    mask_bias: bool = True,
+    inference: Inference = "mean",
+    activation: Activation | None = None,
+    samples: int = SAMPLES,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
     filter: LinearFilter | None = None,
 ) -> nn.Module:
     """Replaces the :class:`torch.nn.Linear` layers of a model by DropConnect layers.
@@ -39,6 +48,10 @@ def to_dropconnect(
     carry over, since each layer stays the same object. Only the exact
     type :class:`torch.nn.Linear` is replaced: a subclass, or a layer whose weight is computed
     (weight_norm, parametrizations), means more than its weight and is left alone.
+
+    Layers with an ``activation``, which ``inference="gaussian"`` and ``"relu_exact"`` need, apply
+    it themselves. Where the model applies the same one after the layer, it does so twice: to ReLU
+    that makes no difference, any other has to be taken out of the model.
 
     With ``convention="paper"``, beware of code that reads ``layer.weight`` instead of calling the
     layer, such as the evaluation fast path of :class:`torch.nn.TransformerEncoderLayer`: it misses
@@ -54,6 +67,9 @@ def to_dropconnect(
             it in evaluation instead.
         mask_storage: how backward gets the masks: ``"regenerate"`` draws them again, ``"packed"``
             keeps 1 bit per connection, ``"auto"`` takes the faster of the two.
+        mask_bias: whether the biases are masked, and scaled, too.
+        inference, activation, samples, generator, seed: what the layers compute in evaluation; see
+            :class:`fused_dropout.nn.DropConnectLinear`.
         filter: called with the qualified name ("" for ``module`` itself) and the layer; only layers
             for which it returns True are replaced. Default: all are.
 
@@ -61,7 +77,8 @@ def to_dropconnect(
         ``module``, the same object.
 
     Raises:
-        ValueError: p, mask, convention or mask_storage out of range; nothing is changed then.
+        ValueError: p, mask, convention, mask_storage, inference, activation or samples out of
+            range; both generator and seed; nothing is changed then.
         TypeError: ``module`` is no module, or an argument of the wrong type; nothing is changed
             then.
 
@@ -81,7 +98,17 @@ def to_dropconnect(
             return None
         return p if filter is None or filter(name, layer) else None
 
-    options = {"mask": mask, "convention": convention, "mask_storage": mask_storage}
+    options = {
+        "mask": mask,
+        "convention": convention,
+        "mask_storage": mask_storage,
+        "mask_bias": mask_bias,
+        "inference": inference,
+        "activation": activation,
+        "samples": samples,
+        "generator": generator,
+        "seed": seed,
+    }
     with all_or_nothing(module):
         for layer, new in make_plan(module, rate, False, options, tied=True).replacements:
             become(layer, new)
@@ -93,7 +120,9 @@ def to_linear(module: nn.Module) -> nn.Module:
 
     The inverse of :func:`fused_dropout.to_dropconnect`: the parameters are shared. A layer with
     ``convention="paper"`` computes q (W x + b) in evaluation (q is the keep rate), which a Linear
-    on the same parameters does not: such a model changes its outputs.
+    on the same parameters does not: such a model changes its outputs; and so does one whose layers
+    have an ``inference`` other than ``"mean"``. A layer with an activation becomes a Linear that
+    applies it.
 
     Args:
         module: changed in place; may itself be a :class:`fused_dropout.nn.DropConnectLinear`.
@@ -114,7 +143,12 @@ def to_linear(module: nn.Module) -> nn.Module:
 
 
 def _become_linear(layer: DropConnectLinear) -> None:
-    new = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, "meta")
+    activation = layer.activation
+    has_bias = layer.bias is not None
+    sizes = (layer.in_features, layer.out_features, has_bias, "meta")
+    new = (
+        nn.Linear(*sizes) if activation is None else LinearActivation(*sizes, activation=activation)
+    )
     for attribute in vars(DropConnectLinear(1, 1, device="meta")).keys() - vars(new).keys():
         vars(layer).pop(attribute, None)
     share_members(new, layer)

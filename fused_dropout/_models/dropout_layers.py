@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from fused_dropout._core.private_torch import DropoutBase
+from fused_dropout.nn import WeightDrop
+from fused_dropout.nn._weight_drop import bare_class_of
 
 _DROPOUT_LAYERS = (
     DropoutBase,
@@ -37,6 +39,17 @@ _PEERS = {
     ("torchvision", "StochasticDepth"),
 }
 _RATES_OF_LAYERS = ("p", "drop_prob")
+
+# Layers of torch.nn whose mode decides about more than dropout; of other layers the source says it.
+_NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
 
 _DROPOUT_WORDS = ("drop", "stochastic_depth")
 _DROPPING_FUNCTIONS = ("dropout", "drop_path", "drop_block", "dropconnect", "stochastic_depth")
@@ -72,10 +85,14 @@ def drop_rates(module: nn.Module) -> tuple[str, ...]:
     """The names of the module's own attributes that are drop rates now: floats in [0, 1]."""
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         names: tuple[str, ...] = ("dropout",) if module.dropout > 0 else ()
+    elif isinstance(module, WeightDrop):
+        names = _mode_use_of(module).rates
     elif _drops_by_class(module):
         names = _RATES_OF_LAYERS
     else:
         names = _mode_use_of(module).rates
+    if isinstance(module, WeightDrop):
+        names += ("weight_p",)
     return tuple(name for name in names if _is_rate(getattr(module, name, None)))
 
 
@@ -85,6 +102,8 @@ def _is_rate(value: Any) -> bool:
 
 def _drops_by_class(module: nn.Module) -> bool | None:
     """Whether it drops, for a module that is known by its class; None for all others."""
+    if isinstance(module, WeightDrop):
+        return None if _mode_use_of(module).other else True
     if isinstance(module, _DROPOUT_LAYERS):
         return True
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
@@ -102,7 +121,10 @@ def _drops_by_class(module: nn.Module) -> bool | None:
 
 def _mode_use_of(module: nn.Module) -> ModeUse:
     cls: type = type(module)
-    return mode_use(cls)
+    if not isinstance(module, WeightDrop):
+        return mode_use(cls)
+    use = mode_use(bare_class_of(cls) or cls)
+    return use._replace(dropout=True, other=use.other or isinstance(module, _NORMS))
 
 
 @lru_cache(maxsize=4096)

@@ -33,7 +33,7 @@ def register_operators() -> torch.library.Library:
 
     What is registered lives as long as the result.
     """
-    library = torch.library.Library(NAMESPACE, "IMPL")
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
     flops = {}
     for op in operators():
         if isinstance(op, Constant):

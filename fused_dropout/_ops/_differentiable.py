@@ -75,6 +75,10 @@ class Differentiable:
     kept_results: ClassVar[int] = 0
     # Of a product: what torch.utils.flop_counter counts, from the shapes in place of the tensors.
     flops: ClassVar[Callable[..., int] | None] = None
+    # Of an operator that is made of others: its arguments and results, and a kernel in Python. The
+    # extension defines all other operators.
+    schema: ClassVar[str | None] = None
+    compute: ClassVar[Callable[..., Results]]
 
     # Set by `register`.
     operator: ClassVar[Any]
@@ -241,7 +245,11 @@ def item_by_item(
 
 
 def register(op: type[Differentiable], library: torch.library.Library) -> None:
-    """Tells torch all of ``op``, whose schema the extension has defined."""
+    """Tells torch all of ``op``, whose schema the extension has defined, or ``op`` itself."""
+    if op.schema is not None:
+        library.define(f"{op.name}{op.schema}")
+        for backend in ("CPU", "CUDA"):
+            library.impl(op.name, op.compute, backend)
     op.operator = getattr(getattr(torch.ops, NAMESPACE), op.name).default
     op.kernel = call_of(op.operator)
     op.tensors = tensor_arguments(op.operator)

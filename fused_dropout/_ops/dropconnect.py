@@ -301,7 +301,9 @@ def _product_rule(
     return total(terms) if terms else None
 
 
-def fake_mask_bits(weight: Tensor, rng_state: Tensor, masks: int, p: float) -> Tensor:
+def fake_mask_bits(
+    weight: Tensor, rng_state: Tensor, masks: int, p: float, first_mask: int = 0
+) -> Tensor:
     """Results of dropconnect_mask_bits."""
     return weight.new_empty(stored_shape(masks, *weight.shape), dtype=torch.int32)
 

@@ -22,7 +22,9 @@ def fake_packed_mask(
     return rng_state.new_empty((rows, (cols + 31) // 32), dtype=torch.int32)
 
 
-def fake_noise(rng_state: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+def fake_noise(
+    rng_state: Tensor, size: Sequence[int], dtype: torch.dtype, first: int = 0
+) -> Tensor:
     return rng_state.new_empty(size, dtype=dtype)
 
 

@@ -79,6 +79,33 @@ def naive_shared_dropconnect_linear(
     return torch.baddbmm(biases[:, None], rows, weights.mT).view(input.shape[0], -1)
 
 
+def naive_dropconnect_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor, p: float, shared: bool = False
+) -> Tensor:
+    """A convolution whose weights are dropped per image, by a loop over the images.
+
+    Args:
+        input: [N, C, H, W].
+        weight: [O, C / groups, kH, kW].
+        bias: [O].
+        p: drop probability.
+        shared: all images have one mask.
+
+    Returns:
+        [N, O, H, W], the dtype of `input`.
+    """
+
+    groups = input.shape[1] // weight.shape[1]
+
+    def convolve(images: Tensor) -> Tensor:
+        own_weight, own_bias = F.dropout(weight, p), F.dropout(bias, p)
+        return F.conv2d(images, own_weight, own_bias, padding="same", groups=groups)
+
+    if shared:
+        return convolve(input)
+    return torch.cat([convolve(image) for image in input.split(1)])
+
+
 def masked_linear(
     input: Tensor,
     weight: Tensor,

@@ -19,11 +19,23 @@ from fused_dropout.functional._drop_path import (
 )
 from fused_dropout.functional._drop_path_skip import drop_path_skip
 from fused_dropout.functional._dropconnect import dropconnect_linear
+from fused_dropout.functional._dropconnect_conv import (
+    dropconnect_conv1d,
+    dropconnect_conv2d,
+    dropconnect_conv3d,
+)
+from fused_dropout.functional._dropconnect_gaussian import dropconnect_gaussian, expected_relu
+from fused_dropout.functional._dropconnect_moments import dropconnect_moments
 from fused_dropout.functional._dropout import dropout
+from fused_dropout.functional._dropout_linear import dropout_linear
+from fused_dropout.functional._dropout_matmul import dropout_matmul
+from fused_dropout.functional._embedding_dropout import embedding_dropout
 from fused_dropout.functional._gaussian_dropout import gaussian_dropout
 from fused_dropout.functional._gaussian_noise import gaussian_noise
 from fused_dropout.functional._locked_dropout import locked_dropout
 from fused_dropout.functional._mask_weight import mask_weight
+from fused_dropout.functional._token_dropout import patch_dropout, token_dropout
+from fused_dropout.functional._zoneout import zoneout
 
 __all__ = [
     "alpha_dropout",
@@ -35,16 +47,28 @@ __all__ = [
     "drop_path",
     "drop_path_add",
     "drop_path_skip",
+    "dropconnect_conv1d",
+    "dropconnect_conv2d",
+    "dropconnect_conv3d",
+    "dropconnect_gaussian",
     "dropconnect_linear",
+    "dropconnect_moments",
     "dropout",
     "dropout1d",
     "dropout2d",
     "dropout3d",
+    "dropout_linear",
+    "dropout_matmul",
+    "embedding_dropout",
+    "expected_relu",
     "feature_alpha_dropout",
     "gaussian_dropout",
     "gaussian_noise",
     "linear_drop_rates",
     "locked_dropout",
     "mask_weight",
+    "patch_dropout",
     "stochastic_depth",
+    "token_dropout",
+    "zoneout",
 ]

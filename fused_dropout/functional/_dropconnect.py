@@ -11,6 +11,7 @@ from torch import Tensor, is_autocast_enabled, is_grad_enabled
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout._core import checks, extension
+from fused_dropout._core.linear_operands import autocast_operands, check_operands, check_tensors
 from fused_dropout._core.private_torch import assume_constant_result
 from fused_dropout._core.rates import (
     CONVENTIONS,
@@ -60,6 +61,7 @@ def dropconnect_linear(
     rng_state: Tensor | None = None,
     convention: Convention = "inverted",
     mask_storage: MaskStorage = "auto",
+    mask_bias: bool = True,
 ) -> Tensor:
     r"""A linear layer whose every weight is dropped with probability ``p``, anew for every example.
 
@@ -104,6 +106,7 @@ def dropconnect_linear(
             picks the faster: packed where the bits take at most 64 MiB and q needs at least 3
             binary digits, or at most 16 MiB and 2 digits; on a GPU where the bits take at most a
             sixteenth of its memory, or with 1 digit a 64th and no rows that share a mask.
+        mask_bias: whether the bias is masked, and scaled, too; False adds it as it is.
 
     Returns:
         A tensor ``[..., out_features]``, differentiable twice in input, weight and bias.
@@ -139,6 +142,7 @@ def dropconnect_linear(
             rng_state=rng_state,
             convention=convention,
             mask_storage=mask_storage,
+            mask_bias=mask_bias,
         )
     if type(p) is not float or not 0.0 <= p <= 1.0:  # checks that pass are not called
         p = checks.check_probability(p)
@@ -146,23 +150,32 @@ def dropconnect_linear(
         checks.check_choice(convention, "convention", CONVENTIONS)
     if mask_storage is not AUTO:
         checks.check_choice(mask_storage, "mask_storage", MASK_STORAGES)
+    if type(mask_bias) is not bool:
+        checks.check_bool(mask_bias, "mask_bias")
     if generator is not None or seed is not None or rng_state is not None:
         check_single_source(generator, seed, rng_state)
     if is_autocast_enabled("cpu") or is_autocast_enabled("cuda"):
-        _check_tensors(input, weight, bias)
-        input, weight, bias = _autocast(input, weight, bias)
+        check_tensors(input, weight, bias)
+        input, weight, bias = autocast_operands(input, weight, bias)
     q = keep_rate(p)
     drops = training and q < 1.0
     scale = inverse(q) if convention == INVERTED else 1.0
     sources = (generator, seed, rng_state)
+    if bias is not None and not mask_bias and (drops or (convention == PAPER and not training)):
+        check_operands(input, weight, bias)
+        products = dropconnect_linear(
+            input, weight, None, p, training, mask=mask, generator=generator, seed=seed,
+            rng_state=rng_state, convention=convention, mask_storage=mask_storage,
+        )  # fmt: skip
+        return products + bias
     if drops and isinstance(input, Tensor) and input.is_cpu and input.dim() == 2:
         try:
             settings = (p, _rows_per_mask(input, mask), scale)
             return _multiply(input, weight, bias, settings, mask_storage, *sources)
         except Exception:  # the operator checks matrices itself, but knows no argument's use
-            _check_operands(input, weight, bias)
+            check_operands(input, weight, bias)
             raise
-    _check_operands(input, weight, bias)
+    check_operands(input, weight, bias)
     settings = (p, _rows_per_mask(input, mask), scale)
     if not drops:
         output = F.linear(input, weight, bias)
@@ -196,47 +209,6 @@ def _multiply(
     else:
         output = DropConnectLinear.run((input, weight, bias, state, None), settings)
     return output
-
-
-def _autocast(
-    input: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Under torch.autocast, casts as F.linear does."""
-    kind = input.device.type
-    if kind not in ("cpu", "cuda") or not is_autocast_enabled(kind):
-        return input, weight, bias
-    dtype = torch.get_autocast_dtype(kind)
-
-    def cast(tensor: Tensor) -> Tensor:
-        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(dtype) if eligible else tensor
-
-    return cast(input), cast(weight), None if bias is None else cast(bias)
-
-
-def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    checks.check_dense(input, "input")
-    checks.check_dense(weight, "weight")
-    checks.check_dense_or_none(bias, "bias")
-
-
-def _check_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    _check_tensors(input, weight, bias)
-    checks.check_float_tensor(input, "input")
-    checks.check_float_tensor(weight, "weight")
-    checks.check_same(weight, "weight", input, "input")
-    if weight.dim() != 2:
-        raise RuntimeError(
-            f"weight must have shape [out_features, in_features], got {list(weight.shape)}"
-        )
-    if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
-        raise RuntimeError(
-            f"input must have shape [..., in_features] with in_features = weight.shape[1] = "
-            f"{weight.shape[1]}, got {list(input.shape)}"
-        )
-    if bias is not None:
-        checks.check_float_tensor(bias, "bias")
-        checks.check_like(bias, "bias", input, "input", (weight.shape[0],))
 
 
 def check_mask_mode(mask: MaskMode | int) -> None:

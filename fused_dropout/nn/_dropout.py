@@ -15,7 +15,7 @@ from fused_dropout.functional._locked_dropout import Sequences
 from fused_dropout.nn._package_name import ShowsPackage
 
 
-class _CheckedDropout(ShowsPackage, DropoutBase):
+class CheckedDropout(ShowsPackage, DropoutBase):
     """torch's constructor, with the types of its arguments checked."""
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
@@ -23,7 +23,7 @@ class _CheckedDropout(ShowsPackage, DropoutBase):
         super().__init__(p, checks.check_bool(inplace, "inplace"))
 
 
-class Dropout(_CheckedDropout, torch.nn.Dropout):
+class Dropout(CheckedDropout, torch.nn.Dropout):
     """Zeroes elements with probability ``p`` in training; replaces :class:`torch.nn.Dropout`.
 
     The others are divided by the keep rate; in evaluation the input is returned as it is. The layer
@@ -86,7 +86,7 @@ class Dropout(_CheckedDropout, torch.nn.Dropout):
         return shown
 
 
-class Dropout1d(_CheckedDropout, torch.nn.Dropout1d):
+class Dropout1d(CheckedDropout, torch.nn.Dropout1d):
     """Zeroes channels of sequences in training; replaces :class:`torch.nn.Dropout1d`.
 
     Each channel of each example is dropped with probability ``p``, and the others are divided by
@@ -112,7 +112,7 @@ class Dropout1d(_CheckedDropout, torch.nn.Dropout1d):
         return functional.dropout1d(input, self.p, self.training, self.inplace)
 
 
-class Dropout2d(_CheckedDropout, torch.nn.Dropout2d):
+class Dropout2d(CheckedDropout, torch.nn.Dropout2d):
     """Zeroes channels of images in training; replaces :class:`torch.nn.Dropout2d`.
 
     Each channel of each example is dropped with probability ``p``, and the others are divided by
@@ -139,7 +139,7 @@ class Dropout2d(_CheckedDropout, torch.nn.Dropout2d):
         return functional.dropout2d(input, self.p, self.training, self.inplace)
 
 
-class Dropout3d(_CheckedDropout, torch.nn.Dropout3d):
+class Dropout3d(CheckedDropout, torch.nn.Dropout3d):
     """Zeroes channels of volumes in training; replaces :class:`torch.nn.Dropout3d`.
 
     Each channel of each example is dropped with probability ``p``, and the others are divided by
@@ -166,7 +166,7 @@ class Dropout3d(_CheckedDropout, torch.nn.Dropout3d):
         return functional.dropout3d(input, self.p, self.training, self.inplace)
 
 
-class AlphaDropout(_CheckedDropout, torch.nn.AlphaDropout):
+class AlphaDropout(CheckedDropout, torch.nn.AlphaDropout):
     """Dropout after a SELU, which keeps mean and variance; replaces :class:`torch.nn.AlphaDropout`.
 
     In training elements are set to SELU's lowest value with probability ``p``, and an affine map
@@ -206,7 +206,7 @@ class AlphaDropout(_CheckedDropout, torch.nn.AlphaDropout):
         return super().extra_repr() + dims
 
 
-class FeatureAlphaDropout(_CheckedDropout, torch.nn.FeatureAlphaDropout):
+class FeatureAlphaDropout(CheckedDropout, torch.nn.FeatureAlphaDropout):
     """Alpha dropout of whole channels; replaces :class:`torch.nn.FeatureAlphaDropout`.
 
     In training channels are set to SELU's lowest value with probability ``p``, and an affine map
@@ -233,7 +233,7 @@ class FeatureAlphaDropout(_CheckedDropout, torch.nn.FeatureAlphaDropout):
         return functional.feature_alpha_dropout(input, self.p, self.training)
 
 
-class LockedDropout(_CheckedDropout):
+class LockedDropout(CheckedDropout):
     """Dropout of sequences with one mask for all steps, drawn anew in every call.
 
     In training an element of an example's features is dropped in every step or in none, with

@@ -47,6 +47,7 @@ def dropconnect_linear(
     seed: int,
     offset: int = 0,
     convention: Convention = "inverted",
+    mask_bias: bool = True,
 ) -> Tensor:
     """DropConnect (Wan et al. 2013) with a mask for every example, written out.
 
@@ -63,10 +64,17 @@ def dropconnect_linear(
         seed, offset: the random state, ints modulo 2^64.
         convention: ``"inverted"`` divides by the keep rate q in training; ``"paper"`` multiplies by
             q in evaluation instead.
+        mask_bias: whether the bias is masked and scaled too; if not, it is added as it is.
 
     Returns:
         A tensor ``[..., out_features]``; gradients are plain autograd's.
     """
+    if bias is not None and not mask_bias:
+        products = dropconnect_linear(
+            input, weight, None, p, training,
+            mask=mask, seed=seed, offset=offset, convention=convention,
+        )  # fmt: skip
+        return products + bias
     q = keep_rate(p)
     if not training:
         output = torch.nn.functional.linear(input, weight, bias)

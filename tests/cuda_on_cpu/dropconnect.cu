@@ -50,9 +50,10 @@ int bias_grad(const int64_t* rng_state, const Layer* sizes, double p, double sca
       layer.out_features, layer.rows_per_mask, slices, scale, sums.data(), d_bias, nullptr);
 }
 
-int store_masks(const int64_t* rng_state, const Layer* sizes, double p, uint32_t* bits) {
+int store_masks(const int64_t* rng_state, const Layer* sizes, double p, int64_t first_mask,
+                uint32_t* bits) {
   return launch_store_masks(problem_of(on_host(sizes), p, 1, nullptr), rng_from_state(rng_state),
-                            bits, nullptr);
+                            first_mask, bits, nullptr);
 }
 
 CUDA_ON_CPU_ENTRY(store_masks);

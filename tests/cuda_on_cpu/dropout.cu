@@ -23,16 +23,27 @@ int linear(const int64_t* rng_state, double p, double scale, double shift, doubl
                                    operands_of(in, residual, out, count, flags), nullptr);
 }
 
+// As the operators of dropout_linear launch it, for rows that begin in group `first_group`.
+template <class T>
+int block(const int64_t* rng_state, double p, const T* in, T* out, int64_t count, int flags,
+          int64_t first_group) {
+  const MaskRule rule = make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits);
+  return dropout::launch_linear<T>(rule, rng_from_state(rng_state), {2, 0, 0},
+                                   operands_of<T>(in, nullptr, out, count, flags), nullptr,
+                                   first_group);
+}
+
 // With `warp_groups` and the way of drawing as a large tensor, or a small one, has them.
 template <class T>
 int linear_as(uint64_t seed, uint64_t offset, double p, const T* in, T* out, int64_t count,
-              int flags, int warp_groups, int by_digits, int vectors, int blocks) {
+              int flags, int warp_groups, int by_digits, int vectors, int blocks,
+              int64_t first_group) {
   const MaskRule rule = make_mask_rule(0, 0, kStreamMask, p, kDefaultDigits);
   const RngSource rng = {nullptr, seed, offset};
   const auto launch =
       by_digits ? dropout::launch_linear_as<T, true> : dropout::launch_linear_as<T, false>;
   return launch(rule, rng, {2, 0, 0}, operands_of<T>(in, nullptr, out, count, flags), warp_groups,
-                vectors != 0, dim3(static_cast<unsigned>(blocks)), nullptr);
+                vectors != 0, dim3(static_cast<unsigned>(blocks)), nullptr, first_group);
 }
 
 // `dims` are outermost in memory first.
@@ -122,6 +133,7 @@ template <class T>
 struct Entries {
   explicit Entries(const std::string& dtype)
       : linear_entry("dropout_linear_" + dtype, linear<T>),
+        block_entry("dropout_block_" + dtype, block<T>),
         linear_as_entry("dropout_linear_as_" + dtype, linear_as<T>),
         masked_entry("dropout_masked_" + dtype, masked<T>),
         masked_as_entry("dropout_masked_as_" + dtype, masked_as<T>),
@@ -131,8 +143,8 @@ struct Entries {
         columns_entry("dropout_columns_" + dtype, columns<T>),
         columns_as_entry("dropout_columns_as_" + dtype, columns_as<T>) {}
 
-  worker::Registration linear_entry, linear_as_entry, masked_entry, masked_as_entry, shared_entry,
-      shared_as_entry, transposed_as_entry, columns_entry, columns_as_entry;
+  worker::Registration linear_entry, block_entry, linear_as_entry, masked_entry, masked_as_entry,
+      shared_entry, shared_as_entry, transposed_as_entry, columns_entry, columns_as_entry;
 };
 
 const Entries<float> float32_entries("float32");

@@ -15,8 +15,9 @@ namespace {
 const MaskRule kRule = make_noise_rule(0, 0);
 
 template <class Noise, class T>
-int noise(const int64_t* rng_state, T* out, int64_t count, int64_t max_blocks) {
-  return launch_noise<Noise>(kRule, rng_from_state(rng_state), out, count, nullptr, max_blocks);
+int noise(const int64_t* rng_state, T* out, int64_t count, int64_t start, int64_t max_blocks) {
+  return launch_noise<Noise>(kRule, rng_from_state(rng_state), out, count, start, nullptr,
+                             max_blocks);
 }
 
 template <class T>

@@ -77,7 +77,7 @@ BAD = {
     "gamma": ("'x'", "None", "0.5", "[]", "np.ones(2)"),
     "gamma_scale": ("-1e-9", "10**400", "True", *BAD_NUMBERS),
     "mode": ("'x'", "None", "0", "[]", "torch.ones(2)"),
-    "activation": ("'x'", "''", "None", "torch.relu", "[]", "torch.ones(2)"),
+    "activation": ("'x'", "''", "None", "object()", "[]", "torch.ones(2)"),
     "mask": ("'x'", "0", "-1", "True", "1.5", "None", "[]", "torch.tensor(2.5)", "-10**400",
              "np.ones(2)"),
     "mask_storage": ("'x'", "None", "1", "[]", "torch.ones(2)"),

@@ -226,6 +226,11 @@ RECIPES = {
          "convention": CONVENTIONS, "mask_storage": ("'auto'", "'packed'", "'regenerate'")},
         _linear_sizes,
     ),
+    "GaussianNoise": Recipe(
+        "F.gaussian_noise(x, torch.zeros_like(x), eps={std} * {std}) if {training} else x",
+        None,
+        {"std": ("0.5", "2", "1e-3")},
+    ),
     "VariationalDropoutLinear": Recipe(
         "(F.gaussian_noise(torch.nn.functional.linear(x, m.weight, m.bias), "
         "torch.nn.functional.linear(x.square(), m.weight.square() * (m.log_sigma2 - "

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fused_dropout import reference
+from fused_dropout.reference._noise import noise_words, normals_of_words, uniforms_of_words
 
 from .call import Tensors
-from .functions import packed
+from .functions import as_in_sums, packed
 
 Settings = dict[str, Any]
 Truth = Callable[[Tensors, Settings], tuple[Tensor, ...]]
@@ -42,8 +46,13 @@ def _packed_mask(t: Tensors, s: Settings) -> tuple[Tensor]:
     return (packed(_mask(t, s)[0]).view(torch.int32),)
 
 
-def _noise(draw: Callable[..., Tensor]) -> Truth:
-    return lambda t, s: (draw(s["size"], **_state(s)).to(s["dtype"]),)
+def _noise(draw: Callable[[NDArray[np.uint32]], NDArray[np.float64]]) -> Truth:
+    def truth(t: Tensors, s: Settings) -> tuple[Tensor]:
+        count = math.prod(s["size"])
+        words = noise_words(count + count % 2, **_state(s), first=s["first"])
+        return (torch.as_tensor(draw(words)[:count]).reshape(s["size"]).to(s["dtype"]),)
+
+    return truth
 
 
 def _dropout(t: Tensors, s: Settings) -> tuple[Tensor]:
@@ -148,6 +157,16 @@ def _linear_of(t: Tensors, s: Settings) -> tuple[Tensor]:
     return (out * s["scale"],)
 
 
+def _moments(t: Tensors, s: Settings) -> tuple[Tensor, Tensor]:
+    t = {name: as_in_sums(tensor) for name, tensor in t.items()}
+    x, weight = t["input"], t["weight"]
+    bias = t["bias"] if "bias" in t else torch.zeros(len(weight), dtype=x.dtype)
+    masked = bias if s["mask_bias"] else torch.zeros_like(bias)
+    mean = s["mean_scale"] * (x @ weight.T + masked)
+    variance = s["variance_scale"] * (x.square() @ weight.square().T + masked.square())
+    return mean if s["mask_bias"] else mean + bias, variance
+
+
 def _mask_bits(t: Tensors, s: Settings) -> tuple[Tensor, Tensor]:
     """The words, and which of their bits stand for a connection."""
     if "weight" in t:  # of the overload that draws
@@ -192,8 +211,8 @@ def _gradients(function: Truth, t: Tensors, s: Settings, names: tuple[str, ...])
 TRUTHS: dict[str, Truth] = {
     "mask": _mask,
     "packed_mask": _packed_mask,
-    "uniform_noise": _noise(reference.uniform_noise),
-    "normal_noise": _noise(reference.normal_noise),
+    "uniform_noise": _noise(uniforms_of_words),
+    "normal_noise": _noise(normals_of_words),
     "dropout": _dropout,
     "gaussian_dropout": _gaussian_dropout,
     "gaussian_noise": _gaussian_noise,
@@ -207,6 +226,7 @@ TRUTHS: dict[str, Truth] = {
     "drop_block": _drop_block,
     "dropconnect_mask_bits": _mask_bits,
     "dropconnect_linear": _linear_of,
+    "dropconnect_moments": _moments,
     "dropconnect_linear_d_input": _linear_gradients("input"),
     "dropconnect_linear_d_weight": _linear_gradients("weight"),
     "dropconnect_linear_d_both": _linear_gradients("input", "weight"),

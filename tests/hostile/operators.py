@@ -189,7 +189,7 @@ class _Values:
         if "_d_" in self.base or self.base.endswith(("backward", "_mask", "_bits")):
             differentiable = ()
         terms = max(1, math.prod(self.shape)) + self.settings.get("outs", 0)
-        products = self.base.startswith("dropconnect_linear")
+        products = self.base.startswith(("dropconnect_linear", "dropconnect_moments"))
         reduces = products or self.base.endswith(("_d_both", "_backward"))
         padded = self.base == "dropconnect_mask_bits"
         temperature = settings.get("temperature", math.inf)
@@ -393,6 +393,18 @@ class _Values:
 
     def _digits(self) -> str:
         return repr(self._once("digits", self.random.randrange(1, 33)))
+
+    def _mean_scale(self) -> str:
+        return self._number("mean_scale", (1.0, 0.7, 0.0))
+
+    def _variance_scale(self) -> str:
+        return self._number("variance_scale", (1.0, 0.21, 0.0))
+
+    def _mask_bias(self) -> str:
+        return repr(self._once("mask_bias", self.random.random() < 0.5))
+
+    def _first(self) -> str:
+        return repr(self._once("first", self.random.choice((0, 0, 128, 128 * 2**33))))
 
     def _size(self) -> str:
         return repr(self._once("size", list(draw_shape(self.random))))

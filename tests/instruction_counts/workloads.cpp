@@ -155,6 +155,32 @@ void transposed_mask_weight(const char* name, Type type, double p) {
   });
 }
 
+void dropconnect_moments(const char* name, Type type, int64_t rows) {
+  constexpr int64_t kOuts = 66, kIns = 1100, kStride = 1104;
+  Operand x(type, rows * kIns), w(type, kOuts * kIns), b(type, kOuts);
+  std::vector<float> wide(static_cast<size_t>(rows * kStride)), squares = wide;
+  std::vector<float> mean(static_cast<size_t>(rows * kOuts)), variance = mean;
+  const Matrix input = {x.data(), kIns, 1}, weight = {w.data(), kIns, 1};
+  const Layer layer = {rows, kIns, kOuts, 1, 0.5};
+  dropconnect_moments_square(type, &input, rows, kIns, wide.data(), squares.data(), kStride);
+  run(name, rows * kIns * kOuts, [&] {
+    dropconnect_moments_apply(type, &layer, 1, wide.data(), squares.data(), kStride, &weight,
+                              b.data(), mean.data(), variance.data());
+  });
+}
+
+void zoneout(const char* forward, const char* backward, Type type, double p) {
+  constexpr int64_t kElements = 40'010;
+  Operand in(type, kElements), previous(type, kElements), out(type, kElements);
+  const Random random = random_of(p);
+  run(forward, kElements, [&] {
+    zoneout_draw_and_select(type, &random, in.data(), previous.data(), out.data(), kElements, 0);
+  });
+  run(backward, kElements, [&] {
+    zoneout_draw_and_split(type, &random, in.data(), previous.data(), out.data(), kElements, 0);
+  });
+}
+
 void drop_block() {
   constexpr int64_t kMaps = 20, kSide = 56;
   const int64_t size[] = {1, kSide, kSide}, block[] = {1, 7, 7};
@@ -215,6 +241,9 @@ int main() {
   mask_weight("mask_weight float32, p 0.5", kFloat32, 0.5);
   mask_weight("mask_weight bfloat16, p 0.1", kBFloat16, 0.1);
   transposed_mask_weight("mask_weight transposed float32, p 0.5", kFloat32, 0.5);
+  dropconnect_moments("dropconnect_moments float32, 1 row", kFloat32, 1);
+  dropconnect_moments("dropconnect_moments float32, 8 rows", kFloat32, 8);
+  dropconnect_moments("dropconnect_moments bfloat16, 8 rows", kBFloat16, 8);
   dropout("dropout float32, p 0.5", kFloat32, 0.5);
   dropout("dropout float32, p 0.1", kFloat32, 0.1);
   dropout("dropout bfloat16, p 0.1", kBFloat16, 0.1);
@@ -222,6 +251,8 @@ int main() {
   dropout("dropout float64, p 0.1", kFloat64, 0.1);
   dropout_of_runs();
   dropout_of_columns();
+  zoneout("zoneout forward float32, p 0.5", "zoneout backward float32, p 0.5", kFloat32, 0.5);
+  zoneout("zoneout forward bfloat16, p 0.1", "zoneout backward bfloat16, p 0.1", kBFloat16, 0.1);
   drop_block();
   epilogue("bias_act_dropout_add forward float32", "bias_act_dropout_add backward float32",
            kFloat32);

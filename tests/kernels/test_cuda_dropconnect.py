@@ -10,7 +10,13 @@ import pytest
 import torch
 from cuda_on_cpu.runner import Worker
 from support.accuracy import is_accurate, own_and_truth
-from support.dropconnect import NO_MASK_BITS, KernelLayer, random_operands, spread
+from support.dropconnect import (
+    NO_MASK_BITS,
+    KernelLayer,
+    random_operands,
+    spread,
+    stored_masks,
+)
 from support.kernel_memory import check_end, name_of, poisoned
 from torch import Tensor
 
@@ -200,6 +206,19 @@ def test_stores_the_masks_that_the_cpu_stores(device: Worker, layer: KernelLayer
     expected = layer.stored(SEED)
     bits, words = poisoned(device, expected.size, dtype=torch.float32)
     memory_ = bits.view(np.uint32)
-    assert device.call("store_masks", state.numpy(), layer.sizes(), layer.p, memory_) == 0
+    assert device.call("store_masks", state.numpy(), layer.sizes(), layer.p, 0, memory_) == 0
     assert np.array_equal(memory_[: words.numel()], expected.ravel())
+    check_end(memory_, words.numel())
+
+
+@pytest.mark.parametrize("first", [1, 4])
+def test_stores_masks_from_any_on(device: Worker, first: int) -> None:
+    """The masks of a layer that has those before them too."""
+    layer = Layer(3, 200, 20, 1, 0.3)
+    all_masks = stored_masks(20, 200, first + 3, 0.3, SEED)
+    state = fused_dropout.make_rng_state(SEED)
+    bits, words = poisoned(device, all_masks[:, first:].size, dtype=torch.float32)
+    memory_ = bits.view(np.uint32)
+    assert device.call("store_masks", state.numpy(), layer.sizes(), 0.3, first, memory_) == 0
+    assert np.array_equal(memory_[: words.numel()], all_masks[:, first:].ravel())
     check_end(memory_, words.numel())

@@ -93,9 +93,15 @@ def test_linear_of_every_size(
             result = Result(device, input, copied=bool(flags & IN_PLACE))
             arguments = (read_only(input), result.argument, size, flags, warp_groups, by_digits)
             name = f"dropout_linear_as_{name_of(dtype)}"
-            assert device.call(name, seed, offset, p, *arguments, vectors, blocks) == 0
+            assert device.call(name, seed, offset, p, *arguments, vectors, blocks, 0) == 0
             kept = fused_dropout.mask(size, p, seed=seed, offset=offset)
             result.check(mapped(input, kept, 2.0), (size, blocks, p, flags))
+        first_group = 3  # of a part of a larger tensor
+        result = Result(device, input)
+        arguments = (read_only(input), result.argument, size, 0, warp_groups, by_digits)
+        assert device.call(name, seed, offset, p, *arguments, vectors, blocks, first_group) == 0
+        kept = fused_dropout.mask(first_group * 128 + size, p, seed=seed, offset=offset)
+        result.check(mapped(input, kept[first_group * 128 :], 2.0), (size, blocks, "part"))
 
 
 def test_linear_special_values(device: Worker) -> None:

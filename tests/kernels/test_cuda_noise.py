@@ -67,15 +67,28 @@ def test_noise(device: Worker, max_blocks: int, aligned: bool) -> None:
         for dtype in (torch.float32, torch.float64):
             drawn = Result(device, size, dtype)
             entry = name("uniform_noise", dtype)
-            assert device.call(entry, state(), placed(drawn.array, aligned), size, max_blocks) == 0
+            to = placed(drawn.array, aligned)
+            assert device.call(entry, state(), to, size, 0, max_blocks) == 0
             assert torch.equal(drawn.tensor().double(), uniforms)
             drawn = Result(device, size, dtype)
             entry = name("normal_noise", dtype)
-            assert device.call(entry, state(), placed(drawn.array, aligned), size, max_blocks) == 0
+            to = placed(drawn.array, aligned)
+            assert device.call(entry, state(), to, size, 0, max_blocks) == 0
             if dtype == torch.float32:
                 assert ulps_from(drawn.tensor(), normals) <= 4
             else:
                 torch.testing.assert_close(drawn.tensor(), normals, rtol=2e-15, atol=0)
+
+
+@pytest.mark.parametrize("start", [128, 128 * 2**33])
+def test_noise_from_an_element_on(device: Worker, start: int) -> None:
+    words = reference.noise_words(300, SEED, OFFSET, first=start)
+    drawn = Result(device, 300, torch.float32)
+    assert device.call("uniform_noise_float32", state(), drawn.array, 300, start, 1) == 0
+    assert np.array_equal(drawn.tensor().double(), reference.uniforms_of_words(words))
+    drawn = Result(device, 300, torch.float32)
+    assert device.call("normal_noise_float32", state(), drawn.array, 300, start, 1) == 0
+    assert ulps_from(drawn.tensor(), torch.as_tensor(reference.normals_of_words(words))) <= 4
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -309,7 +322,7 @@ def test_no_elements_have_no_gradient(device: Worker) -> None:
     arguments = state(), logit(0.3, torch.float32), 0.5, *[empty] * 4, d_logit, 0, MANY_BLOCKS
     assert device.call("concrete_dropout_backward_float32", *arguments) == 0
     assert d_logit[0] == 0
-    assert device.call("normal_noise_float32", state(), empty, 0, MANY_BLOCKS) == 0
+    assert device.call("normal_noise_float32", state(), empty, 0, 0, MANY_BLOCKS) == 0
 
 
 def test_special_values(device: Worker) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 import fused_dropout
 from fused_dropout._core import extension
 from fused_dropout.functional import gaussian_noise
+from fused_dropout.nn import GaussianNoise
 from fused_dropout.reference import _noise as reference
 
 EPS = 1e-8
@@ -141,3 +142,49 @@ def test_raw_operators_never_crash(place: torch.device) -> None:
             op(three, three, state, -1.0)
         with pytest.raises(RuntimeError, match="rng_state must be"):
             op(three, three, state[:1], 0.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("std", [1e-4, 0.3, 20.0])
+def test_the_layer_adds_noise_of_its_standard_deviation(std: float, dtype: torch.dtype) -> None:
+    """In half precision too, where the variance of a small std would be 0 or far off."""
+    input = random_tensor((40, 50), dtype=dtype).requires_grad_()
+    torch.manual_seed(3)
+    output = GaussianNoise(std)(input)
+    torch.manual_seed(3)
+    seed, offset = torch.randint(-(2**63), 2**63 - 1, (2,)).tolist()
+    z = reference.normal_noise((40, 50), seed=seed, offset=offset)
+    truth = input.detach().double() + std * z
+    assert output.dtype == dtype
+    assert_rounded(output.detach(), truth, truth.abs() + std)
+    (d_input,) = torch.autograd.grad(output, input, torch.ones_like(output))
+    assert torch.equal(d_input, torch.ones_like(input))
+
+
+def test_the_layer_in_evaluation_and_without_noise() -> None:
+    input = torch.randn(7)
+    assert GaussianNoise(0.5).eval()(input) is input
+    assert GaussianNoise(0)(input) is input
+    assert GaussianNoise(0.5)(torch.ones(0, 3)).shape == (0, 3)
+    assert repr(GaussianNoise(0.5)) == "GaussianNoise(std=0.5)"
+    drawn = GaussianNoise(2.0)(torch.full((LARGE,), 3.0)).double()
+    check_normal((drawn - 3) / 2)
+
+
+@pytest.mark.parametrize(
+    ("std", "error", "text"),
+    [
+        (-0.1, ValueError, "std must be finite, at least 0; got -0.1"),
+        (math.nan, ValueError, "std must be finite.*got nan"),
+        (math.inf, ValueError, "std must be finite.*got inf"),
+        (1e-30, ValueError, r"std must be 0 or in \[1e-18, 1e\+18\], got 1e-30"),
+        (1e30, ValueError, "std must be 0 or in"),
+        (True, TypeError, "std must be a float, got bool"),
+        ("1", TypeError, "std must be a float, got str"),
+    ],
+)
+def test_the_layer_s_bad_input(std: object, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        GaussianNoise(std)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=r"mean must have a dtype.*int64"):
+        GaussianNoise(1.0)(torch.ones(3, dtype=torch.int64))

@@ -33,6 +33,15 @@ CALLS: dict[str, Callable[..., Any]] = {
     "functional.bias_act_dropout_add": lambda **choice: functional.bias_act_dropout_add(
         ROWS, None, None, 0.5, **choice
     ),
+    "functional.dropconnect_conv1d": lambda **choice: functional.dropconnect_conv1d(
+        IMAGE[0], torch.ones(2, IMAGE.shape[2], 2), **choice
+    ),
+    "functional.dropconnect_conv2d": lambda **choice: functional.dropconnect_conv2d(
+        IMAGE, torch.ones(2, IMAGE.shape[1], 2, 2), **choice
+    ),
+    "functional.dropconnect_conv3d": lambda **choice: functional.dropconnect_conv3d(
+        IMAGE[None], torch.ones(2, IMAGE.shape[0], 1, 2, 2), **choice
+    ),
     "functional.drop_block1d": lambda **choice: functional.drop_block1d(IMAGE[0], 0.3, 2, **choice),
     "functional.drop_block2d": lambda **choice: functional.drop_block2d(IMAGE, 0.3, 2, **choice),
     "functional.drop_block3d": lambda **choice: functional.drop_block3d(
@@ -152,6 +161,9 @@ def test_the_reference_allows_the_same_strings() -> None:
         for parameter, annotation in hints_of(value).items()
         if (strings := strings_of(annotation))
     }
-    assert len(theirs) == 9
+    ours["dropconnect_conv", "mask"] = ours["dropconnect_conv2d", "mask"]
+    ours["dropconnect_conv", "padding"] = ours["dropconnect_conv2d", "padding"]
+    ours["dropconnect_conv", "convention"] = ours["dropconnect_conv2d", "convention"]
+    assert len(theirs) == 12
     assert theirs == {key: ours[key] for key in theirs}
     assert tuple(reference.ACTIVATIONS) == ours["bias_act_dropout_add", "activation"]

@@ -172,3 +172,32 @@ def test_bad_arguments_change_nothing(arguments: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         to_dropconnect(nn.ReLU(), **arguments)
     assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("activation", ["tanh", nn.Tanh()], ids=str)
+def test_inference_is_taken_along_and_back(activation: Any) -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 3))
+    names = list(model.state_dict())
+    x = torch.randn(5, 8)
+    with torch.no_grad():
+        wanted = model[1](model[0](x).tanh()).tanh()
+    to_dropconnect(
+        model, 0.3, mask_bias=False, inference="gaussian", activation=activation, samples=7, seed=2
+    )
+    for layer in model:
+        assert (layer.mask_bias, layer.inference, layer.samples) == (False, "gaussian", 7)
+        assert (layer.activation, layer.seed) == (activation, 2)
+    assert list(model.state_dict()) == names
+    model.eval()
+    assert torch.equal(model(x), model(x))
+    to_linear(model)
+    assert all(isinstance(layer, nn.Linear) for layer in model)
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(model(x), wanted)
+
+
+def test_wrong_inference_changes_nothing() -> None:
+    model = small_model()
+    with pytest.raises(ValueError, match="needs activation="):
+        to_dropconnect(model, inference="gaussian")
+    assert type(model[0]) is nn.Linear

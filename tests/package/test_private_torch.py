@@ -136,6 +136,7 @@ ALLOWED = {
     "_ops/_in_place.py": {"_base", "_is_view"},  # torch's own check of leaves, ahead of torch's
     "_ops/dropconnect.py": {"_check"},  # public, as torch documents it
     "_models/convert.py": {"_modules", "_parameters"},  # named_children leaves repetitions out
+    "nn/_weight_drop.py": {"_modules", "_parameters"},  # what a twin has copies of
 }
 
 

@@ -33,8 +33,9 @@ DRAWN = {
 }
 ELSEWHERE: dict[str, dict[str, str | None]] = {
     "gaussian_dropout": NOISE,
-    "gaussian_noise": {**NOISE, MODULE: None},
+    "gaussian_noise": NOISE,
     "concrete_dropout": NOISE,
+    "dropconnect_moments": {MODULE: None},
     "mask_weight": {MODULE: None},
     "noise": {**NOISE, **DRAWN},
     "mask": {

@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from fused_dropout import nn as ours
 from fused_dropout import replace, replacement_report, restore
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(ours, "WeightDrop"), reason="this tree has no nn.WeightDrop yet"
-)
 HH = ["weight_hh_l0", "weight_hh_l1"]
 
 

@@ -83,7 +83,7 @@ int linear_dropout(const int64_t* rng_state, double p, const AffineMap& map,
   const RngSource rng = rng_from_state(rng_state);
   if (warp_groups == 0) return dropout::launch_linear<T>(rule, rng, map, tensors, nullptr);
   return dropout::launch_linear_as<T, false>(rule, rng, map, tensors, static_cast<int>(warp_groups),
-                                             true, dim3(1), nullptr);
+                                             true, dim3(1), nullptr, 0);
 }
 
 // Each of 32 threads copies 2 x `Bytes`, in two groups, the second with `valid` bytes. The first
@@ -139,7 +139,7 @@ int draw_bytes(const int64_t* rng_state, int64_t stream, double p, int64_t digit
 
 int store_masks(const int64_t* rng_state, Layer layer, double p, uint32_t* bits) {
   return dropconnect::launch_store_masks(problem_of(layer, p, 1, nullptr),
-                                         rng_from_state(rng_state), bits, nullptr);
+                                         rng_from_state(rng_state), 0, bits, nullptr);
 }
 
 // The four products of one dtype, and the numbers that their workspaces hold. A pointer says

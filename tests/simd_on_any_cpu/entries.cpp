@@ -15,6 +15,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/drop_block.h"
 #include "cpu/dropconnect.h"
+#include "cpu/dropconnect_moments.h"
 #include "cpu/dropout.h"
 #include "cpu/gaussian_dropout.h"
 #include "cpu/gaussian_noise.h"
@@ -22,6 +23,7 @@
 #include "cpu/mask_weight.h"
 #include "cpu/noise.h"
 #include "cpu/scratch.h"
+#include "cpu/zoneout.h"
 
 using namespace fused_dropout;
 
@@ -107,6 +109,44 @@ void dropout_apply_columns(int64_t type, const Affine* map, const void* in, cons
                            const int64_t* first_bits, const uint32_t* bits) {
   table<dropout::Kernels>().apply_columns[type](map_of(*map), {in, residual, out, 0},
                                                 {rows, cols, row_stride, first_bits}, bits);
+}
+
+void zoneout_draw_and_select(int64_t type, const Random* random, const void* input,
+                             const void* previous, void* out, int64_t count, int64_t first_group) {
+  table<zoneout::Kernels>().forward.draw_and_apply[type](
+      rule_of(*random, kStreamMask, kDefaultDigits), {input, previous, out, count},
+      static_cast<uint64_t>(first_group));
+}
+
+void zoneout_select(int64_t type, const void* input, const void* previous, void* out, int64_t count,
+                    const uint32_t* bits) {
+  table<zoneout::Kernels>().forward.apply[type]({input, previous, out, count}, bits);
+}
+
+void zoneout_select_columns(int64_t type, const void* input, const void* previous, void* out,
+                            int64_t rows, int64_t cols, int64_t row_stride,
+                            const int64_t* first_bits, const uint32_t* bits) {
+  table<zoneout::Kernels>().forward.apply_columns[type]({input, previous, out, 0},
+                                                        {rows, cols, row_stride, first_bits}, bits);
+}
+
+void zoneout_draw_and_split(int64_t type, const Random* random, const void* grad, void* d_input,
+                            void* d_previous, int64_t count, int64_t first_group) {
+  table<zoneout::Kernels>().backward.draw_and_apply[type](
+      rule_of(*random, kStreamMask, kDefaultDigits), {grad, d_input, d_previous, count},
+      static_cast<uint64_t>(first_group));
+}
+
+void zoneout_split(int64_t type, const void* grad, void* d_input, void* d_previous, int64_t count,
+                   const uint32_t* bits) {
+  table<zoneout::Kernels>().backward.apply[type]({grad, d_input, d_previous, count}, bits);
+}
+
+void zoneout_split_columns(int64_t type, const void* grad, void* d_input, void* d_previous,
+                           int64_t rows, int64_t cols, int64_t row_stride,
+                           const int64_t* first_bits, const uint32_t* bits) {
+  table<zoneout::Kernels>().backward.apply_columns[type](
+      {grad, d_input, d_previous, 0}, {rows, cols, row_stride, first_bits}, bits);
 }
 
 int64_t dropconnect_mask_words(const Layer* layer) {
@@ -251,6 +291,44 @@ void mask_weight_add_row(int64_t type, const void* row, int64_t count, void* out
 
 int64_t mask_weight_all_finite(int64_t type, const void* data, int64_t stride, int64_t count) {
   return table<mask_weight::Kernels>().all_finite[type](data, stride, count);
+}
+
+namespace {
+MomentsProblem moments_of(const Layer& layer, const Matrix* weight, const void* bias,
+                          bool mask_bias) {
+  return {{},
+          view_of(weight),
+          bias,
+          1,
+          layer.rows,
+          layer.in_features,
+          layer.out_features,
+          layer.scale,
+          layer.scale * layer.scale,
+          mask_bias};
+}
+}  // namespace
+
+void dropconnect_moments_square(int64_t type, const Matrix* matrix, int64_t rows, int64_t cols,
+                                void* wide, void* squares, int64_t stride) {
+  table<dropconnect_moments::Kernels>().square[type](view_of(matrix), {0, rows}, cols, wide,
+                                                     squares, stride);
+}
+
+void dropconnect_moments_apply(int64_t type, const Layer* layer, int64_t mask_bias,
+                               const void* wide, const void* squares, int64_t stride,
+                               const Matrix* weight, const void* bias, void* mean, void* variance) {
+  const MomentsProblem problem = moments_of(*layer, weight, bias, mask_bias != 0);
+  const int64_t half = layer->out_features / 2;  // the cut changes nothing
+  const auto apply = table<dropconnect_moments::Kernels>().apply[type];
+  apply(problem, wide, squares, stride, {0, half}, mean, variance);
+  apply(problem, wide, squares, stride, {half, layer->out_features}, mean, variance);
+}
+
+void dropconnect_moments_finish(int64_t type, const Layer* layer, int64_t mask_bias,
+                                const void* bias, void* mean, void* variance) {
+  table<dropconnect_moments::Kernels>().finish[type](
+      moments_of(*layer, nullptr, bias, mask_bias != 0), {0, layer->rows}, mean, variance);
 }
 
 void drop_block_mask(const Random* random, int64_t maps, const int64_t* size, const int64_t* block,

@@ -48,6 +48,21 @@ void dropout_apply_columns(int64_t type, const Affine* map, const void* in, cons
                            void* out, int64_t rows, int64_t cols, int64_t row_stride,
                            const int64_t* first_bits, const uint32_t* bits);
 
+void zoneout_draw_and_select(int64_t type, const Random* random, const void* input,
+                             const void* previous, void* out, int64_t count, int64_t first_group);
+void zoneout_select(int64_t type, const void* input, const void* previous, void* out, int64_t count,
+                    const uint32_t* bits);
+void zoneout_select_columns(int64_t type, const void* input, const void* previous, void* out,
+                            int64_t rows, int64_t cols, int64_t row_stride,
+                            const int64_t* first_bits, const uint32_t* bits);
+void zoneout_draw_and_split(int64_t type, const Random* random, const void* grad, void* d_input,
+                            void* d_previous, int64_t count, int64_t first_group);
+void zoneout_split(int64_t type, const void* grad, void* d_input, void* d_previous, int64_t count,
+                   const uint32_t* bits);
+void zoneout_split_columns(int64_t type, const void* grad, void* d_input, void* d_previous,
+                           int64_t rows, int64_t cols, int64_t row_stride,
+                           const int64_t* first_bits, const uint32_t* bits);
+
 // Words of a layer's stored masks; and the masks.
 int64_t dropconnect_mask_words(const Layer* layer);
 void dropconnect_mask_bits(const Random* random, const Layer* layer, uint32_t* out);
@@ -80,6 +95,19 @@ void mask_weight_sum(int64_t type, const Random* random, const Layer* layer,
                      const uint32_t* mask_bits, const void* stack, void* out);
 void mask_weight_add_row(int64_t type, const void* row, int64_t count, void* out);
 int64_t mask_weight_all_finite(int64_t type, const void* data, int64_t stride, int64_t count);
+
+// The squares of a matrix and, where `wide` is not null, the matrix itself; rows of both are
+// `stride` elements long, and end with zeros.
+void dropconnect_moments_square(int64_t type, const Matrix* matrix, int64_t rows, int64_t cols,
+                                void* wide, void* squares, int64_t stride);
+// Of a layer's sizes and scale: mean_scale is the square root of variance_scale. `wide` and
+// `squares` are what the former left of the input.
+void dropconnect_moments_apply(int64_t type, const Layer* layer, int64_t mask_bias,
+                               const void* wide, const void* squares, int64_t stride,
+                               const Matrix* weight, const void* bias, void* mean, void* variance);
+// `mean` and `variance` hold sums of products.
+void dropconnect_moments_finish(int64_t type, const Layer* layer, int64_t mask_bias,
+                                const void* bias, void* mean, void* variance);
 
 // `size` and `block` are depth, height and width. `out` has whole words of 64 bits.
 void drop_block_mask(const Random* random, int64_t maps, const int64_t* size, const int64_t* block,

@@ -27,7 +27,13 @@ from fused_dropout._tools.bench.ops import ops_named
 from fused_dropout._tools.bench.sweeps import Asked, Point, Setting, points
 from fused_dropout._tools.table import ops as rows_of_the_table
 
-WITHOUT_P = {"concrete_dropout", "gaussian_noise", "uniform_noise", "normal_noise"}
+WITHOUT_P = {
+    "concrete_dropout",
+    "gaussian_noise",
+    "normal_noise",
+    "patch_dropout",
+    "uniform_noise",
+}
 ONE_DTYPE = {"mask", "packed_mask"}
 LACKING = {"p": WITHOUT_P, "dtype": ONE_DTYPE}
 # In the table of ops, and no op of its own to measure: a form or another name of one that is.

@@ -100,7 +100,7 @@ int dropconnect_store_masks(int64_t rows, int64_t in_features, int64_t out_featu
   const DropConnectProblem problem = problem_of(rows, in_features, out_features, p, true);
   DropConnectProblem drawn = problem;
   drawn.mask_bits = nullptr;
-  return dropconnect::launch_store_masks(drawn, rng(), const_cast<uint32_t*>(problem.mask_bits),
+  return dropconnect::launch_store_masks(drawn, rng(), 0, const_cast<uint32_t*>(problem.mask_bits),
                                          nullptr);
 }
 

@@ -6,8 +6,6 @@
 namespace fused_dropout {
 namespace {
 
-constexpr int64_t kDrawnGroups = 32;  // at a time; their bits stay in level-1 cache
-
 template <class R>
 struct AffineVectors {
   Vec<R> scale, shift, fill;

@@ -17,6 +17,8 @@
 namespace fused_dropout {
 namespace {
 
+constexpr int64_t kDrawnGroups = 32;  // to draw before they are used; they stay in level-1 cache
+
 // Outputs of Philox for `Batches` batches of groups in lockstep, whatever their upper 32 bits are;
 // digit 0.
 template <int Batches>

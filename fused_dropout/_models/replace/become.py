@@ -131,8 +131,14 @@ def become(layer: nn.Module, new: nn.Module) -> None:
 
 
 def share_members(new: nn.Module, layer: nn.Module) -> None:
-    """Gives ``new`` the parameters, buffers and modules of ``layer``, those that were added too."""
+    """Gives ``new`` the parameters, buffers and modules of ``layer``, those that were added too.
+
+    Modules that ``new`` has itself, such as an activation, stay beside them.
+    """
+    own = new._modules
     vars(new).update({key: vars(layer)[key] for key in _MEMBERS})
+    if own:
+        vars(new)["_modules"] = {**layer._modules, **own}
 
 
 def has_members(module: nn.Module) -> bool:

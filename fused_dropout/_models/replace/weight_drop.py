@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from fused_dropout import nn as ours
+from fused_dropout.nn import WeightDrop
 
 _RAW = "_raw"
 _HOOKS = tuple(name for name in vars(nn.Module()) if "_hooks" in name)
@@ -57,10 +57,7 @@ def _converted(
     missing = [name for name, weight in raw.items() if weight is None]
     if missing:
         return f"it has no parameter {missing[0]}{_RAW}"
-    weight_drop = getattr(ours, "WeightDrop", None)
-    if weight_drop is None:
-        return "this release of fused_dropout has no WeightDrop"
-    new: nn.Module = weight_drop(_bare_twin(module, raw), names, p, mode)
+    new: nn.Module = WeightDrop(_bare_twin(module, raw), names, p, mode)  # type: ignore[arg-type]
     return new
 
 

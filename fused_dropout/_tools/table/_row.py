@@ -33,7 +33,8 @@ PROPERTIES = {
     "vmap": "over every operand, random states and gradients, with each `randomness=`",
     "random sources": "`generator=`, `seed=`, `rng_state=`, `torch.manual_seed`, checkpointing",
     "threads": "the same bits for any number of CPU threads; of `dropconnect_linear` where few "
-    "rows share a mask, else as close as rounding allows",
+    "rows share a mask, of results of `dropconnect_gaussian` with few rows and of convolutions "
+    "where few positions share a mask, else as close as rounding allows",
     "compile": "torch.compile to one graph, with gradients, and fresh masks in every call",
     "make_fx": "traces with gradients, in each tracing mode",
     "export": "torch.export in training mode, strict or not, with gradients",

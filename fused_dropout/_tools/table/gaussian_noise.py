@@ -1,4 +1,4 @@
-"""Noise of a given mean and variance, and the layer of sparse variational dropout on it."""
+"""Noise of a given mean and variance, and the layers on it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ OPS = (
     Op(
         "gaussian_noise", functional.gaussian_noise, reference.gaussian_noise, (case(),),
         small=((3, 4), ()), operands=_mean_variance, operand_names=("mean", "variance"),
-        layers=(Layer(nn.VariationalDropoutLinear, _LAYER, ((6, 9),)),),
+        layers=(
+            Layer(nn.GaussianNoise, case(std=0.4), ((6, 40),)),
+            Layer(nn.VariationalDropoutLinear, _LAYER, ((6, 9),)),
+        ),
         operators=("gaussian_noise", "gaussian_noise_d_variance"),
     ),
 )  # fmt: skip

@@ -5,10 +5,10 @@
 // (AVX-512, one core).
 #pragma once
 
-#include "../../../common/packed_bits.h"
 #include "../../dropout.h"
 #include "../affine.h"
 #include "../draw_groups.h"
+#include "../gather_columns.h"
 
 namespace fused_dropout::dropout {
 namespace {
@@ -111,19 +111,6 @@ void apply_alike(const AffineMap& map, const Run& run, bool kept) {
             run.count - done};
   }
   apply_blocks<T>(map, rest, [&](int64_t) { return words; });
-}
-
-// Word r / 32 * cols + c has the bit of row r and column c, as bit r % 32. All at once: the reads,
-// far apart, may have to wait for writes to memory that went before.
-FUSED_DROPOUT_INLINE void gather_columns(const ColumnBits& tile, const uint32_t* bits,
-                                         uint32_t* words) {
-  const int64_t depth = ceil_div(tile.rows, 32);
-  for (int64_t c = 0; c < tile.cols; ++c) {
-    const uint64_t first = static_cast<uint64_t>(tile.first_bits[c]);
-    for (int64_t d = 0; d < depth; ++d) {
-      words[d * tile.cols + c] = word_from(bits, first + static_cast<uint64_t>(32 * d));
-    }
-  }
 }
 
 // A row of at least one vector, whose bits are `bit` of the words.
