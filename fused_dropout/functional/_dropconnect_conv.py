@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout._core import checks, extension
+from fused_dropout._core.linear_operands import autocast_operands, check_tensors
 from fused_dropout._core.rates import CONVENTIONS, INVERTED, PAPER, Convention, inverse, keep_rate
 from fused_dropout._core.rng import check_single_source, resolve_rng_state
 from fused_dropout._ops._convolutions import Settings, problem_of
 from fused_dropout._ops.dropconnect import DropConnectLinear
 from fused_dropout._ops.dropconnect_conv import DropConnectConv
-from fused_dropout.functional._dropconnect import _autocast
 from fused_dropout.functional._mask_weight import mask_weight
 
 ConvMask = Literal["example", "batch"]  # or a number of examples
@@ -337,10 +337,8 @@ def _convolve(
     if isinstance(padding, str):
         checks.check_choice(padding, "padding", PADDINGS)
     check_single_source(generator, seed, rng_state)
-    checks.check_dense(input, "input")
-    checks.check_dense(weight, "weight")
-    checks.check_dense_or_none(bias, "bias")
-    input, weight, bias = _autocast(input, weight, bias)
+    check_tensors(input, weight, bias)
+    input, weight, bias = autocast_operands(input, weight, bias)
     dense, q = _DENSE[dims], keep_rate(p)
     if not training or q == 1.0:
         output = dense(input, weight, bias, stride, padding, dilation, groups)

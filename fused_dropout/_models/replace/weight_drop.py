@@ -57,7 +57,7 @@ def _converted(
     missing = [name for name, weight in raw.items() if weight is None]
     if missing:
         return f"it has no parameter {missing[0]}{_RAW}"
-    new: nn.Module = WeightDrop(_bare_twin(module, raw), names, p, mode)  # type: ignore[arg-type]
+    new: nn.Module = WeightDrop(_bare_twin(module, raw), names, p, mode)
     return new
 
 
