@@ -121,7 +121,7 @@ INFERENCES = (
 )
 
 
-@pytest.mark.parametrize("options", INFERENCES, ids=str)
+@pytest.mark.parametrize("options", INFERENCES, ids=lambda options: options["inference"])
 def test_inference(options: dict[str, object], place: torch.device) -> None:
     """Evaluation is the function's; training applies the activation to the masked layer."""
     layer = DropConnectLinear(30, 20, p=0.3, mask="batch", **options)
@@ -170,7 +170,7 @@ def test_inference_draws_from_torch_s_generator_or_the_layer_s(place: torch.devi
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-@pytest.mark.parametrize("options", INFERENCES, ids=str)
+@pytest.mark.parametrize("options", INFERENCES, ids=lambda options: options["inference"])
 def test_copies_infer_alike(options: dict[str, object], clone) -> None:
     layer = DropConnectLinear(30, 20, **options).eval()
     other = clone(layer)

@@ -258,7 +258,6 @@ def test_flops_are_those_of_the_product(place: torch.device) -> None:
         ({"p": 1.5}, ValueError, "p, the drop probability, has to be between 0 and 1"),
         ({"seed": 1, "rng_state": torch.zeros(2).long()}, ValueError, "at most one of generator"),
     ],
-    ids=str,
 )
 def test_bad_input(change: dict[str, object], error: type[Exception], message: str) -> None:
     good = {"input": torch.randn(4, 6), "weight": torch.randn(3, 6), "bias": torch.randn(3)}
