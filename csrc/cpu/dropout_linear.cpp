@@ -13,8 +13,8 @@ constexpr int64_t kGrainGroups = 256;  // a task's 32768 elements take about 10 
 
 class OnCpu {
  public:
-  // A block of floats has 4 MiB. Fewer rows than it has at usual widths are packed too often by the
-  // product: with weights of [8192, 2048], 128 rows take a third longer than 512.
+  // A block of floats has 4 MiB. The product packs the weight anew for each block, so that a block
+  // should have hundreds of rows at usual widths.
   static constexpr int64_t kBlockElements = 1 << 20;
 
   OnCpu(const Tensor& rng_state, double p, double scale)

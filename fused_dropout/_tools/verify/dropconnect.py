@@ -51,6 +51,9 @@ _SHAPES: tuple[tuple[tuple[int, ...], int, int], ...] = (  # leading, out_featur
 )
 _LARGE_SHAPE = ((21,), 70, 1100)
 _FLOOR_ULPS = 2
+# Rows that share a mask with so many others go to torch's product, whose last bits may depend on the
+# number of threads: `fewest_rows` in csrc/cpu/dropconnect_shared.cpp, the least for any dtype.
+_FEWEST_ROWS_OF_A_PRODUCT = {"avx512": 16, "avx2": 8, "plain": 2}
 _QUANTITIES = ("output", "d_input", "d_weight", "d_bias")
 
 
@@ -325,6 +328,9 @@ def _threads_agree(target: Target, seed: int) -> Outcome:
     outcome = Outcome()
     for case, dtype in _invariance_cases(seed):
         inputs = _inputs(case, dtype)
+        share = reference.rows_per_mask(inputs.input.shape, case.mask)
+        if share >= _FEWEST_ROWS_OF_A_PRODUCT[target.name]:
+            continue
         results = []
         for threads in (1, 2):
             with thread_count(threads), target.active():
