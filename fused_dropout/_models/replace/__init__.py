@@ -57,7 +57,8 @@ def replace(
         dropout: whether dropout layers are replaced; or a function of the qualified name and the
             layer that returns it.
         options: further arguments of :class:`fused_dropout.nn.DropConnectLinear`: ``mask``,
-            ``convention``, ``mask_storage``.
+            ``convention``, ``mask_storage``, ``mask_bias``, ``inference`` and so on. A Conv1D takes
+            the first three.
 
     Returns:
         ``model``, the same object.
