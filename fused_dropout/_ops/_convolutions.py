@@ -455,7 +455,10 @@ def _by_parts(
     """The examples of all parts."""
     with _no_autocast(like):
         if len(parts) == 1:
-            return compute(parts[0]).to(like.dtype).contiguous(memory_format=form)
+            found = compute(parts[0]).to(like.dtype).contiguous(memory_format=form)
+            # Dimensions of size 1 may have any strides in either format; here those of torch.empty.
+            strides = torch.empty(shape, device="meta", memory_format=form).stride()
+            return found.as_strided(shape, strides)
         result = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=form)
         for part in parts:
             result[part.examples] = compute(part)

@@ -9,8 +9,9 @@ import torch
 from support.accuracy import is_accurate, own_and_truth
 from support.devices import threads
 from support.dropconnect import random_operands
-from support.tensors import DTYPES, with_gradients
+from support.tensors import DTYPES, relative_error, with_gradients
 from torch import Tensor
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -56,11 +57,17 @@ def products_of(operands: tuple[Tensor, ...], **keywords: object) -> set[str]:
 
 
 def check_against_reference(operands: tuple[Tensor, ...], **keywords: object) -> None:
+    """As accurate as the reference, or as torch's product of these shapes.
+
+    The library's product may add thousands of floats one after the other (MKL's on processors by
+    AMD does); the reference's, of one row at a time, does not.
+    """
+    dense = [relative_error(a, b) for a, b in zip(*own_and_truth(F.linear, operands), strict=True)]
     ours = with_gradients(dropconnect_linear, operands, **keywords)
     keywords.pop("mask_storage", None)
     own, truth = own_and_truth(reference.dropconnect_linear, operands, **keywords)
-    for name, a, b, t in zip(NAMES, ours, own, truth, strict=True):
-        assert is_accurate(a, b, t), f"{name} of {keywords}"
+    for name, a, b, t, error in zip(NAMES, ours, own, truth, dense, strict=True):
+        assert is_accurate(a, b, t, other_error=error), f"{name} of {keywords}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
