@@ -175,6 +175,13 @@ def check_float_tensor(tensor: Tensor, name: str) -> None:
         raise error(f"{name} must have a dtype of {allowed}; got {tensor.dtype}")
 
 
+def check_number_tensor(tensor: Tensor, name: str) -> None:
+    """``tensor`` has a dtype of real numbers, or bool, that torch's operators implement."""
+    if tensor.dtype not in FLOAT_DTYPES + _INT_DTYPES:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in FLOAT_DTYPES + _INT_DTYPES)
+        raise NotImplementedError(f"{name} must have a dtype of {allowed}; got {tensor.dtype}")
+
+
 def check_same(tensor: Tensor, name: str, other: Tensor, other_name: str) -> None:
     """``tensor`` has the dtype and device of ``other``."""
     if tensor.dtype != other.dtype:

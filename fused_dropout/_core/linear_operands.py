@@ -28,7 +28,9 @@ def cast_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 def cast(tensor: _Operand, dtype: torch.dtype | None) -> _Operand:
     """The operand as autocast casts it where it computes in ``dtype``."""
-    return tensor if tensor is None else tensor.to(cast_dtype(tensor, dtype))
+    if tensor is None or dtype is None:
+        return tensor
+    return tensor.to(cast_dtype(tensor, dtype))
 
 
 def autocast_operands(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ from fused_dropout._core.rates import Convention, keep_rate
 from fused_dropout._core.rng import check_single_source, make_rng_state, resolve_rng_state
 from fused_dropout.functional._dropconnect_moments import dropconnect_moments
 
-Activation = str | Callable[[Tensor], Tensor]
+ActivationName = Literal["relu", "gelu", "silu", "sigmoid", "tanh"]
+Activation = ActivationName | Callable[[Tensor], Tensor]
 RELU = "relu"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     RELU: F.relu,

@@ -148,7 +148,8 @@ def patch_dropout(
     2023, section 3.
 
     Args:
-        x: ``[N, num_prefix_tokens + L, ...]``, any strides and any dtype.
+        x: ``[N, num_prefix_tokens + L, ...]``, any strides; float32, bfloat16, float16, float64,
+            bool, uint8, int8, int16, int32 or int64.
         prob: the part of the patches to drop, in [0, 1]; at least one stays.
         num_prefix_tokens: of the first tokens, such as a class token, which always stay.
         ordered: keep the patches in their order. If False, the default as in timm, they come in the
@@ -169,8 +170,8 @@ def patch_dropout(
     Raises:
         ValueError: prob or num_prefix_tokens out of range; more than one of generator, seed and
             rng_state.
-        RuntimeError: fewer than 2 dimensions, or fewer tokens than ``num_prefix_tokens``; no
-            kernels for the device.
+        RuntimeError: fewer than 2 dimensions, or fewer tokens than ``num_prefix_tokens``; another
+            dtype (NotImplementedError); no kernels for the device.
         TypeError: an argument of the wrong type.
 
     Example:
@@ -201,6 +202,7 @@ def patch_dropout(
     checks.check_bool(return_indices, "return_indices")
     check_single_source(generator, seed, rng_state)
     checks.check_dense(x, "x")
+    checks.check_number_tensor(x, "x")
     if x.dim() < 2 or x.shape[1] < prefix:
         raise RuntimeError(f"x must have shape [N, {prefix} + patches, ...], got {list(x.shape)}")
     if not training or prob == 0.0:

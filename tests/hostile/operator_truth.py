@@ -172,7 +172,8 @@ def _mask_bits(t: Tensors, s: Settings) -> tuple[Tensor, Tensor]:
     if "weight" in t:  # of the overload that draws
         s = {**s, "outs": t["weight"].shape[0], "in_features": t["weight"].shape[1]}
     masks, outs, ins = s["masks"], s["outs"], s["in_features"]
-    kept = reference.mask((masks, outs, ins), s["p"], **_state(s))
+    first = s.get("first_mask", 0)
+    kept = reference.mask((first + masks, outs, ins), s["p"], **_state(s))[first:]
     return _stored_words(kept), _stored_words(torch.ones_like(kept))
 
 

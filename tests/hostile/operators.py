@@ -382,6 +382,9 @@ class _Values:
     def _masks(self) -> str:
         return repr(self._once("masks", self.random.choice((0, 1, 3))))
 
+    def _first_mask(self) -> str:
+        return repr(self._once("first_mask", self.random.choice((0, 0, 1, 5))))
+
     def _out_features(self) -> str:
         return repr(self._outs())
 

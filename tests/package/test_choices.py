@@ -28,7 +28,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         torch.nn.Dropout(0.5), ROWS, 3, **choice
     ),
     "fused_dropout.to_dropconnect": lambda **choice: fused_dropout.to_dropconnect(
-        torch.nn.Linear(6, 5), **choice
+        torch.nn.Linear(6, 5), **with_an_activation(choice)
     ),
     "functional.bias_act_dropout_add": lambda **choice: functional.bias_act_dropout_add(
         ROWS, None, None, 0.5, **choice
@@ -47,6 +47,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     "functional.drop_block3d": lambda **choice: functional.drop_block3d(
         IMAGE[None], 0.3, 2, **choice
     ),
+    "functional.dropconnect_moments": lambda **choice: functional.dropconnect_moments(
+        ROWS, WEIGHT, BIAS, **choice
+    ),
     "functional.dropconnect_linear": lambda **choice: functional.dropconnect_linear(
         ROWS, WEIGHT, BIAS, **choice
     ),
@@ -58,10 +61,17 @@ CALLS: dict[str, Callable[..., Any]] = {
     "nn.DropBlock1d": lambda **choice: nn.DropBlock1d(0.3, 2, **choice)(IMAGE[0]),
     "nn.DropBlock2d": lambda **choice: nn.DropBlock2d(0.3, 2, **choice)(IMAGE),
     "nn.DropBlock3d": lambda **choice: nn.DropBlock3d(0.3, 2, **choice)(IMAGE[None]),
-    "nn.DropConnectLinear": lambda **choice: nn.DropConnectLinear(6, 5, **choice)(ROWS),
+    "nn.DropConnectLinear": lambda **choice: nn.DropConnectLinear(
+        6, 5, **with_an_activation(choice)
+    )(ROWS),
     "nn.Dropout": lambda **choice: nn.Dropout(**choice)(ROWS),
     "nn.StochasticDepth": lambda **choice: nn.StochasticDepth(0.5, **choice)(ROWS),
 }
+
+
+def with_an_activation(choice: dict[str, Any]) -> dict[str, Any]:
+    """Two kinds of inference need one."""
+    return {"activation": "relu", **choice} if "inference" in choice else choice
 
 
 def strings_of(annotation: Any) -> tuple[str, ...]:
@@ -164,6 +174,7 @@ def test_the_reference_allows_the_same_strings() -> None:
     ours["dropconnect_conv", "mask"] = ours["dropconnect_conv2d", "mask"]
     ours["dropconnect_conv", "padding"] = ours["dropconnect_conv2d", "padding"]
     ours["dropconnect_conv", "convention"] = ours["dropconnect_conv2d", "convention"]
-    assert len(theirs) == 12
+    ours["weight_drop", "mode"] = strings_of(get_type_hints(nn.WeightDrop.__new__)["mode"])
+    assert len(theirs) == 15
     assert theirs == {key: ours[key] for key in theirs}
     assert tuple(reference.ACTIVATIONS) == ours["bias_act_dropout_add", "activation"]

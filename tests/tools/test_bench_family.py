@@ -42,6 +42,9 @@ FORMS = {
     "concrete_dropout, shared",
     "stochastic_depth",
     "dropconnect_linear",
+    "dropconnect_conv1d",
+    "dropconnect_conv2d",  # as dropconnect_conv
+    "dropconnect_conv3d",
 }
 
 pytestmark = pytest.mark.usefixtures("small_problems")

@@ -51,8 +51,8 @@ _SHAPES: tuple[tuple[tuple[int, ...], int, int], ...] = (  # leading, out_featur
 )
 _LARGE_SHAPE = ((21,), 70, 1100)
 _FLOOR_ULPS = 2
-# Rows that share a mask with so many others go to torch's product, whose last bits may depend on the
-# number of threads: `fewest_rows` in csrc/cpu/dropconnect_shared.cpp, the least for any dtype.
+# Rows that share a mask with so many others go to torch's product, whose last bits may depend on
+# the number of threads: `fewest_rows` in csrc/cpu/dropconnect_shared.cpp, the least of all dtypes.
 _FEWEST_ROWS_OF_A_PRODUCT = {"avx512": 16, "avx2": 8, "plain": 2}
 _QUANTITIES = ("output", "d_input", "d_weight", "d_bias")
 

@@ -58,8 +58,8 @@ def _elements(problem: Typical) -> int:
 
 
 def _sized(elements: int) -> Shape:
-    images, channels, others = in_powers(elements, 1, 1, 1)
-    return (images, channels, others, 14, 14, 1, 1)
+    """So many products of an input and a weight."""
+    return (*in_powers(elements, 1, 1, 1, 1, 1), 1, 1)
 
 
 SHAPE = (32, 64, 64, 28, 28, 3, 3)
