@@ -522,6 +522,10 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*RECIPES, *map(from_table.name_of, ops())}))
 
 
+#: Takes indices, which are no operands here: tests/ops has wrong calls of it.
+WITH_TESTS_OF_THEIR_OWN = {"embedding_dropout"}
+
+
 def missing() -> list[str]:
     """Public functions that are never called."""
-    return sorted({*functional.__all__} - {*names()})
+    return sorted({*functional.__all__} - {*names()} - WITH_TESTS_OF_THEIR_OWN)

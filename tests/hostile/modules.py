@@ -254,7 +254,11 @@ def _recipe_of_the_table(name: str) -> LayerRecipe:
     return LayerRecipe(layer_named(name))
 
 
+#: Take modules or indices, which are no operands here: tests/ops has wrong calls of them.
+WITH_TESTS_OF_THEIR_OWN = {"DropPathSkip", "EmbeddingDropout", "WeightDrop"}
+
+
 def missing() -> list[str]:
     """Modules that are never made."""
     modules = {name for name in nn.__all__ if issubclass(getattr(nn, name), torch.nn.Module)}
-    return sorted(modules - {*names()})
+    return sorted(modules - {*names()} - WITH_TESTS_OF_THEIR_OWN)
