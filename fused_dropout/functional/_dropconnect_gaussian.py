@@ -22,7 +22,7 @@ from fused_dropout.functional._dropconnect_moments import dropconnect_moments
 
 ActivationName = Literal["relu", "gelu", "silu", "sigmoid", "tanh"]
 Activation = ActivationName | Callable[[Tensor], Tensor]
-RELU = "relu"
+RELU: ActivationName = "relu"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     RELU: F.relu,
     "gelu": F.gelu,
