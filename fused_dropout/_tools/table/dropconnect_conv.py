@@ -32,7 +32,7 @@ def _operands(shape: Shape, draw: torch.Generator) -> list[Tensor]:
     return [normal(shape, draw), normal(weight, draw), normal((3,), draw)]
 
 
-def _op(dims: int, shapes: tuple[Shape, ...], small: Shape, operators: tuple[str, ...] = ()) -> Op:
+def _row(dims: int, shapes: tuple[Shape, ...], small: Shape, operators: tuple[str, ...] = ()) -> Op:
     """The last of the shapes has so few positions that results do not depend on threads."""
     name = f"{_NAME}{dims}d"
     inside = (5, 6, 7)[:dims]
@@ -56,12 +56,12 @@ def _op(dims: int, shapes: tuple[Shape, ...], small: Shape, operators: tuple[str
 
 
 OPS = (
-    _op(
+    _row(
         2, ((2, 3, 5, 7), (3, 16, 14, 9), (40, 33, 1, 1)), (2, 1, 2, 2),
         (_NAME, f"{_NAME}_d_input", f"{_NAME}_d_weight"),
     ),
-    _op(1, ((3, 4, 50), (40, 33, 1)), (2, 1, 3)),
-    _op(3, ((2, 3, 5, 6, 7), (20, 9, 1, 1, 1)), (2, 1, 2, 1, 2)),
+    _row(1, ((3, 4, 50), (40, 33, 1)), (2, 1, 3)),
+    _row(3, ((2, 3, 5, 6, 7), (20, 9, 1, 1, 1)), (2, 1, 2, 1, 2)),
 )  # fmt: skip
 
 # p, examples_per_mask, scale, stride, padding, dilation

@@ -1,6 +1,6 @@
-"""Checks of the ops that act element by element: values, gradients, strides.
+"""Checks of the table's ops, most of which act element by element: values, gradients, strides.
 
-The ops are the rows of the table of ops. The truth is the reference in float64 on the same,
+`dropconnect_linear` has a file of its own. The truth is the reference in float64 on the same,
 already rounded, operands. Our largest error may be twice that of the reference run in the dtype
 under test, plus a few units in the last place of the largest value.
 """
@@ -19,6 +19,8 @@ from fused_dropout._tools.table import DTYPES, Case, Function, Op, Shape
 from fused_dropout._tools.verify.checks import Check, Outcome, Settings, Target
 from fused_dropout._tools.verify.errors import error_bound, error_ratio
 
+# Torch's own product may add in another order where operands have other strides.
+_WITHOUT_STRIDES = {"dropout_matmul"}
 _FLOOR_ULPS = 4
 # Where no wider dtype holds the truth, it is as far off as what is judged.
 _FLOOR_ULPS_FLOAT64 = 64
@@ -26,7 +28,7 @@ _FLOOR_ULPS_FLOAT64 = 64
 
 def ops() -> tuple[Op, ...]:
     """Everything that is checked here."""
-    return tuple(op for op in table.ops() if op.elementwise and op.operand_names)
+    return tuple(op for op in table.ops() if op.operand_names and op.name != "dropconnect_linear")
 
 
 def elementwise_checks(settings: Settings) -> Iterator[Check]:
@@ -36,6 +38,8 @@ def elementwise_checks(settings: Settings) -> Iterator[Check]:
             ("output, gradients", _errors),
             ("strided = contiguous", _strides_agree),
         ):
+            if check is _strides_agree and op.name in _WITHOUT_STRIDES:
+                continue
             run = partial(check, op, target, settings)
             yield Check(op.name, what, target.name, "all", run)
 
