@@ -191,9 +191,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    options = arguments()
-    device = start()
+def run(options: argparse.Namespace, device: torch.device) -> bool:
+    """Whether a training resumed from a checkpoint was the same on all ranks."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     console = Console(quiet=rank != 0)  # rank 0 speaks for all
     half = 10 if options.quick else max(1, options.steps // 2)
@@ -237,8 +236,18 @@ def main() -> None:
         path = options.out / "torchrun_masks.png"
         save_picture(path, masks, whole.losses, resumed.losses)
         console.print(f"Picture: {path}", soft_wrap=True)
+    return bool(everywhere.all())
+
+
+def main() -> None:
+    options = arguments()
+    device = start()
+    same = run(options, device)
+    # No rank ends just after a collective with tensors: a thread of gloo that lets go of one while
+    # Python shuts down aborts the process.
+    dist.barrier()
     dist.destroy_process_group()
-    if not everywhere.all():
+    if not same:
         raise SystemExit(1)
 
 
