@@ -24,6 +24,7 @@ from fused_dropout._ops._differentiable import (
     item_by_item,
     total,
 )
+from fused_dropout._ops._products import check_layer, product_rule
 
 STORED_OUTS_MULTIPLE = 8  # kStoredOutsMultiple in csrc/common/params.h
 
@@ -39,13 +40,7 @@ class DropConnectLinear(Differentiable):
 
     @staticmethod
     def fake(input: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> Tensor:
-        torch._check(
-            input.shape[1] == weight.shape[1],
-            lambda: f"weight must have shape [.., {input.shape[1]}], got {list(weight.shape)}",
-        )
-        for name, tensor in (("weight", weight), ("bias", bias)):
-            if tensor is not None and tensor.device != input.device:
-                raise RuntimeError(f"{name} must be on {input.device}, got {tensor.device}")
+        check_layer(input, weight, bias)
         return input.new_empty((input.shape[0], weight.shape[0]))
 
     @staticmethod
@@ -151,8 +146,8 @@ class DInput(Differentiable):
         return to_grad_output, to_weight
 
     @staticmethod
-    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor:
-        return _product_rule(DInput, saved, settings, tangents)
+    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Any:
+        return product_rule(DInput, saved, settings, tangents)
 
 
 class DWeight(Differentiable):
@@ -183,8 +178,8 @@ class DWeight(Differentiable):
         return to_grad_output, to_input
 
     @staticmethod
-    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor:
-        return _product_rule(DWeight, saved, settings, tangents)
+    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Any:
+        return product_rule(DWeight, saved, settings, tangents)
 
 
 class DBoth(Differentiable):
@@ -231,10 +226,10 @@ class DBoth(Differentiable):
         grad_output, input, weight, *masks = saved
         of_grad_output, of_input, of_weight = tangents
         assert input is not None and weight is not None
-        d_input = _product_rule(
+        d_input = product_rule(
             DInput, (grad_output, weight, *masks), settings, (of_grad_output, of_weight)
         )
-        d_weight = _product_rule(
+        d_weight = product_rule(
             DWeight, (grad_output, input, *masks), settings, (of_grad_output, of_input)
         )
         return (
@@ -285,20 +280,6 @@ def masked_bias(
     input, weight = bias.new_zeros(rows, 0), bias.new_zeros(bias.shape[0], 0)
     output: Tensor = DropConnectLinear.call((input, weight, bias, masks[0], None), settings)
     return output
-
-
-def _product_rule(
-    op: type[Differentiable], saved: Tensors, settings: Settings, tangents: Tensors
-) -> Any:
-    """The tangent of ``op``, which is linear in each of its two inputs; None without tangents."""
-    first, second, *masks = saved
-    of_first, of_second = tangents
-    terms = []
-    if of_first is not None:
-        terms.append(op.call((of_first, second, *masks), settings))
-    if of_second is not None:
-        terms.append(op.call((first, of_second, *masks), settings))
-    return total(terms) if terms else None
 
 
 def fake_mask_bits(

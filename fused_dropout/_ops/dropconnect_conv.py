@@ -28,6 +28,7 @@ from fused_dropout._ops._differentiable import (
     item_by_item,
     total,
 )
+from fused_dropout._ops._products import product_rule
 from fused_dropout._ops.dropconnect import DBias, masked_bias
 
 _SETTINGS = (
@@ -147,8 +148,8 @@ class DInput(Differentiable):
         return to_grad_output, to_weight
 
     @staticmethod
-    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor:
-        return _product_rule(DInput, saved, settings, tangents)
+    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Any:
+        return product_rule(DInput, saved, settings, tangents)
 
 
 class DWeight(Differentiable):
@@ -189,8 +190,8 @@ class DWeight(Differentiable):
         return to_grad_output, to_input
 
     @staticmethod
-    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor:
-        return _product_rule(DWeight, saved, settings, tangents)
+    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Any:
+        return product_rule(DWeight, saved, settings, tangents)
 
 
 def _convolved(
@@ -207,20 +208,6 @@ def _d_bias(grad: Tensor, rng_state: Tensor | None, settings: Settings) -> Tenso
     sums = grad.sum(tuple(range(2, grad.dim())), dtype=dtype)
     found: Tensor = DBias.call((sums, rng_state), settings[:3])
     return found.to(grad.dtype)
-
-
-def _product_rule(
-    op: type[Differentiable], saved: Tensors, settings: Settings, tangents: Tensors
-) -> Tensor:
-    """The tangent of ``op``, which is linear in each of its two inputs."""
-    first, second, rng_state = saved
-    of_first, of_second = tangents
-    terms = []
-    if of_first is not None:
-        terms.append(op.call((of_first, second, rng_state), settings))
-    if of_second is not None:
-        terms.append(op.call((first, of_second, rng_state), settings))
-    return total(terms)
 
 
 def _typed(settings: Sequence[Any]) -> convolutions.Settings:

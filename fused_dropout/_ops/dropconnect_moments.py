@@ -17,6 +17,7 @@ from fused_dropout._ops._differentiable import (
     item_by_item,
     total,
 )
+from fused_dropout._ops._products import check_layer
 
 
 class DropConnectMoments(Differentiable):
@@ -32,13 +33,7 @@ class DropConnectMoments(Differentiable):
 
     @staticmethod
     def fake(input: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
-        torch._check(
-            input.shape[1] == weight.shape[1],
-            lambda: f"weight must have shape [.., {input.shape[1]}], got {list(weight.shape)}",
-        )
-        for name, tensor in (("weight", weight), ("bias", bias)):
-            if tensor is not None and tensor.device != input.device:
-                raise RuntimeError(f"{name} must be on {input.device}, got {tensor.device}")
+        check_layer(input, weight, bias)
         mean = input.new_empty((input.shape[0], weight.shape[0]), dtype=_wide(input.dtype))
         return mean, torch.empty_like(mean)
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fused_dropout._ops._differentiable import Differentiable, Settings, Shape, Tensors, total
+from fused_dropout._ops._products import check_layer, product_rule
 
 
 class DropoutLinear(Differentiable):
@@ -27,13 +27,7 @@ class DropoutLinear(Differentiable):
 
     @staticmethod
     def fake(input: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> Tensor:
-        torch._check(
-            input.shape[-1] == weight.shape[1],
-            lambda: f"weight must have shape [.., {input.shape[-1]}], got {list(weight.shape)}",
-        )
-        for name, tensor in (("weight", weight), ("bias", bias)):
-            if tensor is not None and tensor.device != input.device:
-                raise RuntimeError(f"{name} must be on {input.device}, got {tensor.device}")
+        check_layer(input, weight, bias)
         return weight.new_empty((*input.shape[:-1], weight.shape[0]))
 
     @staticmethod
@@ -101,7 +95,7 @@ class DInput(Differentiable):
         return to_grad_output, to_weight
 
     @staticmethod
-    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor:
+    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Any:
         return product_rule(DInput, saved, settings, tangents)
 
 
@@ -133,7 +127,7 @@ class DWeight(Differentiable):
         return to_grad_output, to_input
 
     @staticmethod
-    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Tensor:
+    def jvp(saved: Tensors, settings: Settings, *tangents: Tensor | None) -> Any:
         return product_rule(DWeight, saved, settings, tangents)
 
 
@@ -143,20 +137,6 @@ def layer(
     """The layer without a bias."""
     output: Tensor = DropoutLinear.call((input, weight, None, rng_state), settings)
     return output
-
-
-def product_rule(
-    op: type[Differentiable], saved: Tensors, settings: Settings, tangents: Tensors
-) -> Tensor:
-    """The tangent of ``op``, which is linear in each of its two inputs; at least one is given."""
-    first, second, rng_state = saved
-    of_first, of_second = tangents
-    terms = []
-    if of_first is not None:
-        terms.append(op.call((of_first, second, rng_state), settings))
-    if of_second is not None:
-        terms.append(op.call((first, of_second, rng_state), settings))
-    return total(terms)
 
 
 OPERATORS = (DropoutLinear, DInput, DWeight)
