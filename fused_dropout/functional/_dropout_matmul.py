@@ -10,6 +10,7 @@ from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fused_dropout._core import checks, extension
+from fused_dropout._core.linear_operands import autocast_dtype, cast
 from fused_dropout._core.private_torch import in_dual_level, transforms_active
 from fused_dropout._core.rates import inverse_keep_rate, keep_rate
 from fused_dropout._core.rng import check_single_source, resolve_rng_state, unused_rng_state
@@ -88,10 +89,8 @@ def dropout_matmul(
     for tensor, name in ((input, "input"), (other, "other")):
         checks.check_dense(tensor, name)
         checks.check_float_tensor(tensor, name)
-    kind = input.device.type
-    if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        input, other = input.to(dtype), other.to(dtype)
+    dtype = autocast_dtype(input)
+    input, other = cast(input, dtype), cast(other, dtype)
     checks.check_same(other, "other", input, "input")
     if input.dim() < 2 or other.dim() < 2 or input.shape[-1] != other.shape[-2]:
         raise RuntimeError(

@@ -89,6 +89,8 @@ def test_autocast(place: torch.device) -> None:
     assert torch.equal(output, expected)
     gradients = torch.autograd.grad(output.sum(), leaves)
     assert [grad.dtype for grad in gradients] == [torch.float32, torch.bfloat16]
+    with torch.autocast(place.type, dtype=torch.bfloat16):  # leaves float64 as it is
+        assert dropout_matmul(left.double(), right.double(), 0.3).dtype == torch.float64
 
 
 def test_wrong_arguments(place: torch.device) -> None:
