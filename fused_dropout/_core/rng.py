@@ -155,6 +155,22 @@ def resolve_rng_state(
     return torch.tensor([_wrap(seed, "seed"), 0], device="cpu")
 
 
+def rng_state_on_device(
+    tensor: Tensor,
+    generator: torch.Generator | None,
+    seed: int | None,
+    rng_state: Tensor | None,
+) -> Tensor:
+    """The same on the tensor's device, where operators that only draw are called.
+
+    Nothing waits for the device, and a seed is no copy from the host, which fails in a CUDA graph.
+    """
+    if seed is not None:
+        return make_rng_state(seed, 0, tensor.device)
+    state = resolve_rng_state(tensor, generator, None, rng_state)
+    return state.to(tensor.device, non_blocking=True)
+
+
 def unused_rng_state() -> Tensor:
     """A random state for a call that draws nothing, so that its generator stays where it is."""
     return torch.zeros(2, dtype=torch.int64, device="cpu")

@@ -17,7 +17,7 @@ from fused_dropout._core import checks, extension
 from fused_dropout._core.linear_operands import autocast_operands, check_tensors
 from fused_dropout._core.private_torch import transforms_active
 from fused_dropout._core.rates import Convention, keep_rate
-from fused_dropout._core.rng import check_single_source, make_rng_state, resolve_rng_state
+from fused_dropout._core.rng import check_single_source, rng_state_on_device
 from fused_dropout.functional._dropconnect_moments import dropconnect_moments
 
 ActivationName = Literal["relu", "gelu", "silu", "sigmoid", "tanh"]
@@ -143,10 +143,7 @@ def dropconnect_gaussian(
     activate = partial(_activate, function, input.dtype)
     if not 0.0 < keep_rate(p) < 1.0 or mean.numel() == 0:
         return activate(mean).to(input.dtype)
-    if seed is not None:
-        state = make_rng_state(seed, 0, mean.device)
-    else:
-        state = resolve_rng_state(mean, generator, None, rng_state).to(mean.device)
+    state = rng_state_on_device(mean, generator, seed, rng_state)
     average = _average(mean, _deviation(variance), activate, samples, state)
     # Through one dimension: its gradient comes back dense, and so do its sums in one order.
     return average.flatten().view(average.shape).to(input.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fused_dropout._core import checks, extension
-from fused_dropout._core.rng import check_single_source, resolve_rng_state
+from fused_dropout._core.rng import check_single_source, rng_state_on_device
 from fused_dropout.functional._dropout import dropout
 
 
@@ -208,22 +208,14 @@ def patch_dropout(
     if not training or prob == 0.0:
         return (x, None) if return_indices else x
     extension.require_kernels(x)
-    state = resolve_rng_state(x, generator, seed, rng_state)
+    state = rng_state_on_device(x, generator, seed, rng_state)
     patches = x.shape[1] - prefix
-    keys = uniforms_on(x.device, state, (x.shape[0], patches))
+    keys = extension.operators().uniform_noise(state, (x.shape[0], patches), torch.float32)
     stay = torch.argsort(keys, dim=1, stable=True)[:, : max(1, int(patches * (1.0 - prob)))]
     if ordered:
         stay = stay.sort(dim=1)[0]
     output = _tokens(x, stay, prefix)
     return (output, stay) if return_indices else output
-
-
-def uniforms_on(device: torch.device, state: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The uniform numbers of a random state, which may be on the CPU, drawn on ``device``."""
-    if state.device != device:
-        state = state.to(device, non_blocking=True)  # 16 bytes; nothing waits for the device
-    drawn: Tensor = extension.operators().uniform_noise(state, size, torch.float32)
-    return drawn
 
 
 def _tokens(x: Tensor, stay: Tensor, prefix: int) -> Tensor:
