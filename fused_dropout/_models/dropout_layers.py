@@ -85,9 +85,7 @@ def drop_rates(module: nn.Module) -> tuple[str, ...]:
     """The names of the module's own attributes that are drop rates now: floats in [0, 1]."""
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         names: tuple[str, ...] = ("dropout",) if module.dropout > 0 else ()
-    elif isinstance(module, WeightDrop):
-        names = _mode_use_of(module).rates
-    elif _drops_by_class(module):
+    elif _drops_by_class(module) and not isinstance(module, WeightDrop):
         names = _RATES_OF_LAYERS
     else:
         names = _mode_use_of(module).rates
