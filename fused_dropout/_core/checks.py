@@ -78,6 +78,21 @@ def check_choice(value: Any, name: str, allowed: Collection[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+def check_mask_mode(value: Any, modes: Collection[str], sharing: str) -> None:
+    """``value`` is one of ``modes`` or an int of at least 1: how many ``sharing`` have one mask."""
+    if isinstance(value, str) and value in modes:
+        return
+    try:
+        count = as_int(value, "mask")
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(
+            f"mask must be {', '.join(map(repr, modes))} or an int >= 1 ({sharing} that share a "
+            f"mask), got {value!r}"
+        )
+
+
 def check_module(value: Any, name: str) -> None:
     """``value`` is a module."""
     if not isinstance(value, torch.nn.Module):

@@ -211,21 +211,6 @@ def _multiply(
     return output
 
 
-def check_mask_mode(mask: MaskMode | int) -> None:
-    """``mask`` is one of MASK_MODES or an int of at least 1."""
-    if isinstance(mask, str) and mask in MASK_MODES:
-        return
-    try:
-        rows = checks.as_int(mask, "mask")
-    except TypeError:
-        rows = 0
-    if rows < 1:
-        raise ValueError(
-            f"mask must be {', '.join(map(repr, MASK_MODES))} or an int >= 1 (rows that share a "
-            f"mask), got {mask!r}"
-        )
-
-
 _MOST_ROWS = 2**62  # more than any tensor has, and an int64
 
 
@@ -233,13 +218,20 @@ def _rows_per_mask(input: Tensor, mask: MaskMode | int) -> int:
     """How many consecutive rows of the flattened input share a mask."""
     if mask is EXAMPLE and input.dim() == 2:
         return 1
-    check_mask_mode(mask)
+    checks.check_mask_mode(mask, MASK_MODES, "rows")
     if not isinstance(mask, str):
         return min(int(mask), _MOST_ROWS)
     rows = math.prod(input.shape[:-1])
     if mask == ROW or rows == 0:
         return 1
     return rows if mask == BATCH or input.dim() == 1 else rows // input.shape[0]
+
+
+def masked_bias(bias: Tensor, state: Tensor, p: float, scale: float) -> Tensor:
+    """The bias under mask 0: the layer of a bias alone is one without input features."""
+    input, weight = bias.new_zeros(1, 0), bias.new_zeros(bias.shape[0], 0)
+    rows: Tensor = DropConnectLinear.run((input, weight, bias, state, None), (p, 1, scale))
+    return rows.squeeze(0)
 
 
 def stores_masks(

@@ -15,8 +15,8 @@ from fused_dropout._core.linear_operands import autocast_operands, check_tensors
 from fused_dropout._core.rates import CONVENTIONS, INVERTED, PAPER, Convention, inverse, keep_rate
 from fused_dropout._core.rng import check_single_source, resolve_rng_state
 from fused_dropout._ops._convolutions import Settings, problem_of
-from fused_dropout._ops.dropconnect import DropConnectLinear
 from fused_dropout._ops.dropconnect_conv import DropConnectConv
+from fused_dropout.functional._dropconnect import masked_bias
 from fused_dropout.functional._mask_weight import mask_weight
 
 ConvMask = Literal["example", "batch"]  # or a number of examples
@@ -283,21 +283,6 @@ def dropconnect_conv3d(
     )  # fmt: skip
 
 
-def check_conv_mask(mask: ConvMask | int) -> None:
-    """``mask`` is one of CONV_MASKS or an int of at least 1."""
-    if isinstance(mask, str) and mask in CONV_MASKS:
-        return
-    try:
-        examples = checks.as_int(mask, "mask")
-    except TypeError:
-        examples = 0
-    if examples < 1:
-        raise ValueError(
-            f"mask must be {', '.join(map(repr, CONV_MASKS))} or an int >= 1 (examples that share "
-            f"a mask), got {mask!r}"
-        )
-
-
 def _dispatch(
     function: Callable[..., Tensor],
     dims: int,
@@ -333,7 +318,7 @@ def _convolve(
 ) -> Tensor:
     p = checks.check_probability(p)
     checks.check_choice(convention, "convention", CONVENTIONS)
-    check_conv_mask(mask)
+    checks.check_mask_mode(mask, CONV_MASKS, "examples")
     if isinstance(padding, str):
         checks.check_choice(padding, "padding", PADDINGS)
     check_single_source(generator, seed, rng_state)
@@ -358,7 +343,7 @@ def _convolve(
         batch = F.pad(batch, [pad for each in reversed(sizes.behind) for pad in (0, each)])
     if mask == BATCH:
         masked = mask_weight(weight, p, rng_state=state, convention=convention)
-        own_bias = None if bias is None else _masked_bias(bias, state, p, scale)
+        own_bias = None if bias is None else masked_bias(bias, state, p, scale)
         output = dense(batch, masked, own_bias, *sizes[:3], groups)
     else:
         each = 1 if isinstance(mask, str) else min(int(mask), _MOST_EXAMPLES)
@@ -425,13 +410,6 @@ def _each(values: Any, name: str, dims: int) -> tuple[int, ...]:
     """An int for each dimension; a single one is meant for all."""
     numbers = checks.as_ints(values, name)
     return numbers * dims if len(numbers) == 1 else numbers
-
-
-def _masked_bias(bias: Tensor, state: Tensor, p: float, scale: float) -> Tensor:
-    """That of mask 0: the layer of a bias alone is one without input features."""
-    input, weight = bias.new_zeros(1, 0), bias.new_zeros(bias.shape[0], 0)
-    rows: Tensor = DropConnectLinear.run((input, weight, bias, state, None), (p, 1, scale))
-    return rows.squeeze(0)
 
 
 def _check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:

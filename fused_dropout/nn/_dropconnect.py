@@ -8,8 +8,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from fused_dropout._core import checks, extension
-from fused_dropout._core.rates import CONVENTIONS, DIGITS, INVERTED, Convention, inverse, keep_rate
+from fused_dropout._core import checks
+from fused_dropout._core.rates import CONVENTIONS, INVERTED, Convention, inverse, keep_rate
 from fused_dropout._core.rng import check_single_source, resolve_rng_state
 from fused_dropout.functional import _dropconnect as functional
 from fused_dropout.functional import _dropconnect_gaussian as gaussian
@@ -17,8 +17,6 @@ from fused_dropout.functional._mask_weight import mask_weight
 
 Inference = Literal["mean", "gaussian", "relu_exact"]
 MEAN, GAUSSIAN, RELU_EXACT = INFERENCES = get_args(Inference)
-
-_BIAS_STREAM = 1  # of the mask contract
 
 
 class LinearActivation(torch.nn.Linear):
@@ -136,7 +134,7 @@ class DropConnectLinear(torch.nn.Linear):
     ) -> None:
         checks.check_bool(bias, "bias")
         p = checks.check_probability(p)
-        functional.check_mask_mode(mask)
+        checks.check_mask_mode(mask, functional.MASK_MODES, "rows")
         checks.check_choice(convention, "convention", CONVENTIONS)
         checks.check_choice(mask_storage, "mask_storage", functional.MASK_STORAGES)
         checks.check_bool(mask_bias, "mask_bias")
@@ -241,11 +239,8 @@ class DropConnectLinear(torch.nn.Linear):
             if self.bias is not None:
                 bias = self.bias.clone()
                 if state is not None and self.mask_bias:
-                    kept = extension.operators().mask(
-                        state.to(bias.device), 1, len(bias), self.p, _BIAS_STREAM, DIGITS
-                    )
                     scale = inverse(q) if self.convention == INVERTED else 1.0
-                    bias = torch.where(kept[0], bias * scale, torch.zeros_like(bias))
+                    bias = functional.masked_bias(bias, state, self.p, scale)
                 network.bias = torch.nn.Parameter(bias, self.bias.requires_grad)
         return network.train(self.training)
 

@@ -50,7 +50,7 @@ class _DropConnectConv(torch.nn.Module):
     ) -> None:
         checks.check_bool(bias, "bias")
         p = checks.check_probability(p)
-        functional.check_conv_mask(mask)
+        checks.check_mask_mode(mask, functional.CONV_MASKS, "examples")
         if isinstance(padding, str):
             checks.check_choice(padding, "padding", functional.PADDINGS)
         checks.check_choice(convention, "convention", CONVENTIONS)

@@ -42,7 +42,7 @@ class DropConnectConv1D(nn.Module):
         super().__init__()
         self.nx, self.nf = nx, nf
         self.p = checks.check_probability(p)
-        functional.check_mask_mode(mask)
+        checks.check_mask_mode(mask, functional.MASK_MODES, "rows")
         checks.check_choice(convention, "convention", CONVENTIONS)
         checks.check_choice(mask_storage, "mask_storage", functional.MASK_STORAGES)
         self.mask = mask
