@@ -107,24 +107,15 @@ void by_products(const MomentsProblem& problem, ScalarType type, void* mean, voi
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
                                    const std::optional<Tensor>& bias, double mean_scale,
                                    double variance_scale, bool mask_bias) {
-  const Layer layer = make_layer(input, weight, bias, mean_scale, variance_scale);
+  const MomentsProblem problem =
+      make_problem(input, weight, bias, mean_scale, variance_scale, mask_bias);
   const auto new_result = [&] {
-    return on_huge_pages(empty({layer.rows, layer.out_features}, sum_dtype(input), input));
+    return on_huge_pages(empty({problem.rows, problem.out_features}, sum_dtype(input), input));
   };
   const Tensor mean = new_result();
   const Tensor variance = new_result();
   if (mean.numel() == 0) return {mean, variance};
-  const MomentsProblem problem = {view_of(input),
-                                  view_of(weight),
-                                  bias.has_value() ? bias->const_data_ptr() : nullptr,
-                                  bias.has_value() ? bias->stride(0) : 0,
-                                  layer.rows,
-                                  layer.in_features,
-                                  layer.out_features,
-                                  mean_scale,
-                                  variance_scale,
-                                  mask_bias};
-  const bool are_many = layer.rows >= fewest_rows() && layer.in_features > 0;
+  const bool are_many = problem.rows >= fewest_rows() && problem.in_features > 0;
   const auto run = are_many ? by_products : by_kernels;
   run(problem, kernel_type(input), mean.mutable_data_ptr(), variance.mutable_data_ptr());
   return {mean, variance};

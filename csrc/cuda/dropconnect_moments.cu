@@ -12,19 +12,10 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
                                    const std::optional<Tensor>& bias, double mean_scale,
                                    double variance_scale, bool mask_bias) {
   const auto guard = device_guard(input, "input");
-  const Layer layer = make_layer(input, weight, bias, mean_scale, variance_scale);
-  Tensor mean = empty({layer.rows, layer.out_features}, sum_dtype(input), input);
-  Tensor variance = empty({layer.rows, layer.out_features}, sum_dtype(input), input);
-  const MomentsProblem problem = {view_of(input),
-                                  view_of(weight),
-                                  bias.has_value() ? bias->const_data_ptr() : nullptr,
-                                  bias.has_value() ? bias->stride(0) : 0,
-                                  layer.rows,
-                                  layer.in_features,
-                                  layer.out_features,
-                                  mean_scale,
-                                  variance_scale,
-                                  mask_bias};
+  const MomentsProblem problem =
+      make_problem(input, weight, bias, mean_scale, variance_scale, mask_bias);
+  Tensor mean = empty({problem.rows, problem.out_features}, sum_dtype(input), input);
+  Tensor variance = empty({problem.rows, problem.out_features}, sum_dtype(input), input);
   with_type(input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     check_launch(launch<T>(problem, mutable_data_of<Real<T>>(mean),

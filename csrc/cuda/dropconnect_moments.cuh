@@ -138,9 +138,9 @@ bool has_vectors(const MatrixView& matrix) {
 
 template <class T, int kRows, int kOuts>
 cudaError_t launch_tiles(const MomentsProblem& problem, Real<T>* mean, Real<T>* variance,
-                         cudaStream_t stream) {
+                         cudaStream_t stream, int64_t max_blocks) {
   const int64_t tiles = ceil_div(problem.out_features, kOuts) * ceil_div(problem.rows, kRows);
-  const int64_t blocks = std::min<int64_t>(ceil_div(tiles, kWarps), kMaxBlocks);
+  const int64_t blocks = std::min(ceil_div(tiles, kWarps), max_blocks);
   const dim3 grid(static_cast<unsigned>(blocks));
   if (has_vectors<T>(problem.input) && has_vectors<T>(problem.weight)) {
     return launch_kernel<moments_kernel<T, kRows, kOuts, true>>(grid, dim3(kThreads), 0, stream,
@@ -155,13 +155,13 @@ constexpr int64_t kFewRows = 2;
 
 template <class T>
 cudaError_t launch(const MomentsProblem& problem, Real<T>* mean, Real<T>* variance,
-                   cudaStream_t stream) {
+                   cudaStream_t stream, int64_t max_blocks = kMaxBlocks) {
   if (problem.rows == 0 || problem.out_features == 0) return cudaSuccess;
   if (problem.rows <= kFewRows) {
-    return launch_tiles<T, kFewRows, 1>(problem, mean, variance, stream);
+    return launch_tiles<T, kFewRows, 1>(problem, mean, variance, stream, max_blocks);
   }
   constexpr int kOuts = sizeof(T) == 8 ? 2 : 4;  // as many doubles would not fit in registers
-  return launch_tiles<T, 8, kOuts>(problem, mean, variance, stream);
+  return launch_tiles<T, 8, kOuts>(problem, mean, variance, stream, max_blocks);
 }
 
 }  // namespace

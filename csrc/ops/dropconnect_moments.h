@@ -9,6 +9,7 @@
 // whatever the operands are.
 #pragma once
 
+#include "../common/moments.h"
 #include "checks.h"
 
 namespace fused_dropout::dropconnect_moments {
@@ -18,22 +19,27 @@ constexpr const char* kSchemas[] = {
     " float variance_scale, bool mask_bias) -> (Tensor, Tensor)",
 };
 
-struct Layer {
-  int64_t rows, in_features, out_features;
-};
-
-inline Layer make_layer(const Tensor& input, const Tensor& weight,
-                        const std::optional<Tensor>& bias, double mean_scale,
-                        double variance_scale) {
+inline MomentsProblem make_problem(const Tensor& input, const Tensor& weight,
+                                   const std::optional<Tensor>& bias, double mean_scale,
+                                   double variance_scale, bool mask_bias) {
   check_matrix(input, "input");
   check_matrix(weight, "weight");
   kernel_type(input);
-  const Layer layer = {input.size(0), input.size(1), weight.size(0)};
-  check_operand(weight, "weight", {layer.out_features, layer.in_features}, input);
-  if (bias.has_value()) check_operand(*bias, "bias", {layer.out_features}, input);
+  const int64_t rows = input.size(0), in_features = input.size(1), out_features = weight.size(0);
+  check_operand(weight, "weight", {out_features, in_features}, input);
+  if (bias.has_value()) check_operand(*bias, "bias", {out_features}, input);
   check_not_negative(mean_scale, "mean_scale");
   check_not_negative(variance_scale, "variance_scale");
-  return layer;
+  return {view_of(input),
+          view_of(weight),
+          bias.has_value() ? bias->const_data_ptr() : nullptr,
+          bias.has_value() ? bias->stride(0) : 0,
+          rows,
+          in_features,
+          out_features,
+          mean_scale,
+          variance_scale,
+          mask_bias};
 }
 
 }  // namespace fused_dropout::dropconnect_moments

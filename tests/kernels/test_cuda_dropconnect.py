@@ -13,6 +13,7 @@ from support.accuracy import is_accurate, own_and_truth
 from support.dropconnect import (
     NO_MASK_BITS,
     KernelLayer,
+    masks_from,
     random_operands,
     spread,
     stored_masks,
@@ -211,14 +212,16 @@ def test_stores_the_masks_that_the_cpu_stores(device: Worker, layer: KernelLayer
     check_end(memory_, words.numel())
 
 
-@pytest.mark.parametrize("first", [1, 4])
+@pytest.mark.parametrize("first", [1, 4, 2**32 - 2, 2**41])
 def test_stores_masks_from_any_on(device: Worker, first: int) -> None:
-    """The masks of a layer that has those before them too."""
+    """The masks of a layer that has those before them too, however many these are."""
     layer = Layer(3, 200, 20, 1, 0.3)
-    all_masks = stored_masks(20, 200, first + 3, 0.3, SEED)
+    expected = masks_from(first, 3, 20, 200, 0.3, SEED)
     state = fused_dropout.make_rng_state(SEED)
-    bits, words = poisoned(device, all_masks[:, first:].size, dtype=torch.float32)
+    outs = stored_masks(20, 200, 1, 0.3, SEED).shape[2]  # rounded up
+    bits, words = poisoned(device, expected.size // 20 * outs, dtype=torch.float32)
     memory_ = bits.view(np.uint32)
     assert device.call("store_masks", state.numpy(), layer.sizes(), 0.3, first, memory_) == 0
-    assert np.array_equal(memory_[: words.numel()], all_masks[:, first:].ravel())
+    stored = memory_[: words.numel()].reshape(2, 3, outs, 4)
+    assert np.array_equal(stored[:, :, :20], expected)
     check_end(memory_, words.numel())

@@ -10,7 +10,6 @@ import pytest
 import torch
 from cuda_on_cpu.runner import Misaligned, Worker
 from support.accuracy import is_accurate
-from support.dropconnect import spread
 from support.kernel_memory import check_end, memory, name_of, poisoned
 from support.tensors import DTYPES, computing_type, random_tensors
 from torch import Tensor
@@ -18,16 +17,30 @@ from torch import Tensor
 SCALES = (0.75, 0.1875)
 
 
+ANY_BLOCKS = 1 << 14  # as the operator launches them
+
+
 class Case(NamedTuple):
+    """Operands with strides of rows and columns; without, rows follow one another."""
+
     rows: int
     outs: int
     ins: int
-    step: int = 1  # from an element to the next of its row
+    input: tuple[int, int] | None = None
+    weight: tuple[int, int] | None = None
+    bias_stride: int = 1
     bias: bool = True
     mask_bias: bool = True
+    max_blocks: int = ANY_BLOCKS
+
+    def strides(self) -> list[tuple[int, ...]]:
+        """Of the three operands."""
+        dense = (self.ins, 1)
+        return [self.input or dense, self.weight or dense, (self.bias_stride,)]
 
     def sizes(self) -> np.ndarray:
-        return np.array([self.rows, self.ins, self.outs, *self[3:]], np.int64)
+        strides = sum(self.strides(), ())
+        return np.array([self.rows, self.ins, self.outs, *strides, *self[6:]], np.int64)
 
 
 # One row and two, tiles of 8 rows and 4 output features and their rests, lanes with 4 columns each.
@@ -39,10 +52,24 @@ CASES = (
     Case(8, 8, 256),
     Case(9, 7, 131, mask_bias=False),
     Case(17, 33, 12),
-    Case(5, 6, 20, step=3),
+    Case(17, 33, 12, max_blocks=1),  # warps with several tiles
+    Case(2, 35, 5, max_blocks=2),
+    Case(5, 6, 20, (64, 3), (84, 4), bias_stride=2),
+    Case(9, 5, 130, (132, 1), (136, 1), bias_stride=3),  # aligned rows that end within a lane's 4
+    Case(4, 3, 12, (12, 1), (1, 3)),  # one of the two is read four columns at a time
+    Case(4, 3, 12, (1, 4), (12, 1)),
     Case(3, 2, 0),
     Case(0, 3, 4),
 )
+
+
+def laid_out(tensor: Tensor, strides: tuple[int, ...]) -> np.ndarray:
+    """Memory up to the tensor's last element, with NaNs between the others."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
+    gaps = torch.full((last + 1 if tensor.numel() else 0,), math.nan, dtype=tensor.dtype)
+    if tensor.numel():
+        gaps.as_strided(tensor.shape, strides).copy_(tensor)
+    return memory(gaps)
 
 
 def call(
@@ -53,7 +80,7 @@ def call(
     results = [poisoned(device, case.rows, case.outs, dtype=real) for _ in range(2)]
     done = device.call(
         f"dropconnect_moments_{name_of(dtype)}", case.sizes(), *scales,
-        *(spread(operand, case.step) for operand in (input, weight, bias)),
+        *map(laid_out, (input, weight, bias), case.strides()),
         *(numbers for numbers, _ in results),
     )  # fmt: skip
     assert done == 0

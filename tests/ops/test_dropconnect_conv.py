@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from support.dropconnect import masks_from
 from torch import Tensor
 
 import fused_dropout
@@ -293,12 +295,15 @@ def test_gradients_must_have_the_output_s_shape() -> None:
             call()
 
 
-def test_masks_can_be_stored_from_any_on() -> None:
+def test_masks_can_be_stored_from_any_on(place: torch.device) -> None:
     draw = extension.operators().dropconnect_mask_bits
     weight, state = torch.ones(20, 300), fused_dropout.make_rng_state(SEED, 3)
     stored = draw(weight, state, 7, 0.3)
     for first in (0, 1, 5):
         assert torch.equal(draw(weight, state, 7 - first, 0.3, first), stored[:, first:])
+    for first in (0, 5, 2**32 - 2, 2**41):
+        bits = draw(weight, state, 4, 0.3, first)[:, :, :20].cpu().numpy().view(np.uint32)
+        assert np.array_equal(bits, masks_from(first, 4, 20, 300, 0.3, SEED, 3)), first
     for masks, first in ((1, -1), (2**47, 2**46), (2**62, 2**62)):
         with pytest.raises(RuntimeError, match="first_mask"):
             draw(weight, state, masks, 0.3, first)

@@ -51,6 +51,20 @@ def test_follows_the_reference(
             assert is_accurate(one, torchs, exact, ulps=16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_weight_that_is_squared_in_parts(dtype: torch.dtype, place: torch.device) -> None:
+    """More elements than are squared at a time, and several threads' tasks of every kind."""
+    given = operands(MANY_ROWS, 700, 1600, dtype)
+    with threads(2):
+        ours = functional.dropconnect_moments(*given, 0.3)
+    own, truth = (
+        reference.dropconnect_moments(*(t.cpu().to(real) for t in given), 0.3)
+        for real in (torch.float32, torch.float64)
+    )
+    for one, torchs, exact in zip(ours, own, truth, strict=True):
+        assert is_accurate(one, torchs, exact, ulps=16)
+
+
 @pytest.mark.parametrize("mask_bias", [True, False])
 @pytest.mark.parametrize("convention", ["inverted", "paper"])
 def test_moments_of_real_masks(convention: str, mask_bias: bool) -> None:
@@ -97,13 +111,14 @@ def test_leading_dimensions_and_a_single_row() -> None:
 
 
 @pytest.mark.parametrize("rows", [3, MANY_ROWS])
-def test_strides_change_no_bit(rows: int) -> None:
+def test_strides_change_no_bit(rows: int, place: torch.device) -> None:
     input, weight, bias = operands(rows, 40, 70)
     wanted = functional.dropconnect_moments(input, weight, bias)
     for x in (input, input.T.contiguous().T, torch.stack([input, input], -1)[..., 0]):
         for w in (weight, weight.T.contiguous().T):
-            for ours, one in zip(functional.dropconnect_moments(x, w, bias), wanted, strict=True):
-                assert torch.equal(ours, one)
+            for b in (bias, torch.stack([bias, bias + 1], -1)[..., 0]):
+                for ours, one in zip(functional.dropconnect_moments(x, w, b), wanted, strict=True):
+                    assert torch.equal(ours, one)
 
 
 def test_threads_change_no_bit_with_few_rows() -> None:

@@ -19,13 +19,24 @@ from fused_dropout._core import extension
 from fused_dropout._tools.memory import kept_for_backward, peak_extra_bytes
 from fused_dropout.functional import dropout, dropout_linear
 
-# kBlockElements of csrc/cpu/dropout_linear.cpp, of which a GPU's block has four times as many.
-BLOCK = 1 << 20
+# kBlockElements of csrc/cpu/dropout_linear.cpp and csrc/cuda/dropout_linear.cu.
+BLOCK = {"cpu": 1 << 20, "cuda": 1 << 22}
 # Rows that begin within a group; several blocks of whole groups; blocks that begin within one (of
 # rows of 9001 elements); rows that are longer than a block.
 SMALL = ((9,), (5, 129), (3, 2, 33))
-LARGE = ((700, 2049), (2, 77, 9001), (2, BLOCK + 5))
+LARGE = ("whole groups", "parts of groups", "long rows")
 OUTS = 5
+
+
+def large(blocks: str, device: torch.device) -> tuple[int, ...]:
+    """An input of several of the device's blocks."""
+    block = BLOCK[device.type]
+    shapes = {
+        "whole groups": (block // 1500, 2049),
+        "parts of groups": (2, block // 13600, 9001),
+        "long rows": (2, block + 5),
+    }
+    return shapes[blocks]
 
 
 def operands_of(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -45,9 +56,10 @@ def operands_of(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tenso
     ids=str,
 )
 def test_matches_reference(
-    shape: tuple[int, ...], dtype: torch.dtype, backend: torch.device
+    shape: tuple[int, ...] | str, dtype: torch.dtype, backend: torch.device
 ) -> None:
-    operands = operands_of(shape, dtype)
+    sizes = large(shape, backend) if isinstance(shape, str) else shape
+    operands = operands_of(sizes, dtype)
     ours = with_gradients(dropout_linear, operands, p=0.3, seed=7)
     own, truth = own_and_truth(reference.dropout_linear, operands, p=0.3, seed=7)
     names = ("output", "d_input", "d_weight", "d_bias")
@@ -60,7 +72,7 @@ def test_matches_reference(
 def test_the_mask_is_dropout_s(p: float, place: torch.device) -> None:
     """By an identity matrix, bit for bit, in every block; and by its transposed, gradients."""
     weight = torch.eye(131)
-    input = torch.randn(3, BLOCK // 131, 131, requires_grad=True)
+    input = torch.randn(3, BLOCK[place.type] // 131, 131, requires_grad=True)
     state = fused_dropout.make_rng_state(5, 9)
     output = dropout_linear(input, weight, p=p, rng_state=state)
     assert torch.equal(output, dropout(input, p, rng_state=state))

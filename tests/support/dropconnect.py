@@ -41,6 +41,22 @@ def stored_masks(outs: int, ins: int, masks: int, p: float, seed: int) -> np.nda
     return bits.numpy().view(np.uint32)
 
 
+def masks_from(
+    first: int, masks: int, outs: int, ins: int, p: float, seed: int, offset: int = 0
+) -> np.ndarray:
+    """Masks ``first`` and on, from the readable reference: [groups, masks, outs, 4 words]."""
+    row_groups = -(-ins // 128)
+    rows = np.arange(masks * outs, dtype=np.uint64) + np.uint64(first * outs)
+    numbers = rows * np.uint64(row_groups) + np.arange(row_groups, dtype=np.uint64)[:, None]
+    fraction = np.zeros((*numbers.shape, 128), np.uint64)
+    for s in range(16):
+        digit = reference.fraction_digit(s, numbers, seed % 2**64, offset % 2**64, 0)
+        fraction = 2 * fraction + digit
+    kept = fraction < reference.threshold(p)
+    words = np.packbits(kept, axis=-1, bitorder="little").view("<u4")
+    return words.reshape(row_groups, masks, outs, 4)
+
+
 class KernelLayer(NamedTuple):
     """A layer on a [rows, in_features] input, as the entries of tests/cuda_on_cpu take it."""
 
