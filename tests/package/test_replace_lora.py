@@ -209,6 +209,14 @@ def test_the_report() -> None:
     assert str(replacement_report(model)).splitlines() == expected
 
 
+@pytest.mark.parametrize("name", ["Linear4bit", "Linear8bitLt", "Conv2d"])
+def test_layers_of_bitsandbytes_too(name: str) -> None:
+    layer = adapter()
+    layer.__class__ = type(name, (peers.LoraLinear,), {"__module__": "peft.tuners.lora.bnb"})
+    replace(layer)
+    assert is_joined(layer) == (name != "Conv2d")
+
+
 def test_a_filter_leaves_both() -> None:
     layer = adapter("a", "b")
     replace(layer, dropout=lambda name, module: "lora_dropout.a" not in name)

@@ -17,9 +17,13 @@ from fused_dropout._models.replace.become import has_hooks, modules_of, share_me
 from fused_dropout._models.replace.linear import obstacle
 from fused_dropout.functional import dropout_linear
 
-# Classes whose forward, for adapters of no variant, is the one above. Classes of convolutions and
-# embeddings have another one; quantised layers are of classes of their own.
-_LAYERS = {("peft.tuners.lora.layer", "Linear")}
+# Classes whose forward, for adapters of no variant, is the one above: of plain linear layers and of
+# those that bitsandbytes has quantised. Classes of convolutions and embeddings have another one.
+_LAYERS = {
+    ("peft.tuners.lora.layer", "Linear"),
+    ("peft.tuners.lora.bnb", "Linear4bit"),
+    ("peft.tuners.lora.bnb", "Linear8bitLt"),
+}
 
 
 class LoraDropout(ours.Dropout):
