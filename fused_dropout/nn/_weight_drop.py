@@ -218,9 +218,7 @@ def _forward_of_twin(
 ) -> Any:
     masked = {}
     for name, p in module.weight_drop.items():
-        owner, _, last = name.rpartition(".")
-        weight = getattr(module.get_submodule(owner), last)
-        masked[name] = _masked(weight, p, module.weight_drop_mode)
+        masked[name] = _masked(_tensor_of(module, name), p, module.weight_drop_mode)
     copies: list[_Copy] = []
     twin = _twin_of(module, masked, copies, weight_drop={})  # its calls of itself drop no more
     try:
@@ -228,6 +226,22 @@ def _forward_of_twin(
     finally:
         for copy in copies:
             _carry_over(*copy)
+
+
+def masked_weights(module: WeightDrop) -> dict[str, Tensor]:
+    """The weights that one call of ``module`` in training mode would see, by their names."""
+
+    def read(twin: nn.Module) -> dict[str, Tensor]:
+        return {name: _tensor_of(twin, name) for name in module.weight_drop}
+
+    found: dict[str, Tensor] = _forward_of_twin(module, read, (), {})
+    return found
+
+
+def _tensor_of(module: nn.Module, name: str) -> Tensor:
+    owner, _, last = name.rpartition(".")
+    weight: Tensor = getattr(module.get_submodule(owner), last)
+    return weight
 
 
 def _masked(weight: Tensor, p: float, mode: WeightDropMode) -> Tensor:

@@ -14,6 +14,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.efficientnet import MBConvConfig
 
 CLASSES, TOKENS = 4, 50
 
@@ -27,6 +28,7 @@ class Client(NamedTuple):
         loss: of its output.
         replaced: how many layers are to be replaced.
         left: the classes of the modules that are to be left, because they drop by functions.
+        joined: how many linear layers are to be replaced with them, those of LoRA adapters.
     """
 
     model: nn.Module
@@ -34,6 +36,7 @@ class Client(NamedTuple):
     loss: Callable[[Any], Tensor]
     replaced: int
     left: set[str]
+    joined: int = 0
 
 
 def _images(key: str, model: nn.Module, replaced: int, *left: str, side: int = 32) -> Client:
@@ -64,9 +67,22 @@ def timm_efficientnet() -> Client:
     return _images("x", model, 15, "EfficientNet")
 
 
+def small_timm_efficientnet() -> Client:
+    """The same layers, fewer and narrower: a step takes a tenth of the time."""
+    model = timm.create_model(
+        "test_efficientnet", num_classes=CLASSES, drop_rate=0.2, drop_path_rate=0.3
+    )
+    return _images("x", model, 4, "EfficientNet")
+
+
 def timm_resnet_with_blocks() -> Client:
     model = timm.create_model("resnet18", num_classes=CLASSES, drop_block_rate=0.2)
     return _images("x", model, 4, side=64)
+
+
+def small_timm_resnet_with_blocks() -> Client:
+    model = timm.create_model("test_resnet", num_classes=CLASSES, drop_block_rate=0.2)
+    return _images("x", model, 2, side=64)
 
 
 def torchvision_efficientnet() -> Client:
@@ -74,6 +90,15 @@ def torchvision_efficientnet() -> Client:
         num_classes=CLASSES, dropout=0.3, stochastic_depth_prob=0.3
     )
     return _images("x", model, 17)
+
+
+def small_torchvision_efficientnet() -> Client:
+    block = partial(MBConvConfig, width_mult=0.5, depth_mult=0.5)
+    blocks = [block(1, 3, 1, 32, 16, 2), block(4, 3, 2, 16, 24, 4), block(4, 5, 2, 24, 40, 4)]
+    model = torchvision.models.EfficientNet(
+        blocks, dropout=0.3, stochastic_depth_prob=0.3, num_classes=CLASSES
+    )
+    return _images("x", model, 6)
 
 
 def torchvision_convnext() -> Client:
@@ -114,7 +139,7 @@ def gpt2() -> Client:
 def gpt2_with_lora() -> Client:
     adapters = LoraConfig(r=4, lora_dropout=0.3, target_modules=["c_attn"], fan_in_fan_out=True)
     model = get_peft_model(_gpt2(), adapters)
-    return _texts(model, _next_token_loss, 1 + 2 * 4, "GPT2Attention")
+    return _texts(model, _next_token_loss, 1 + 2 * 4, "GPT2Attention")._replace(joined=2)
 
 
 def torch_transformer() -> Client:
@@ -164,5 +189,15 @@ FACTORIES = {
         gpt2_with_lora,
         torch_transformer,
         language_model,
+    )
+}
+
+#: In place of those whose steps take long, smaller ones of the same classes.
+TRAINED = FACTORIES | {
+    each.__name__.removeprefix("small_"): partial(made, each)
+    for each in (
+        small_timm_efficientnet,
+        small_timm_resnet_with_blocks,
+        small_torchvision_efficientnet,
     )
 }

@@ -73,8 +73,8 @@ def test_the_report() -> None:
     assert replace(model, linear={"0": 0.4}) is model
     report = replacement_report(model)
     assert [tuple(record) for record in report.replaced] == [
-        ("0", "torch.nn.Linear", "fused_dropout.nn.DropConnectLinear", 0.4),
-        ("1", "torch.nn.Dropout", "fused_dropout.nn.Dropout", 0.3),
+        ("0", "torch.nn.Linear", "fused_dropout.nn.DropConnectLinear", 0.4, None),
+        ("1", "torch.nn.Dropout", "fused_dropout.nn.Dropout", 0.3, None),
     ]
     (left,) = report.left
     assert left[:3] == ("2", "torch.nn.LSTM", 0.2) and "between the layers" in left.reason

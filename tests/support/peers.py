@@ -201,6 +201,31 @@ class DropConnectLinear(nn.Module):
         return F.linear(x, weight, self.bias)
 
 
+@_in("peft.tuners.lora.layer")
+class LoraLinear(nn.Module):
+    """One adapter, or several, beside a frozen linear layer; variants are called in another way."""
+
+    def __init__(self, base_layer: nn.Linear, *names: str, p: float = 0.3, r: int = 4) -> None:
+        super().__init__()
+        self.base_layer = base_layer.requires_grad_(False)
+        self.lora_dropout = nn.ModuleDict({name: nn.Dropout(p) for name in names})
+        sizes = base_layer.in_features, base_layer.out_features
+        self.lora_A = nn.ModuleDict({name: nn.Linear(sizes[0], r, bias=False) for name in names})
+        self.lora_B = nn.ModuleDict({name: nn.Linear(r, sizes[1], bias=False) for name in names})
+        self.use_dora = dict.fromkeys(names, False)
+        self.lora_variant: dict[str, Any] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.base_layer(x)
+        for name, linear in self.lora_A.items():
+            dropout = self.lora_dropout[name]
+            result = result + self.lora_B[name](linear(dropout(x)))
+        return result
+
+
+LoraLinear.__name__ = LoraLinear.__qualname__ = "Linear"
+
+
 #: A layer of every kind with settings other than the defaults, by a name for the test.
 LAYERS: dict[str, Any] = {
     "timm DropPath": lambda: DropPath(0.3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from fused_dropout import nn as ours
 from fused_dropout import register_converter
 from fused_dropout._models.replace import converters
+from fused_dropout._models.replace.peft_layers import LoraDropout
 from fused_dropout._tools.cli import main
 from fused_dropout._tools.convert_check import compare as comparing
 from fused_dropout._tools.convert_check.compare import Outcome, compare
+from fused_dropout.nn import _weight_drop
 
 pytest.importorskip("rich")
 
@@ -70,6 +73,74 @@ def test_without_inputs_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_the_report_does_not_explain_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert check("with_noise") == 0
     assert "the model itself draws random numbers too, by aten.rand_like" in capsys.readouterr().out
+
+
+def test_both_layers_of_a_lora_adapter_are_run_together() -> None:
+    """Four rates: a false alarm in 2e-6 of all runs; the seed is fixed."""
+    layer = peers.LoraLinear(nn.Linear(24, 8), "default", p=0.3)
+    layer.lora_dropout["default"].eval()
+    outcome = outcome_of(nn.Sequential(layer), ((torch.randn(4, 24),), {}))
+    assert outcome.passed and outcome.unexplained == {}
+    first, second = outcome.sites
+    assert (first.layer.name, second.layer.name) == (
+        "0.lora_dropout.default",
+        "0.lora_A.default",
+    )
+    assert first.before is not None and second.before is None
+    assert (first.comparisons, second.comparisons) == (2, 1)
+    for site in outcome.sites:
+        assert site.after is not None and abs(site.after - 0.3) < 0.01
+
+
+def test_an_adapter_that_drops_twice_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoraDropout, "forward", ours.Dropout.forward)
+    outcome = outcome_of(peers.LoraLinear(nn.Linear(24, 8), "default", p=0.3))
+    assert all("standard errors off" in site.problem for site in outcome.sites)
+
+
+WEIGHTS = ["weight_hh_l0", "weight_ih_l0"]
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        lambda: peers.WeightDrop(nn.LSTM(3, 20), WEIGHTS, 0.3),
+        lambda: peers.WeightDrop(nn.LSTM(3, 5), WEIGHTS, 0.3, variational=True),
+        lambda: peers.WeightDropout(nn.LSTM(3, 20), 0.3, ["weight_hh_l0"]),
+        lambda: peers.WeightDropLSTM(3, 20, 1, weight_dropout=0.3),
+    ],
+)
+def test_masked_weights_are_measured(wrapper: Any) -> None:
+    """At most two rates: a false alarm in 1e-6 of all runs; the seed is fixed."""
+    model = nn.Sequential(wrapper())
+    outcome = outcome_of(model)
+    (site,) = outcome.sites
+    assert outcome.passed and site.before is None and site.after is not None
+    assert site.sigmas is not None and 0 < abs(site.after - 0.3) < 0.07
+    assert site.comparisons in (1, 2)
+
+
+@pytest.mark.parametrize("mode", ["connection", "row", "column"])
+def test_each_parameter_has_its_own_rate(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is dropped at another rate is found, however many there are."""
+
+    def converter(layer: nn.Module) -> Any:
+        twin = copy.copy(layer)
+        return ours.WeightDrop(twin, WEIGHTS, [0.2, 0.5], mode)  # type: ignore[arg-type]
+
+    register_converter(nn.LSTM, converter)
+    model = nn.Sequential(nn.LSTM(4, 8))
+    (site,) = outcome_of(model).sites
+    assert site.problem == "" and site.layer.p is None and site.comparisons == 2
+    masked = _weight_drop._masked
+
+    def wrong(weight: Tensor, p: float, mode: Any) -> Tensor:
+        return masked(weight, 0.3 if p == 0.2 else p, mode)
+
+    monkeypatch.setattr(_weight_drop, "_masked", wrong)
+    (site,) = outcome_of(model).sites
+    assert "standard errors off" in site.problem
+    assert site.after is not None and abs(site.after - 0.3) < 0.07
 
 
 class WrongRate(nn.Dropout):

@@ -35,12 +35,13 @@ def replace(
     the same to the bit. ``print(fused_dropout.replacement_report(model))`` says what was replaced,
     what was not, and why; :func:`fused_dropout.restore` goes back.
 
-    Replaced are the dropout layers of torch.nn, wherever they are (in a TransformerEncoderLayer, in
-    PEFT's ``lora_dropout``); torchvision's StochasticDepth and DropBlock; timm's DropPath and
-    DropBlock2d; Hugging Face's layers named ``...DropPath`` and StableDropout; fastai's and
-    PyTorch-NLP's locked dropout; probly's DropConnectLinear; and what
-    :func:`fused_dropout.register_converter` was told of. These packages need not be installed. A
-    layer of exactly such a class is replaced: a subclass may mean more, and is reported.
+    Replaced are the dropout layers of torch.nn, wherever they are; torchvision's StochasticDepth
+    and DropBlock; timm's DropPath and DropBlock2d; Hugging Face's layers named ``...DropPath`` and
+    StableDropout; fastai's and PyTorch-NLP's locked dropout; probly's DropConnectLinear; and what
+    :func:`fused_dropout.register_converter` was told of. In PEFT's LoRA layers ``lora_A`` drops its
+    own input, as :class:`fused_dropout.nn.DropoutLinear`, by the p and in the mode of
+    ``lora_dropout``. These packages need not be installed. A layer of exactly such a class is
+    replaced: a subclass may mean more, and is reported.
 
     What no layer holds is reported, and left: the dropout of attention weights, between the layers
     of an LSTM, and calls of functions. Sources of classes are read to find them.

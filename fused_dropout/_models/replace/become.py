@@ -18,6 +18,7 @@ from torch import Tensor, nn
 _KEY = "_fused_dropout_original"
 _MEMBERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _SIMPLE = (bool, int, float, str, tuple, type(None))
+HOOKS = tuple(name for name in vars(nn.Module()) if "_hooks" in name)
 
 
 @dataclass
@@ -144,6 +145,11 @@ def share_members(new: nn.Module, layer: nn.Module) -> None:
 def has_members(module: nn.Module) -> bool:
     """Whether it has parameters, buffers or modules."""
     return any(vars(module)[key] for key in _MEMBERS)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything is called when it is, or when its state_dict is read or loaded."""
+    return any(vars(module)[name] for name in HOOKS)
 
 
 def forget_original(layer: nn.Module) -> None:

@@ -139,6 +139,11 @@ def converter_of(cls: type) -> Converter | None:
     return None
 
 
+def is_built_in(converter: Converter) -> bool:
+    """Whether it is one of this package, and not registered."""
+    return converter in _BUILT_IN.values()
+
+
 def has_its_own_forward(layer: nn.Module, converter: Converter) -> bool:
     """Whether a forward was set on the object that the converter does not know of."""
     return "forward" in vars(layer) and converter not in weight_drop.WITH_OWN_FORWARD

@@ -13,6 +13,7 @@ from fused_dropout._models.replace.converters import (
     Converter,
     converter_of,
     has_its_own_forward,
+    is_built_in,
     known_base,
 )
 from fused_dropout._models.replace.linear import (
@@ -23,6 +24,12 @@ from fused_dropout._models.replace.linear import (
     has_dropconnect,
     obstacle,
     tied_tensors,
+)
+from fused_dropout._models.replace.peft_layers import (
+    LoraDropout,
+    LoraDropoutLinear,
+    adapters,
+    partner_of,
 )
 from fused_dropout._models.replace.report import (
     Left,
@@ -61,6 +68,8 @@ def make_plan(
     chosen = {} if linear is None else choose(model, linear)
     places = None if tied else tied_tensors(model)
     bypassed = set() if tied else _read_past(model)
+    pairs = {} if dropout is False else adapters(model)
+    names = {id(module): name for name, module in modules_of(model)}
     replacements: list[tuple[nn.Module, nn.Module]] = []
     replaced: list[Replaced] = []
     left: list[Left] = []
@@ -68,7 +77,7 @@ def make_plan(
     def decided(name: str, module: nn.Module, new: nn.Module | str, by_name: bool = False) -> None:
         if isinstance(new, nn.Module):
             replacements.append((module, new))
-            replaced.append(_replaced(name, type(module), new))
+            replaced.append(_replaced(names, name, type(module), new))
         elif by_name:
             kind = kind_of(type(module))
             raise ValueError(f"linear names {name!r}, a {kind}, which cannot be replaced: {new}")
@@ -78,7 +87,7 @@ def make_plan(
     for name, module in modules_of(model):
         original = original_of(module)
         if original is not None:
-            replaced.append(_replaced(name, original.cls, module))
+            replaced.append(_replaced(names, name, original.cls, module))
         if id(module) in chosen and has_dropconnect(module):
             p = rate_of_layer(module)
             if p != chosen[id(module)].p:
@@ -93,6 +102,10 @@ def make_plan(
                 _look_for_more(name, module, left)
             elif callable(dropout) and not dropout(name, module):
                 decided(name, module, "dropout= leaves it")
+            elif _is_joined(pairs.get(id(module)), chosen, converter):
+                layer, linear = pairs[id(module)]
+                decided(name, layer, LoraDropout(layer.p, linear))
+                decided(names[id(linear)], linear, LoraDropoutLinear(linear, layer))
             else:
                 decided(name, module, _converted(name, module, converter))
     return Plan(replacements, ReplacementReport(tuple(replaced), tuple(left)))
@@ -102,8 +115,18 @@ def _is_ours(module: nn.Module) -> bool:
     return any(base.__module__.startswith("fused_dropout.") for base in type(module).__mro__)
 
 
-def _replaced(name: str, before: type, after: nn.Module) -> Replaced:
-    return Replaced(name, kind_of(before), kind_of(type(after)), rate_of_layer(after))
+def _is_joined(
+    pair: tuple[nn.Dropout, nn.Linear] | None, chosen: Mapping[int, Chosen], converter: Converter
+) -> bool:
+    """Whether the linear layer of a LoRA adapter is to drop: nothing else is asked of the two."""
+    if pair is None or id(pair[1]) in chosen:
+        return False
+    return is_built_in(converter) and converter_of(type(pair[1])) is None
+
+
+def _replaced(names: Mapping[int, str], name: str, before: type, after: nn.Module) -> Replaced:
+    partner = names.get(id(partner_of(after)))
+    return Replaced(name, kind_of(before), kind_of(type(after)), rate_of_layer(after), partner)
 
 
 def _with_dropconnect(

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from fused_dropout._models.check.finding import place
+from fused_dropout.nn import WeightDrop
+from fused_dropout.nn._weight_drop import bare_class_of
 
 
 class Replaced(NamedTuple):
@@ -18,15 +20,19 @@ class Replaced(NamedTuple):
         before: what it was, as ``"torch.nn.Dropout"``.
         after: what it is, as ``"fused_dropout.nn.Dropout"``.
         p: drop probability; None where the layer has none.
+        joined_with: the name of the layer with which it does now what both did before: of a LoRA
+            adapter; None elsewhere.
     """
 
     name: str
     before: str
     after: str
     p: float | None
+    joined_with: str | None = None
 
     def __str__(self) -> str:
-        return f"{place(self.name)}: {self.before} -> {self.after}{_shown(self.p)}"
+        joined = "" if self.joined_with is None else f", joined with {self.joined_with}"
+        return f"{place(self.name)}: {self.before} -> {self.after}{_shown(self.p)}{joined}"
 
 
 class Left(NamedTuple):
@@ -52,8 +58,8 @@ class ReplacementReport(NamedTuple):
     """What :func:`fused_dropout.replace` did with a model; ``print`` shows it as a text.
 
     Attributes:
-        replaced: a record (name, before, after, p) for each layer that is one of ours now, in the
-            order of the model; a layer in several places counts once.
+        replaced: a record (name, before, after, p, joined_with) for each layer that is one of ours
+            now, in the order of the model; a layer in several places counts once.
         left: a record (name, kind, p, reason) for each module that drops, or was named, and was not
             replaced.
     """
@@ -92,9 +98,9 @@ def rate_of_layer(
 
 def kind_of(cls: type) -> str:
     """A class by the name under which it is imported: ``torch.nn.Dropout``."""
-    weight_drop = next((base for base in cls.__bases__ if base.__name__ == "WeightDrop"), None)
-    if weight_drop is not None and len(cls.__bases__) == 2:  # a class made for the module
-        return f"{kind_of(weight_drop)}({kind_of(cls.__bases__[1])})"
+    bare = bare_class_of(cls)
+    if bare is not None:
+        return f"{kind_of(WeightDrop)}({kind_of(bare)})"
     module = cls.__module__
     if module.startswith("torch.nn.modules."):
         module = "torch.nn"

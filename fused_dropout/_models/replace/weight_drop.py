@@ -14,22 +14,22 @@ from typing import Any
 
 from torch import nn
 
+from fused_dropout._models.replace.become import HOOKS, has_hooks
 from fused_dropout.nn import WeightDrop
 
 _RAW = "_raw"
-_HOOKS = tuple(name for name in vars(nn.Module()) if "_hooks" in name)
 _HOOKED = "the module in it has hooks of its own"
 
 
 def _awd_lstm(layer: Any) -> nn.Module | str:
     mode = "row" if layer.variational else "connection"
-    if _has_hooks(layer.module):
+    if has_hooks(layer.module):
         return _HOOKED
     return _converted(layer.module, layer.module, layer.weights, layer.dropout, mode)
 
 
 def _fastai(layer: Any) -> nn.Module | str:
-    if _has_hooks(layer.module):
+    if has_hooks(layer.module):
         return _HOOKED
     return _converted(layer.module, layer, layer.layer_names, layer.weight_p, "connection")
 
@@ -42,10 +42,6 @@ def _torchnlp(layer: Any) -> nn.Module | str:
     """WeightDropLSTM and so on, whose settings are in the closure of its forward alone."""
     found = inspect.getclosurevars(vars(layer)["forward"]).nonlocals
     return _converted(layer, layer, found["weights"], found["dropout"], "connection")
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return any(vars(module)[name] for name in _HOOKS)
 
 
 def _converted(
@@ -65,7 +61,7 @@ def _bare_twin(module: Any, raw: dict[str, Any]) -> nn.Module:
     """A module of torch's class that shares everything with ``module`` but what a wrapper added."""
     twin: Any = object.__new__(_bare_class(type(module)))
     vars(twin).update(vars(module))
-    vars(twin).update({name: value for name, value in vars(nn.Module()).items() if name in _HOOKS})
+    vars(twin).update({name: value for name, value in vars(nn.Module()).items() if name in HOOKS})
     for name in ("flatten_parameters", "forward", *raw):
         vars(twin).pop(name, None)
     members = {k: v for k, v in module._parameters.items() if k.removesuffix(_RAW) not in raw}

@@ -122,7 +122,7 @@ def _print(outcome: Outcome, ran: bool, console: Console) -> None:
     for problem in outcome.problems:
         console.print(problem, markup=False, style="red", soft_wrap=True)
     measured = sum(site.after is not None for site in outcome.sites)
-    chance = 2 * measured * FALSE_ALARMS
+    chance = FALSE_ALARMS * sum(site.comparisons for site in outcome.sites)
     console.print(
         f"Rates agree within {SIGMAS:g} standard errors with p and with those before; of "
         f"{measured} correct layers one is called wrong with a probability of at most {chance:.0e}."

@@ -13,7 +13,7 @@ from fused_dropout import replace, replacement_report, restore
 from fused_dropout._core.private_torch import flatten
 from fused_dropout._models.check.unchanged import unchanged
 from fused_dropout._models.replace.report import Replaced, ReplacementReport
-from fused_dropout._tools.convert_check.probes import Dropped, bare, probe_of
+from fused_dropout._tools.convert_check.probes import Dropped, Probe, bare, in_errors, probe_of
 from fused_dropout._tools.convert_check.random_calls import unexplained_calls
 
 SIGMAS = 5.0
@@ -30,6 +30,7 @@ class Site(NamedTuple):
         before: measured drop rate of what it was; None where that did not drop.
         after: measured drop rate of what it is; None: its class is not known here.
         sigmas: the larger distance, from p and from ``before``, in standard errors.
+        comparisons: how many distances there were.
         problem: "" where all is well.
     """
 
@@ -37,6 +38,7 @@ class Site(NamedTuple):
     before: float | None
     after: float | None
     sigmas: float | None
+    comparisons: int
     problem: str
 
 
@@ -82,7 +84,7 @@ def compare(
     restore(model)
     before = {
         record.name: None
-        if record.before.endswith(("nn.Linear", ".Conv1D"))
+        if record.before.endswith(("nn.Linear", ".Conv1D")) or not _runs_before(probes[record.name])
         else _run(probes[record.name], layers[record.name])
         for record in report.replaced
     }
@@ -95,16 +97,21 @@ def compare(
     return Outcome(report, sites, _problems(model, names, outputs), unexplained)
 
 
+def _runs_before(probe: Probe | None) -> bool:
+    return probe is not None and probe.runs_before
+
+
 def _run(probe: Any, layer: nn.Module) -> Dropped | None:
     return None if probe is None else probe.run(bare(layer))
 
 
 def _site(record: Replaced, before: Dropped | None, after: Dropped | None, kept_p: bool) -> Site:
     if after is None:
-        return Site(record, None, None, None, "")
+        return Site(record, None, None, None, 0, "")
     distances, problem = [], ""
-    if kept_p and record.p is not None:
-        distances.append(_from_p(after, record.p))
+    p = record.p if after.p is None else after.p
+    if kept_p and p is not None:
+        distances += [after.distance_from(p)] * after.candidates
     if before is not None:
         distances.append(_between(before, after))
         if not math.isclose(before.scale, after.scale, rel_tol=_SCALE_TOLERANCE):
@@ -116,23 +123,12 @@ def _site(record: Replaced, before: Dropped | None, after: Dropped | None, kept_
     if not sigmas <= SIGMAS:
         problem = f"{sigmas:.1f} standard errors off"
     rate_before = None if before is None else before.rate
-    return Site(record, rate_before, after.rate, sigmas, problem)
-
-
-def _from_p(dropped: Dropped, p: float) -> float:
-    """The distance of a rate from p in standard errors."""
-    return _ratio(abs(dropped.rate - p), math.sqrt(p * (1 - p) / len(dropped.shares)))
+    return Site(record, rate_before, after.rate, sigmas, len(distances), problem)
 
 
 def _between(one: Dropped, other: Dropped) -> float:
     variance = sum(float(each.shares.var()) / len(each.shares) for each in (one, other))
-    return _ratio(abs(one.rate - other.rate), math.sqrt(variance))
-
-
-def _ratio(difference: float, error: float) -> float:
-    if error == 0:
-        return 0.0 if difference == 0 else math.inf
-    return difference / error
+    return in_errors(one.rate - other.rate, math.sqrt(variance))
 
 
 def _evaluated(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:

@@ -5,6 +5,7 @@ Gradients say what was dropped, whatever stands in its place: 0 where it was, th
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,8 +15,14 @@ from torch import Tensor, nn
 
 from fused_dropout import nn as ours
 from fused_dropout._models.replace.drop_connect import SharedMaskLinear
+from fused_dropout._models.replace.peft_layers import (
+    LoraDropout,
+    LoraDropoutLinear,
+    partner_of,
+)
 from fused_dropout._models.replace.timm_layers import TimmDropBlock2d
 from fused_dropout._models.replace.transformers_layers import DropConnectConv1D
+from fused_dropout.nn._weight_drop import masked_weights
 
 _CALLS = 1500  # of a layer whose mask has one entry
 _MOST_COLUMNS = 512
@@ -27,15 +34,30 @@ class Dropped(NamedTuple):
     Attributes:
         shares: of each unit the share that was dropped, float64; units are independent.
         scale: what kept values were multiplied by, on average; NaN where nothing was kept.
+        p: what the rate should be, where that is not the p of the whole layer.
+        candidates: of how many parameters this one is the farthest from its p.
     """
 
     shares: Tensor
     scale: float
+    p: float | None = None
+    candidates: int = 1
 
     @property
     def rate(self) -> float:
         """The share of all units together."""
         return float(self.shares.mean())
+
+    def distance_from(self, p: float) -> float:
+        """That of the rate from ``p``, in standard errors."""
+        return in_errors(self.rate - p, math.sqrt(p * (1 - p) / len(self.shares)))
+
+
+def in_errors(difference: float, error: float) -> float:
+    """A difference in standard errors."""
+    if error == 0:
+        return 0.0 if difference == 0 else math.inf
+    return abs(difference) / error
 
 
 class Probe(NamedTuple):
@@ -44,10 +66,12 @@ class Probe(NamedTuple):
     Attributes:
         run: of a layer without hooks, in training mode.
         drops_at_p: whether a unit is dropped at the rate p; DropBlock's blocks overlap.
+        runs_before: whether what the layer was before runs in this way too.
     """
 
     run: Callable[[Any], Dropped]
     drops_at_p: bool = True
+    runs_before: bool = True
 
 
 def probe_of(layer: nn.Module) -> Probe | None:
@@ -118,8 +142,52 @@ def _of_connections(layer: nn.Module) -> Dropped:
     return Dropped(dropped.double().flatten(), scale)
 
 
-_ELEMENTS = _of_shape(256, 256, units=(0, 1))
+def _of_adapter(layer: nn.Module) -> Dropped:
+    """Both layers of a LoRA adapter together, whichever of them this is; before, the dropout."""
+    partner = partner_of(layer)
+    if partner is None:
+        return _by_gradient(layer, _SQUARE, (0, 1))
+    dropout, linear = bare(layer), bare(partner)
+    if isinstance(layer, LoraDropoutLinear):
+        dropout, linear = linear, dropout
+    vars(dropout)["partner"], vars(linear)["partner"] = (linear,), (dropout,)
+    linear._parameters.update(weight=nn.Parameter(torch.ones(1, _SQUARE[1])), bias=None)
+    return _by_gradient(nn.Sequential(dropout, linear), _SQUARE, (0, 1))
+
+
+def _of_weights(layer: Any) -> Dropped:
+    """Of the parameters of a WeightDrop the one whose rate is the farthest from its p."""
+    layer = copy.deepcopy(layer).requires_grad_(False)
+    for name in layer.weight_drop:
+        layer.get_parameter(name).fill_(1.0)
+    found = [_of_weight(layer, name, p) for name, p in layer.weight_drop.items()]
+    worst = max(found, key=lambda each: each.distance_from(each.p or 0.0))
+    return worst._replace(candidates=len(found))
+
+
+def _of_weight(layer: Any, name: str, p: float) -> Dropped:
+    """As many masks of it as have ``_CALLS`` units together."""
+    own = {"row": [0], "column": [1]}.get(layer.weight_drop_mode)
+    shape = layer.get_parameter(name).shape
+    units = math.prod(shape if own is None else (shape[dim] for dim in own))
+    others = [] if own is None else [dim for dim in range(len(shape)) if dim not in own]
+    shares, kept = [], []
+    for _ in range(math.ceil(_CALLS / units)):
+        masked = masked_weights(layer)[name].double()
+        dropped = masked == 0
+        shares.append((dropped.double().mean(others) if others else dropped.double()).flatten())
+        kept.append(masked[~dropped])
+    values = torch.cat(kept)
+    scale = float(values.mean()) if len(values) else math.nan
+    return Dropped(torch.cat(shares), scale, p)
+
+
+_SQUARE = (256, 256)
+_ELEMENTS = _of_shape(*_SQUARE, units=(0, 1))
 _PROBES: dict[type[nn.Module], Probe] = {
+    ours.WeightDrop: Probe(_of_weights, runs_before=False),  # theirs are wrappers of many kinds
+    LoraDropout: Probe(_of_adapter),
+    LoraDropoutLinear: Probe(_of_adapter),
     ours.LockedDropout: Probe(_of_steps),
     ours.Dropout: _ELEMENTS,
     ours.AlphaDropout: _ELEMENTS,
