@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Torch's threads sleep while they wait for work. By default they spin, and `make test` has as many
+# threads as cores in each of as many processes, which would spin in place of each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
+
 import torch
 
 pytest.register_assert_rewrite("support")
