@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Torch's threads sleep while they wait for work. By default they spin, and `make test` has as many
+# threads as cores in each of as many processes, which would spin in place of each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
+
 import torch
 
 pytest.register_assert_rewrite("support")
 
-from support.devices import ISAS, default_device, forced_isa, require_cuda  # noqa: E402
+from support.devices import (  # noqa: E402
+    ISAS,
+    default_device,
+    forced_isa,
+    require_cuda,
+    threads,
+)
 
 pytest_plugins = ["cuda_on_cpu.plugin"]  # the fixtures that run CUDA kernels
 
@@ -40,6 +52,13 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on each instruction set of the CPU."""
     with forced_isa(request.param):
         yield request.param
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For modules so small that threads cost more than they save."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from random import Random
+
+from fused_dropout import reference
 
 from . import arguments as pools
 from .call import Call, Oracle
@@ -75,6 +78,16 @@ class Draft:
         else:
             self.seeding = f"torch.default_generator.manual_seed({random.randrange(99)})"
             self.twin = self.drawn
+
+    def settle(self, random: Random, p: float, training: bool, inplace: bool = False) -> None:
+        """What follows from the arguments that all functions of the dropout family have."""
+        first = self.operands[0]
+        empty = math.prod(first.shape) == 0
+        self.drawn = training and not empty and 0.0 < reference.keep_rate(p) < 1.0
+        self.may_alias = inplace or not training or empty or p == 0
+        self.writes = first.name if inplace else None
+        self.format_of = None if inplace or not training else first.name
+        self.add_source(random)
 
     def add_contexts(self, random: Random, isas: tuple[str, ...]) -> None:
         if random.random() < 0.2:

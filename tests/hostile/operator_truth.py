@@ -15,7 +15,8 @@ from fused_dropout import reference
 from fused_dropout.reference._noise import noise_words, normals_of_words, uniforms_of_words
 
 from .call import Tensors
-from .functions import as_in_sums, packed
+from .dropconnect_functions import as_in_sums
+from .functions import packed
 
 Settings = dict[str, Any]
 Truth = Callable[[Tensors, Settings], tuple[Tensor, ...]]

@@ -15,8 +15,8 @@ from fused_dropout._core import extension
 
 from . import arguments as pools
 from .call import Call, Oracle, Tensors
+from .dropout_functions import logistic_ulps
 from .from_table import operator_arguments, operator_named
-from .functions import logistic_ulps
 from .operands import DTYPES, Operand, Shape, draw_operand, draw_shape
 from .operator_truth import TRUTHS, stored_shape
 

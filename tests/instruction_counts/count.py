@@ -91,12 +91,13 @@ def callgrind_counts(library: Path) -> Counts:
         return counts
 
 
-def loop_mixes(library: Path) -> Mixes:
-    """The main loops of AVX-512 kernels."""
+def loop_mixes(library: Path, op: str = "") -> Mixes:
+    """The main loops of AVX-512 kernels, whose names begin with `op`."""
     functions = disassembled(library)
     return {
         name: dict(sorted(main_loops(functions, signature, work).items()))
         for name, (signature, work) in MAIN_LOOPS.items()
+        if name.startswith(op)
     }
 
 

@@ -80,9 +80,9 @@ def sources() -> list[Path]:
     return [*files, *CSRC.glob("cpu/simd/*.cpp"), HERE / "entries.cpp"]
 
 
-def write_all_ops(folder: Path, csrc: Path) -> None:
-    """simd_ops.h, which setup.py writes for the extension."""
-    ops = sorted(csrc.glob("cpu/simd/ops/*.h"))
+def write_ops(folder: Path, csrc: Path, files: str) -> None:
+    """simd_ops.h, which setup.py writes for the extension, with some files of ops/."""
+    ops = sorted(csrc.glob(f"cpu/simd/ops/{files}"))
     (folder / "simd_ops.h").write_text("".join(f'#include "{path}"\n' for path in ops))
 
 
@@ -94,10 +94,18 @@ def without_switch(source: str) -> str:
 
 
 def build(
-    isa: str, emulated: bool, folder: Path, csrc: Path = CSRC, flags: tuple[str, ...] = ()
+    isa: str,
+    emulated: bool,
+    folder: Path,
+    csrc: Path = CSRC,
+    flags: tuple[str, ...] = (),
+    ops: str = "*.h",
 ) -> None:
-    """libkernels.so in `folder`, of these sources and with these flags too."""
-    write_all_ops(folder, csrc)
+    """libkernels.so in `folder`, of these sources and with these flags too.
+
+    Without all ops it can be looked at, but not be loaded.
+    """
+    write_ops(folder, csrc, ops)
     kernels = csrc / "cpu" / "simd" / f"isa_{isa}.cpp"
     if emulated:
         source = without_switch(kernels.read_text())

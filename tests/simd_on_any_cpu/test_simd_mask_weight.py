@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -17,6 +18,7 @@ SCALE = 1.25  # exact in every dtype, but its products are rounded
 SHAPES = ((1, 1), (3, 127), (33, 128), (40, 1030))  # output features, columns
 
 
+@functools.cache  # the reference takes a second, and every test of a shape asks
 def kept_weights(p: float, outs: int, cols: int) -> Tensor:
     """[masks, outs, cols]"""
     kept = reference.mask((MASKS * outs, cols), p, seed=SEED, offset=OFFSET)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_dropout._tools.table import Layer, Op, Operator, layers, operators, ops_with
+from fused_dropout._tools.table import Layer, Op, Operator, operators, ops, ops_with
 
 SEED = 3
 
@@ -20,15 +20,22 @@ def each_op(held_to: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("op", ops_with(held_to), ids=lambda op: op.name)
 
 
+def each_code(held_to: str) -> pytest.MarkDecorator:
+    """Runs a test on the ops but those that are another one in other dimensions."""
+    rows = [op for op in ops_with(held_to) if not op.form_of]
+    return pytest.mark.parametrize("op", rows, ids=lambda op: op.name)
+
+
 def each_kernel(held_to: str) -> pytest.MarkDecorator:
     """Runs a slow test on the ops with operators of their own, which the others run as well."""
     rows = [op for op in ops_with(held_to) if op.operators]
     return pytest.mark.parametrize("op", rows, ids=lambda op: op.name)
 
 
-def each_layer() -> pytest.MarkDecorator:
-    """Runs a test on every module of the table."""
-    return pytest.mark.parametrize("layer", layers(), ids=lambda layer: layer.name)
+def each_layer(*, forms: bool = True) -> pytest.MarkDecorator:
+    """Runs a test on every module of the table, or without those in other dimensions."""
+    rows = [layer for op in ops() for layer in op.layers if forms or not op.form_of]
+    return pytest.mark.parametrize("layer", rows, ids=lambda layer: layer.name)
 
 
 def each_operator(*, differentiable: bool = False) -> pytest.MarkDecorator:

@@ -15,6 +15,7 @@ from small_calls import (
     call_with,
     direction_like,
     drawing_call_of,
+    each_code,
     each_op,
     each_operator,
     operands_of,
@@ -117,7 +118,7 @@ def test_in_place(op: Op, place: torch.device) -> None:
     assert_all_close(ours, wanted)
 
 
-@each_op("vmap")
+@each_code("vmap")
 def test_gradients_of_items(op: Op, place: torch.device) -> None:
     """vmap of grad, and backward through vmap."""
 

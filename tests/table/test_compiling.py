@@ -16,6 +16,7 @@ from small_calls import (
     differentiable_positions,
     direction_like,
     drawing_call_of,
+    each_code,
     each_kernel,
     each_layer,
     each_op,
@@ -91,7 +92,7 @@ def test_dropconnect_s_mask_storages(storage: str, place: torch.device) -> None:
         assert_all_close(runs[0], runs[2])
 
 
-@each_op("in place")
+@each_code("in place")
 def test_in_place(op: Op, place: torch.device) -> None:
     def in_place(input: Tensor) -> Tensor:
         changed = input * 2
@@ -159,7 +160,7 @@ def test_seeds_and_states_do_not_recompile(op: Op, place: torch.device) -> None:
         assert counter.frame_count <= most
 
 
-@each_layer()
+@each_layer(forms=False)
 def test_modules(layer: Layer, place: torch.device) -> None:
     """On the CPU manual_seed gives eager's masks; everywhere it gives the same ones again."""
     module, inputs = built(layer), inputs_of(layer)

@@ -12,6 +12,7 @@ from small_calls import (
     assert_all_close,
     call_of,
     direction_like,
+    each_code,
     each_op,
     leaves_of,
     operands_of,
@@ -35,14 +36,14 @@ def test_gradcheck(op: Op, place: torch.device) -> None:
     assert torch.autograd.gradcheck(call_of(op), leaves_of(op), check_batched_grad=True)
 
 
-@each_op("gradient")
+@each_code("gradient")
 def test_gradgradcheck(op: Op, place: torch.device) -> None:
     assert torch.autograd.gradgradcheck(
         call_of(op), leaves_of(op), check_batched_grad=True, check_rev_over_rev=True
     )
 
 
-@each_op("in place")
+@each_code("in place")
 def test_gradcheck_in_place(op: Op, place: torch.device) -> None:
     def in_place(input: Tensor) -> Tensor:
         return call_of(op)(input.clone(), inplace=True)
@@ -67,7 +68,7 @@ def test_one_operand_at_a_time(op: Op, place: torch.device) -> None:
 # ---- forward mode --------------------------------------------------------------------------------
 
 
-@each_op("forward mode")
+@each_code("forward mode")
 def test_gradcheck_in_forward_mode(op: Op, place: torch.device) -> None:
     assert torch.autograd.gradcheck(
         call_of(op),
@@ -78,7 +79,7 @@ def test_gradcheck_in_forward_mode(op: Op, place: torch.device) -> None:
     )
 
 
-@each_op("forward mode")
+@each_code("forward mode")
 def test_gradgradcheck_forward_over_reverse(op: Op, place: torch.device) -> None:
     assert torch.autograd.gradgradcheck(
         call_of(op),
@@ -152,7 +153,7 @@ TRANSFORMS: dict[str, Transform] = {
 FORWARD_TWICE = "jacfwd(jacfwd)"
 
 
-@each_op("torch.func")
+@each_code("torch.func")
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_torch_func(op: Op, transform: str, place: torch.device) -> None:
     def loss_of(call: Callable[..., Tensor]) -> Callable[..., Tensor]:

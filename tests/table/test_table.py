@@ -45,6 +45,11 @@ def test_every_operator_is_a_row_and_belongs_to_an_op() -> None:
     assert sorted(name for op in ops() for name in op.operators) == sorted(named)
 
 
+def test_forms_are_of_an_op_that_all_tests_call() -> None:
+    forms = {op.form_of for op in ops()} - {""}
+    assert forms and forms <= {op.name for op in ops() if not op.form_of}
+
+
 @each_operator()
 def test_differentiable_arguments_are_arguments(operator: Operator) -> None:
     assert set(operator.differentiable) <= set(argument_names(operator))

@@ -83,6 +83,8 @@ class Op:
         inplace: whether the function takes `inplace=`.
         idle: settings with which nothing is drawn.
         runs_module: whether it calls a module that it is given, which torch.fx then records.
+        form_of: the row whose code it runs in another number of dimensions; the slowest tests leave
+            such a row out.
         elementwise: whether an output element depends on one element of each operand.
         layers: the modules that run the op.
         operators: its operators in `torch.ops.fused_dropout`.
@@ -99,6 +101,7 @@ class Op:
     inplace: bool = False
     idle: tuple[Case, ...] = ()
     runs_module: bool = False
+    form_of: str = ""
     elementwise: bool = True
     layers: tuple[Layer, ...] = ()
     operators: tuple[str, ...] = ()

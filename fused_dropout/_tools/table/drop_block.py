@@ -37,12 +37,12 @@ OPS = (
     ),
     Op(
         "drop_block1d", f.drop_block1d, r.drop_block, _SETTINGS, ((3, 4, 50),),
-        small=((2, 2, 6), _SMALL), **_COMMON,
+        small=((2, 2, 6), _SMALL), **_COMMON, form_of="drop_block2d",
         layers=(Layer(nn.DropBlock1d, _LAYER, ((3, 4, 20),)),),
     ),
     Op(
         "drop_block3d", f.drop_block3d, r.drop_block, _SETTINGS, ((2, 3, 5, 6, 7),),
-        small=((2, 2, 2, 2, 2), _SMALL), **_COMMON,
+        small=((2, 2, 2, 2, 2), _SMALL), **_COMMON, form_of="drop_block2d",
         layers=(Layer(nn.DropBlock3d, _LAYER, ((3, 4, 5, 3, 4),)),),
     ),
 )  # fmt: skip

@@ -51,7 +51,8 @@ def _row(dims: int, shapes: tuple[Shape, ...], small: Shape, operators: tuple[st
     return Op(
         name, getattr(f, name), r.dropconnect_conv, settings, shapes, (small, small_settings),
         _operands, ("input", "weight", "bias"), idle=(case(p=0.0, padding=padding),),
-        elementwise=False, layers=layers, operators=operators,
+        form_of="" if operators else f"{_NAME}2d", elementwise=False,
+        layers=layers, operators=operators,
     )  # fmt: skip
 
 

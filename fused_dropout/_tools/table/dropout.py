@@ -37,7 +37,7 @@ OPS = (
     ),
     Op(
         "dropout1d", f.dropout1d, r.dropout1d, RATES, ((5, 7), (3, 5, 31)),
-        small=((3, 4, 2), case(p=0.5)), **_COMMON,
+        small=((3, 4, 2), case(p=0.5)), **_COMMON, form_of="dropout2d",
         layers=(Layer(nn.Dropout1d, case(p=0.4), ((6, 9, 5),)),),
     ),
     Op(
@@ -47,7 +47,7 @@ OPS = (
     ),
     Op(
         "dropout3d", f.dropout3d, r.dropout3d, RATES, ((2, 5, 3, 4, 5), (5, 3, 4, 5)),
-        small=((3, 4, 1, 2, 1), case(p=0.5)), **_COMMON,
+        small=((3, 4, 1, 2, 1), case(p=0.5)), **_COMMON, form_of="dropout2d",
         layers=(Layer(nn.Dropout3d, case(p=0.4), ((6, 9, 1, 2, 3),)),),
     ),
     # torch's alpha dropouts take training=False for granted.

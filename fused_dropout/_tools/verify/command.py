@@ -1,8 +1,8 @@
 """`fused-dropout verify`: does every op on this machine agree with the readable reference?
 
-This file drives the checks and prints the table. The checks that all ops share run over the rows of
-the table of ops (elementwise.py); masks and DropConnect have modules of their own. Each module has
-a function that yields `Check`s. A check passes when its worst error, as a ratio to its own
+This file drives the checks and prints their results. The checks that all ops share run over the
+rows of the table of ops (table.py); masks and DropConnect have modules of their own. Each module
+has a function that yields `Check`s. A check passes when its worst error, as a ratio to its own
 bound, is at most 1; a raised exception is a failure.
 """
 
@@ -15,8 +15,8 @@ from fused_dropout._core import extension
 from fused_dropout._tools.common import ArgumentError, positive_int, report_console, thread_count
 from fused_dropout._tools.verify.checks import Check, Row, Settings, Target, run_check
 from fused_dropout._tools.verify.dropconnect import dropconnect_checks
-from fused_dropout._tools.verify.elementwise import elementwise_checks
 from fused_dropout._tools.verify.mask import mask_checks
+from fused_dropout._tools.verify.table import table_checks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _all_checks(settings: Settings) -> list[Check]:
-    per_op = (mask_checks, dropconnect_checks, elementwise_checks)
+    per_op = (mask_checks, dropconnect_checks, table_checks)
     return [check for checks_of in per_op for check in checks_of(settings)]
 
 

@@ -1,4 +1,4 @@
-"""`fused-dropout verify` notices element-wise ops that are wrong."""
+"""`fused-dropout verify` notices ops of the table that are wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fused_dropout._core import extension
 from fused_dropout._tools import table
 from fused_dropout._tools.table import Op, case, op_named
 from fused_dropout._tools.verify.checks import Row, Settings, Target, run_check
-from fused_dropout._tools.verify.elementwise import elementwise_checks, ops
+from fused_dropout._tools.verify.table import ops, table_checks
 
 TARGET = Target(extension.available_isas()[0], "cpu")
 SETTINGS = Settings(quick=True, seed=3, targets=(TARGET,))
@@ -22,8 +22,8 @@ SETTINGS = Settings(quick=True, seed=3, targets=(TARGET,))
 
 def rows_of(op: Op, monkeypatch: pytest.MonkeyPatch) -> tuple[Row, Row]:
     """The rows of one op's two checks."""
-    monkeypatch.setattr("fused_dropout._tools.verify.elementwise.ops", lambda: (op,))
-    values, strides = (run_check(check) for check in elementwise_checks(SETTINGS))
+    monkeypatch.setattr("fused_dropout._tools.verify.table.ops", lambda: (op,))
+    values, strides = (run_check(check) for check in table_checks(SETTINGS))
     return values, strides
 
 

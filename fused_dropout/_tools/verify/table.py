@@ -1,4 +1,4 @@
-"""Checks of the table's ops, most of which act element by element: values, gradients, strides.
+"""Checks of every row of the table of ops that has operands: values, gradients, strides.
 
 `dropconnect_linear` has a file of its own. The truth is the reference in float64 on the same,
 already rounded, operands. Our largest error may be twice that of the reference run in the dtype
@@ -31,7 +31,7 @@ def ops() -> tuple[Op, ...]:
     return tuple(op for op in table.ops() if op.operand_names and op.name != "dropconnect_linear")
 
 
-def elementwise_checks(settings: Settings) -> Iterator[Check]:
+def table_checks(settings: Settings) -> Iterator[Check]:
     """Two checks for each op and implementation."""
     for op, target in itertools.product(ops(), settings.targets):
         for what, check in (
