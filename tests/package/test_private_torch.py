@@ -138,9 +138,7 @@ MEMBERS = {"_buffers", "_modules", "_parameters"}  # of a module, as its own cod
 ALLOWED = {
     "_ops/_in_place.py": {"_base", "_is_view"},  # torch's own check of leaves, ahead of torch's
     # Public, as torch and Python document them.
-    "_ops/dropconnect.py": {"_check"},
-    "_ops/dropconnect_moments.py": {"_check"},
-    "_ops/dropout_linear.py": {"_check"},
+    "_ops/_products.py": {"_check"},
     "_models/dropout_layers.py": {"_replace"},
     "functional/_packed_sequence.py": {"_replace"},
     "_tools/convert_check/command.py": {"_asdict"},
@@ -151,11 +149,13 @@ ALLOWED = {
         *MEMBERS,
         "_non_persistent_buffers_set",
         "_fused_dropout_original",
+        "_hooks",
     },
     "_models/replace/drop_connect.py": {"_parameters"},
     "_models/replace/linear.py": {"_modules", "_parameters"},
-    "_models/replace/weight_drop.py": {"_hooks", "_parameters", "_raw"},
-    "_tools/convert_check/probes.py": MEMBERS,
+    "_models/replace/peft_layers.py": {"_modules"},
+    "_models/replace/weight_drop.py": {"_parameters", "_raw"},
+    "_tools/convert_check/probes.py": {*MEMBERS, "_replace"},
     "nn/_dropconnect.py": {"_modules"},
     "nn/_weight_drop.py": {"_modules", "_parameters"},
 }
