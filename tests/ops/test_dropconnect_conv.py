@@ -304,9 +304,11 @@ def test_masks_can_be_stored_from_any_on(place: torch.device) -> None:
     for first in (0, 5, 2**32 - 2, 2**41):
         bits = draw(weight, state, 4, 0.3, first)[:, :, :20].cpu().numpy().view(np.uint32)
         assert np.array_equal(bits, masks_from(first, 4, 20, 300, 0.3, SEED, 3)), first
-    for masks, first in ((1, -1), (2**47, 2**46), (2**62, 2**62)):
+    for masks, first in ((1, -1), (1, 2**45), (1, 2**62), (2**47, 2**46), (2**62, 2**62)):
         with pytest.raises(RuntimeError, match="first_mask"):
             draw(weight, state, masks, 0.3, first)
+    with pytest.raises(RuntimeError, match=r"at most 2\^48 groups"):  # 3 groups a row
+        draw(weight, state, 1, 0.3, 2**43)
 
 
 def test_backward_keeps_the_operands_alone() -> None:
