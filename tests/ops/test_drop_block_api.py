@@ -139,16 +139,16 @@ def test_module_is_the_function(dims: int, clone: Any, place: torch.device) -> N
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "inplace"),
     [
-        {},
-        {"gamma": "exact", "normalize": "sample"},
-        {"gamma_scale": 1.5, "with_noise": True},
-        {"gamma": "exact", "gamma_scale": 0.5},
+        ({}, False),
+        ({}, True),
+        ({"gamma": "exact", "normalize": "sample"}, False),
+        ({"gamma_scale": 1.5, "with_noise": True}, True),
+        ({"gamma": "exact", "gamma_scale": 0.5}, False),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("inplace", [False, True])
 def test_compiles_to_one_graph(options: dict, inplace: bool, place: torch.device) -> None:
     def function(x: Tensor) -> Tensor:
         return drop_block2d(x * 1, 0.3, 3, inplace, seed=4, **options)

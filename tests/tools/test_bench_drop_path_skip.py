@@ -18,9 +18,9 @@ def test_every_case_has_its_goals() -> None:
 @pytest.mark.parametrize("name", bench.BLOCKS)
 def test_subjects_compute_the_same(name: str) -> None:
     """Without dropping all of them; with it those that draw the same masks."""
-    block = bench.built(name)
+    shape = (3, *bench.BLOCKS[name][1][1:])
+    block, x = bench.built(name, shape), torch.randn(shape)
     parameters = list(block.parameters())
-    x = torch.randn(3, *bench.BLOCKS[name][1][1:])
     ways = (bench.OURS, bench.ZEROING, bench.FUSED_ZEROING, bench.DENSE)
 
     def output(way: str, p: float) -> torch.Tensor:
