@@ -259,8 +259,11 @@ def _average(
     if len(chunks) == 1:
         return sum_of(0, samples, mean, deviation) / samples
     total = mean.new_zeros((), dtype=torch.float64)
+    computes_again = is_grad_enabled() and not _keeps_all()
     for first, count in chunks:
-        if is_grad_enabled() and not _keeps_all():
+        # Activations may have parameters: what the first part needs says it of the others.
+        needs_gradients = any(each.requires_grad for each in (mean, deviation, total))
+        if computes_again and needs_gradients:
             part = checkpoint(sum_of, first, count, mean, deviation, use_reentrant=False)
         else:
             part = sum_of(first, count, mean, deviation)

@@ -96,6 +96,46 @@ def test_memory_does_not_grow_with_the_samples(needs_gradients: bool) -> None:
         assert max(largest) <= limit
 
 
+@pytest.mark.parametrize("learns", ["nothing", "the layer", "the activation"])
+def test_parts_are_computed_again_only_for_gradients(
+    learns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an activation's parameters it shows in the first part, which is therefore kept."""
+    input, weight, bias = operands(1, 1024)
+    weight.requires_grad_(learns == "the layer")
+    slope = torch.full((), 0.25, requires_grad=learns == "the activation")
+    if learns == "nothing":
+        monkeypatch.setattr(gaussian, "checkpoint", None)
+    calls = []
+
+    def activation(x: Tensor) -> Tensor:
+        calls.append(x.shape[0])
+        return torch.where(x < 0, slope * x, x)
+
+    parts = 3
+    samples = parts * (gaussian._CHUNK_ELEMENTS["cpu"] // 1024)
+    output = functional.dropconnect_gaussian(input, weight, bias, 0.5, activation, samples, seed=1)
+    assert (len(calls), sum(calls)) == (parts, samples)
+    if learns == "nothing":
+        assert not output.requires_grad
+        return
+    output.sum().backward()
+    assert len(calls) == parts + (parts if learns == "the layer" else parts - 1)
+    if learns == "the activation":
+        expected, step = [], 1 / 64
+        for changed in (0.25 - step, 0.25 + step):
+            slope.detach().fill_(changed)
+            with torch.no_grad():
+                expected.append(
+                    functional.dropconnect_gaussian(
+                        input, weight, bias, 0.5, activation, samples, seed=1
+                    )
+                )
+        assert slope.grad is not None
+        derivative = (expected[1] - expected[0]).double().sum() / (2 * step)
+        torch.testing.assert_close(slope.grad.double(), derivative, rtol=1e-3, atol=1e-3)
+
+
 def test_sums_of_many_samples_are_accurate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean of 3000 parts that are all 0.1; float32 sums of them in turn are 1e-5 off."""
     monkeypatch.setitem(gaussian._CHUNK_ELEMENTS, "cpu", 1)
