@@ -88,6 +88,7 @@ def measure(
     return {
         "model": make.__name__.removeprefix("of_"),
         "sizes": list(sizes),
+        "shape": list(images.shape),
         **measure_rows(calls, PHASES, _figures, device=device, **options),
     }
 

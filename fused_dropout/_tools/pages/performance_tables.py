@@ -6,7 +6,7 @@ Times are medians; so are ratios, of ratios that the benchmark took within each 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def performance_tables(results: Path) -> dict[str, list[str]]:
         "dropconnect of 4096 features": _dropconnect(dropconnect, 1),
         "shared masks": _shared_masks(per_instruction_set(results, "mask-weight")),
         "family": _family(results),
+        "layers": _layers(results),
         "calls": _calls(results),
     }
 
@@ -112,8 +113,8 @@ class _FamilyRow:
     timed: str  # the phase in words
     p: float | None
     which: Mapping[str, Any]  # what the result says of itself
-    peer: tuple[str, str]  # the code that people use today: its name here, and the file's figure
-    copy: tuple[str, str] | None = None  # the copy of the same bytes, alike
+    peer: tuple[str, str] | None  # what people use today: its name here, and the file's figure
+    floor: tuple[str, str] | None = None  # the copy of the same bytes, or what drops nothing, alike
 
 
 _BOTH, _FORWARD = "forward and backward", "forward"
@@ -163,12 +164,63 @@ _FAMILY = (
 )  # fmt: skip
 
 
+_STEP = "a training step"
+_MASKED_PASSES = ("1000 passes with masks", "speedup_over_1000_passes")
+_LAYERS = (
+    *(
+        _FamilyRow(
+            "`dropconnect_gaussian`, 1000 samples, ReLU", "dropconnect-gaussian", "forward",
+            _FORWARD, 0.5, {"what": "1000 samples", "shape": shape}, _MASKED_PASSES,
+        )
+        for shape in ([1, 1024, 1024], [32, 1024, 1024], [1, 128, 1024], [32, 128, 1024])
+    ),
+    *(
+        _FamilyRow(
+            f"`WeightDrop` of `nn.{what}`", "weight-drop", "total", _STEP, 0.5, {"what": what},
+            ("`F.dropout` of the weight", "speedup_over_eager"),
+            ("the layer without masks", "times_plain"),
+        )
+        for what in ("LSTM", "Conv2d")
+    ),
+    _FamilyRow(
+        "`EmbeddingDropout`", "weight-drop", "total", _STEP, 0.5, {"what": "Embedding"},
+        ("a mask over the whole table", "speedup_over_eager"),
+        ("the layer without masks", "times_plain"),
+    ),
+    _FamilyRow(
+        "`dropout_linear`: three LoRA adapters beside a layer", "dropout-linear", "total", _STEP,
+        0.1, {}, ("`F.linear(F.dropout(x), A)`", "speedup_over_eager"),
+        ("the block without dropout", "times_dense"),
+    ),
+    *(
+        _FamilyRow(
+            f"`drop_path_skip`, {what}", "drop-path-skip", "total", _STEP, 0.4, {"what": what},
+            ("running all samples", "speedup_over_zeroing"),
+            ("the block without dropping", "times_dense"),
+        )
+        for what in ("transformer block", "ConvNeXt block")
+    ),
+    _FamilyRow(
+        "`replace` on a small ViT", "replace", "total", _STEP, 0.1, {}, None,
+        ("the model before", "times_before"),
+    ),
+)  # fmt: skip
+
+
 def _family(results: Path) -> list[str]:
+    return _table(_FAMILY, "tensor", "a copy of the same bytes", results)
+
+
+def _layers(results: Path) -> list[str]:
+    return _table(_LAYERS, "shape", "the same without dropping", results)
+
+
+def _table(rows: Sequence[_FamilyRow], tensor: str, floor: str, results: Path) -> list[str]:
     header = [
-        *("op", "p", "tensor", "timed", "ours ms", "against the code that people use today"),
-        *("against a copy of the same bytes", "made by"),
+        *("op", "p", tensor, "timed", "ours ms", "against the code that people use today"),
+        *(f"against {floor}", "made by"),
     ]
-    return markdown_table(header, [_family_cells(row, results) for row in _FAMILY])
+    return markdown_table(header, [_family_cells(row, results) for row in rows])
 
 
 def _family_cells(wanted: _FamilyRow, results: Path) -> list[str]:
@@ -178,17 +230,19 @@ def _family_cells(wanted: _FamilyRow, results: Path) -> list[str]:
     )
     row = next(row for row in result["rows"] if (row["name"], row["p"]) == (OURS, wanted.p))
     shape = result.get("shape") or [result["elements"]]
-    copy = ""
-    if wanted.copy is not None:
-        copy = f"{_times(row, wanted.copy[1], wanted.phase)} the time of {wanted.copy[0]}"
+    peer = floor = ""
+    if wanted.peer is not None:
+        peer = f"{_faster(row, wanted.peer[1], wanted.phase)} than {wanted.peer[0]}"
+    if wanted.floor is not None:
+        floor = f"{_times(row, wanted.floor[1], wanted.phase)} the time of {wanted.floor[0]}"
     return [
         wanted.op,
         "" if wanted.p is None else f"{wanted.p:g}",
-        f"{' x '.join(map(str, shape))}, {result['dtype']}",
+        f"{' x '.join(map(str, shape))}, {result.get('dtype', 'float32')}",
         wanted.timed,
         three_digits(1e3 * row["seconds"][wanted.phase]["median"]),
-        f"{_faster(row, wanted.peer[1], wanted.phase)} than {wanted.peer[0]}",
-        copy,
+        peer,
+        floor,
         f"`bench/{wanted.file.replace('-', '_')}.py`",
     ]
 
