@@ -1,18 +1,15 @@
 """What the package computes where torch lacks some private names; run as a process of its own.
 
-    python tests/package/private_torch_results.py FOLDER [NAMES...]
+    python tests/package/private_torch_results.py FILE [NAME...]
 
-imports fused_dropout once for each NAMES, which are joined by "+", while these are hidden, and
-writes what it computes to 0.pt, 1.pt and so on in FOLDER, for torch.load. The names come back after
-the import, because torch's own code uses them. Each import is in a process of its own, forked from
-one in which torch has compiled and exported before, as the first time takes seconds.
+imports fused_dropout while the NAMEs are hidden and writes what it computes to FILE, for
+torch.load. The names come back after the import, because torch's own code uses them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -345,7 +342,8 @@ PARTS = (
 )
 
 
-def save_results(file: Path, names: list[str]) -> None:
+def main(file: str, *names: str) -> None:
+    sys.path.insert(0, str(ROOT))
     with contextlib.ExitStack() as hidden:
         for name, hide in HIDING.items():
             if name in names:
@@ -354,24 +352,6 @@ def save_results(file: Path, names: list[str]) -> None:
     assert Path(fused_dropout.__file__).parent.parent == ROOT
     found: dict[str, Any] = {part.__name__: part() for part in PARTS}
     torch.save({**found, "fallbacks": fallbacks()}, file)
-
-
-def compile_and_export() -> None:
-    """Without this package."""
-    relu, input = torch.nn.ReLU(), torch.ones(1, requires_grad=True)
-    torch.compile(relu, backend="aot_eager", fullgraph=True)(input)
-    torch.export.export(relu, (input,))
-    torch.compiler.reset()
-
-
-def main(folder: str, *sets: str) -> None:
-    sys.path.insert(0, str(ROOT))
-    compile_and_export()
-    for place, names in enumerate(sets):
-        arguments = (Path(folder) / f"{place}.pt", names.split("+"))
-        process = multiprocessing.get_context("fork").Process(target=save_results, args=arguments)
-        process.start()
-        process.join()
 
 
 if __name__ == "__main__":
