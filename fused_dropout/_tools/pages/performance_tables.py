@@ -104,8 +104,8 @@ def _shared_masks(files: Mapping[str, Path]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _FamilyRow:
-    """Where the figures of one row of the family's table are."""
+class _OpRow:
+    """Where the figures of one row of the tables of ops and layers are."""
 
     op: str
     file: str  # the start of the file's name, and of the script that made it
@@ -125,40 +125,40 @@ _CLONE = ("`clone`", "times_clone")
 _EAGER = ("eager PyTorch", "speedup_over_eager")
 _FAMILY = (
     *(
-        _FamilyRow("`dropout`", "dropout", "total", _BOTH, p, dtype, _TORCH_DROPOUT, _CLONES)
+        _OpRow("`dropout`", "dropout", "total", _BOTH, p, dtype, _TORCH_DROPOUT, _CLONES)
         for p in (0.5, 0.1)
         for dtype in (_FP32, _BF16)
     ),
     *(
-        _FamilyRow(
+        _OpRow(
             "`dropout`, in place", "dropout", "in place", _FORWARD, p, _BF16,
             _TORCH_DROPOUT, ("`copy_` into a warm tensor", "times_copy"),
         )
         for p in (0.5, 0.1)
     ),
-    _FamilyRow(
+    _OpRow(
         "`dropout2d`", "dropout", "dropout2d", _FORWARD, 0.5, _BF16,
         ("`F.dropout2d`", "speedup_over_torch"), ("`clone`", "times_copy"),
     ),
-    _FamilyRow(
+    _OpRow(
         "`drop_path`", "drop-path", "forward", _FORWARD, 0.1,
         {"form": "drop_path(branch)", "shape": [128, 197, 768], **_BF16}, _EAGER, _CLONE,
     ),
-    _FamilyRow(
+    _OpRow(
         "`drop_block2d`, block 7, each channel its own", "drop-block", "forward", _FORWARD, 0.1,
         {"blocks": "own in each channel"},
         ("torchvision's form", "faster_than_torchvision's_form"), _CLONE,
     ),
-    _FamilyRow(
+    _OpRow(
         "`drop_block2d`, block 7, all channels the same", "drop-block", "forward", _FORWARD, 0.1,
         {"blocks": "same in all channels"}, ("timm's form", "faster_than_timm's_form"), _CLONE,
     ),
-    _FamilyRow(
+    _OpRow(
         "`bias_act_dropout_add`, GELU", "bias-act-dropout-add", "total", _BOTH, 0.1, _FP32, _EAGER,
         ("`copy_` into a warm tensor", "times_floor"),
     ),
     *(
-        _FamilyRow(f"`{op}`", "gaussian-dropout", "total", _BOTH, None, {"op": op, **_FP32}, _EAGER)
+        _OpRow(f"`{op}`", "gaussian-dropout", "total", _BOTH, None, {"op": op, **_FP32}, _EAGER)
         for op in ("gaussian_dropout", "concrete_dropout")
     ),
 )  # fmt: skip
@@ -168,39 +168,39 @@ _STEP = "a training step"
 _MASKED_PASSES = ("1000 passes with masks", "speedup_over_1000_passes")
 _LAYERS = (
     *(
-        _FamilyRow(
+        _OpRow(
             "`dropconnect_gaussian`, 1000 samples, ReLU", "dropconnect-gaussian", "forward",
             _FORWARD, 0.5, {"what": "1000 samples", "shape": shape}, _MASKED_PASSES,
         )
         for shape in ([1, 1024, 1024], [32, 1024, 1024], [1, 128, 1024], [32, 128, 1024])
     ),
     *(
-        _FamilyRow(
+        _OpRow(
             f"`WeightDrop` of `nn.{what}`", "weight-drop", "total", _STEP, 0.5, {"what": what},
             ("`F.dropout` of the weight", "speedup_over_eager"),
             ("the layer without masks", "times_plain"),
         )
         for what in ("LSTM", "Conv2d")
     ),
-    _FamilyRow(
+    _OpRow(
         "`EmbeddingDropout`", "weight-drop", "total", _STEP, 0.5, {"what": "Embedding"},
         ("a mask over the whole table", "speedup_over_eager"),
         ("the layer without masks", "times_plain"),
     ),
-    _FamilyRow(
+    _OpRow(
         "`dropout_linear`: three LoRA adapters beside a layer", "dropout-linear", "total", _STEP,
         0.1, {}, ("`F.linear(F.dropout(x), A)`", "speedup_over_eager"),
         ("the block without dropout", "times_dense"),
     ),
     *(
-        _FamilyRow(
+        _OpRow(
             f"`drop_path_skip`, {what}", "drop-path-skip", "total", _STEP, 0.4, {"what": what},
             ("running all samples", "speedup_over_zeroing"),
             ("the block without dropping", "times_dense"),
         )
         for what in ("transformer block", "ConvNeXt block")
     ),
-    _FamilyRow(
+    _OpRow(
         "`replace` on a small ViT", "replace", "total", _STEP, 0.1, {}, None,
         ("the model before", "times_before"),
     ),
@@ -215,15 +215,15 @@ def _layers(results: Path) -> list[str]:
     return _table(_LAYERS, "shape", "the same without dropping", results)
 
 
-def _table(rows: Sequence[_FamilyRow], tensor: str, floor: str, results: Path) -> list[str]:
+def _table(rows: Sequence[_OpRow], tensor: str, floor: str, results: Path) -> list[str]:
     header = [
         *("op", "p", tensor, "timed", "ours ms", "against the code that people use today"),
         *(f"against {floor}", "made by"),
     ]
-    return markdown_table(header, [_family_cells(row, results) for row in rows])
+    return markdown_table(header, [_op_cells(row, results) for row in rows])
 
 
-def _family_cells(wanted: _FamilyRow, results: Path) -> list[str]:
+def _op_cells(wanted: _OpRow, results: Path) -> list[str]:
     newest = max(results.glob(f"{wanted.file}-amd-*.json"), key=_date)
     result = next(
         found for found in read(newest)["results"] if wanted.which.items() <= _plain(found).items()
